@@ -1,6 +1,37 @@
-"""Mask R-CNN from scratch, for pictures full of cells."""
+"""Mask R-CNN from scratch, for pictures full of cells.
+
+>>> import maskrcnn  # doctest: +SKIP
+>>> model = maskrcnn.load("runs/first/best.pt")  # doctest: +SKIP
+>>> cells = model("picture.tif")  # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 from maskrcnn.errors import InputError
 
+if TYPE_CHECKING:
+    from maskrcnn.model import Detections, MaskRCNN, mask_rcnn_resnet50_fpn
+    from maskrcnn.ops import build_info
+    from maskrcnn.predict.predictor import Predictor, load
+
 __version__ = "0.1.0"
-__all__ = ["InputError"]
+
+# Found on first use, so that `import maskrcnn.ops` needs nothing but PyTorch and numpy.
+_HOME = {
+    "Detections": "maskrcnn.model",
+    "MaskRCNN": "maskrcnn.model",
+    "Predictor": "maskrcnn.predict.predictor",
+    "build_info": "maskrcnn.ops",
+    "load": "maskrcnn.predict.predictor",
+    "mask_rcnn_resnet50_fpn": "maskrcnn.model",
+}
+__all__ = ["Detections", "InputError", "MaskRCNN", "Predictor", "build_info", "load", "mask_rcnn_resnet50_fpn"]
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401 (classes and functions)
+    if name in _HOME:
+        return getattr(importlib.import_module(_HOME[name]), name)
+    raise AttributeError(f"module 'maskrcnn' has no attribute {name!r}")

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from maskrcnn.engine.config import DataOptions, ModelOptions, OptimOptions, TrainConfig
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -30,3 +32,33 @@ def shared_data() -> Path:
     if not (path / "hw3_sample").is_dir():
         pytest.skip(f"no real cell pictures at {path}")
     return path
+
+
+@pytest.fixture(scope="session")
+def tiny_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A synthetic data set in the HW3 layout, small enough to train on in seconds."""
+    from maskrcnn.data.synthetic import write_dataset
+
+    root = tmp_path_factory.mktemp("tiny") / "data"
+    write_dataset(root, train=10, test=3, size=96, seed=0)
+    return root
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tiny_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of a ResNet-18 trained for two short epochs: it finds nothing well, but everything is there."""
+    from maskrcnn.engine.train import train
+
+    return train(tiny_config(tiny_dataset, tmp_path_factory.mktemp("tiny") / "run"))
+
+
+def tiny_config(data: Path, out: Path, epochs: int = 2, seed: int = 0) -> TrainConfig:
+    return TrainConfig(
+        data_options=DataOptions(data=data, crop=64, val_fraction=0.2),
+        model_options=ModelOptions(depth=18, mask_loss="dice", roi_batch_per_image=32, detections_per_image=20),
+        optim_options=OptimOptions(epochs=epochs, warmup_steps=2),
+        out=out,
+        device="cpu",
+        save_every=3,
+        seed=seed,
+    )

@@ -1,0 +1,54 @@
+# make demo   a model trained on synthetic cells, its curves, metrics, submission and overlays in runs/demo
+# make test   the whole test suite          make lint   ruff, mypy, clang-format
+# make wheel  a wheel in dist/              make cuda   compile the CUDA kernels too (needs nvcc, no GPU)
+PYTHON ?= python3
+VENV ?= .venv
+PY := $(VENV)/bin/python
+SOURCES := setup.py $(wildcard csrc/*.* csrc/*/*.*)
+CPP := $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.cu csrc/*/*.h csrc/*/*.cuh)
+DEMO := runs/demo
+
+.PHONY: demo test lint format wheel cuda sanitize clean
+
+# torch and torchvision are asked for together, so that pip finds the pair that fits.
+$(VENV)/.installed: pyproject.toml
+	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet torch torchvision
+	$(PY) -m pip install --quiet setuptools wheel ninja pybind11
+	MASKRCNN_CUDA=0 $(PY) -m pip install --quiet --no-build-isolation --editable '.[dev]'
+	touch $@
+
+$(VENV)/.built: $(VENV)/.installed $(SOURCES)
+	$(PY) setup.py build_ext --inplace
+	touch $@
+
+demo: $(VENV)/.built
+	rm -rf $(DEMO)
+	$(PY) -m maskrcnn.data.synthetic $(DEMO)/data --train 96 --test 12 --size 192 --seed 0
+	$(PY) train.py --data $(DEMO)/data --out $(DEMO) --depth 18 --crop 128 --epochs 12 --batch-size 2 --lr 3e-4 \
+		--val-fraction 0.15 --roi-batch-per-image 96 --val-every 4
+	$(PY) infer.py --checkpoint $(DEMO)/best.pt --data $(DEMO)/data --overlays 6
+	@ls -l $(DEMO)/loss.png $(DEMO)/metrics.jsonl $(DEMO)/submission.zip $(DEMO)/overlays
+
+test: $(VENV)/.built
+	$(PY) -m pytest
+
+lint: $(VENV)/.installed
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+	$(VENV)/bin/clang-format --dry-run --Werror $(CPP)
+
+format: $(VENV)/.installed
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+	$(VENV)/bin/clang-format -i $(CPP)
+
+cuda: $(VENV)/.installed
+	MASKRCNN_CUDA=1 $(PY) setup.py build_ext --inplace
+
+wheel: $(VENV)/.installed
+	$(PY) -m pip wheel . --no-deps --no-build-isolation --wheel-dir dist
+
+clean:
+	rm -rf build dist maskrcnn/lib maskrcnn/*.so *.egg-info

@@ -1,0 +1,80 @@
+// Mask targets cut from label planes: RoIAlign of a cell's mask that is never made.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <cmath>
+#include <vector>
+
+#include "axis_taps.h"
+
+namespace maskrcnn {
+namespace {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+void crop(const int32_t* plane, int width, int32_t id, const AxisTaps<float>& rows, const AxisTaps<float>& columns,
+          int size, bool binary, float* out) {
+    for (int y = 0; y < size; ++y) {
+        for (int x = 0; x < size; ++x) {
+            float sum = 0;
+            for (int r = rows.start[y]; r < rows.start[y + 1]; ++r) {
+                const int32_t* row = plane + static_cast<int64_t>(rows.pixel[r]) * width;
+                float covered = 0;
+                for (int c = columns.start[x]; c < columns.start[x + 1]; ++c) {
+                    if (row[columns.pixel[c]] == id) covered += columns.weight[c];
+                }
+                sum += rows.weight[r] * covered;
+            }
+            out[y * size + x] = binary ? (sum >= 0.5f ? 1.0f : 0.0f) : sum;
+        }
+    }
+}
+
+Tensor crop_labels(const Tensor& planes, const Tensor& rois, const Tensor& plane, const Tensor& ids, int64_t size,
+                   bool binary) {
+    STD_TORCH_CHECK(planes.dim() == 3 && planes.is_contiguous() && planes.scalar_type() == ScalarType::Int,
+                    "planes must be contiguous int32 [P, H, W]");
+    STD_TORCH_CHECK(rois.dim() == 2 && rois.size(1) == 4 && rois.is_contiguous() &&
+                        rois.scalar_type() == ScalarType::Float,
+                    "rois must be contiguous float32 [K, 4]");
+    const int64_t count = rois.size(0);
+    for (const Tensor* index : {&plane, &ids}) {
+        STD_TORCH_CHECK(index->dim() == 1 && index->size(0) == count && index->is_contiguous() &&
+                            index->scalar_type() == ScalarType::Long,
+                        "plane and ids must be contiguous int64 [K]");
+    }
+    STD_TORCH_CHECK(size > 0, "size must be above 0");
+    const int height = static_cast<int>(planes.size(1)), width = static_cast<int>(planes.size(2));
+    const auto* pixels = static_cast<const int32_t*>(planes.const_data_ptr());
+    const auto* roi = static_cast<const float*>(rois.const_data_ptr());
+    const auto* plane_of = static_cast<const int64_t*>(plane.const_data_ptr());
+    const auto* id_of = static_cast<const int64_t*>(ids.const_data_ptr());
+    for (int64_t k = 0; k < count; ++k) {
+        STD_TORCH_CHECK(plane_of[k] >= 0 && plane_of[k] < planes.size(0), "plane: ", plane_of[k], " of roi ", k,
+                        " is not one of the ", planes.size(0), " planes");
+        for (int i = 0; i < 4; ++i) {
+            STD_TORCH_CHECK(std::isfinite(roi[4 * k + i]), "rois: roi ", k, " has a coordinate that is not finite");
+        }
+    }
+    Tensor out = torch::stable::empty({count, size, size}, ScalarType::Float);
+    auto* result = static_cast<float*>(out.mutable_data_ptr());
+    const int bins = static_cast<int>(size);
+    torch::stable::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
+        AxisTaps<float> rows, columns;
+        for (int64_t k = begin; k < end; ++k) {
+            const float* r = roi + 4 * k;
+            rows.compute(RoIAxis<float>(r[1], r[3], 1.0f, bins, -1, false), bins, height);
+            columns.compute(RoIAxis<float>(r[0], r[2], 1.0f, bins, -1, false), bins, width);
+            crop(pixels + plane_of[k] * height * width, width, static_cast<int32_t>(id_of[k]), rows, columns, bins,
+                 binary, result + k * size * size);
+        }
+    });
+    return out;
+}
+
+}  // namespace
+}  // namespace maskrcnn
+
+STABLE_TORCH_LIBRARY_IMPL(maskrcnn, CPU, m) { m.impl("crop_labels", TORCH_BOX(&maskrcnn::crop_labels)); }

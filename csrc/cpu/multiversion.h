@@ -1,0 +1,10 @@
+// One binary for every x86-64 processor: functions marked MASKRCNN_MULTIVERSION are compiled for AVX-512, for AVX2 with
+// FMA and for the baseline, and the loader picks the one that the processor can run.
+#pragma once
+
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && !defined(__SANITIZE_ADDRESS__)
+#define MASKRCNN_MULTIVERSION __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#else
+#define MASKRCNN_MULTIVERSION
+#endif
+#define MASKRCNN_INLINE inline __attribute__((always_inline))

@@ -1,0 +1,82 @@
+// Arithmetic that the CPU and the CUDA kernels share, so that what is tested on one holds on the other.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+#ifdef __CUDACC__
+#define MASKRCNN_HD __host__ __device__ __forceinline__
+#else
+#define MASKRCNN_HD inline
+#endif
+
+namespace maskrcnn {
+
+// A box in pixels: x from x1 to x2, y from y1 to y2.
+template <typename T>
+struct Box {
+    T x1, y1, x2, y2;
+
+    MASKRCNN_HD T area() const { return (x2 - x1) * (y2 - y1); }
+};
+
+// Intersection over union, in the order of operations of torchvision.ops.nms: the last bit decides on which side of the
+// threshold a pair falls. (The build forbids fused multiply-adds in the files that need this.)
+template <typename T>
+MASKRCNN_HD T box_iou(const Box<T>& a, T area_a, const Box<T>& b, T area_b) {
+    const T left = a.x1 > b.x1 ? a.x1 : b.x1;
+    const T top = a.y1 > b.y1 ? a.y1 : b.y1;
+    const T right = a.x2 < b.x2 ? a.x2 : b.x2;
+    const T bottom = a.y2 < b.y2 ? a.y2 : b.y2;
+    const T width = right - left > T(0) ? right - left : T(0);
+    const T height = bottom - top > T(0) ? bottom - top : T(0);
+    const T intersection = width * height;
+    return intersection / (area_a + area_b - intersection);
+}
+
+// One axis of a RoI: RoIAlign's sampling points are a grid, and bilinear weights are products of one weight an axis.
+template <typename T>
+struct RoIAxis {
+    T start;   // of the RoI, in units of the feature map
+    T bin;     // side of a bin
+    int grid;  // sampling points in a bin
+
+    MASKRCNN_HD RoIAxis(T low, T high, T scale, int bins, int sampling_ratio, bool aligned) {
+        // aligned: the centre of pixel i lies at i, not at i + 0.5 (detectron2's half-pixel shift)
+        const T offset = aligned ? T(0.5) : T(0);
+        start = low * scale - offset;
+        T length = (high * scale - offset) - start;
+        if (!aligned && length < T(1)) length = T(1);
+        bin = length / T(bins);
+        const T points = sampling_ratio > 0 ? T(sampling_ratio) : std::ceil(length / T(bins));
+        grid = points > T(0) ? static_cast<int>(points) : 0;
+    }
+
+    // Position of sampling point `point` of bin `index`.
+    MASKRCNN_HD T position(int index, int point) const {
+        return start + T(index) * bin + (T(point) + T(0.5)) * bin / T(grid);
+    }
+};
+
+// The two pixels of an axis that a position lies between, and their weights; outside the map all weights are 0.
+template <typename T>
+struct BilinearTap {
+    int low = 0, high = 0;
+    T weight_low = T(0), weight_high = T(0);
+
+    MASKRCNN_HD BilinearTap(T position, int size) {
+        if (!(position >= T(-1) && position <= T(size))) return;  // NaN ends here too
+        if (position < T(0)) position = T(0);
+        low = static_cast<int>(position);
+        if (low >= size - 1) {
+            low = high = size - 1;
+            weight_low = T(1);
+            return;
+        }
+        high = low + 1;
+        weight_high = position - T(low);
+        weight_low = T(1) - weight_high;
+    }
+};
+
+}  // namespace maskrcnn

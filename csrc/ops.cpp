@@ -1,0 +1,20 @@
+// The list of the kernels: their schemas, once. CPU implementations are in cpu/, CUDA ones in cuda/, autograd and fake
+// kernels in Python beside each op's reference.
+#include <torch/csrc/stable/library.h>
+
+STABLE_TORCH_LIBRARY(maskrcnn, m) {
+    // boxes [N, 4] in the order in which they suppress, group [N] ascending -> keep bool [N]
+    m.def("nms(Tensor boxes, Tensor group, float iou_threshold) -> Tensor");
+    // features[l] [B, H_l, W_l, C], rois [K, 5], level [K] -> [K, size_h, size_w, C]
+    m.def(
+        "roi_align(Tensor[] features, Tensor rois, Tensor level, float[] scales, int size_h, int size_w, "
+        "int sampling_ratio, bool aligned) -> Tensor");
+    // grad [K, size_h, size_w, C] -> gradients of the features, of sizes B x heights[l] x widths[l] x C
+    m.def(
+        "roi_align_backward(Tensor grad, Tensor rois, Tensor level, float[] scales, int batch, int[] heights, "
+        "int[] widths, int sampling_ratio, bool aligned, bool deterministic) -> Tensor[]");
+    // anchors [A, 4], targets [G, 4] -> matches int64 [A]
+    m.def("match_boxes(Tensor anchors, Tensor targets, float high, float low, bool allow_low_quality) -> Tensor");
+    // planes int32 [P, H, W], rois [K, 4], plane int64 [K], ids int64 [K] -> float32 [K, size, size]
+    m.def("crop_labels(Tensor planes, Tensor rois, Tensor plane, Tensor ids, int size, bool binary) -> Tensor");
+}

@@ -1,0 +1,10 @@
+"""Find the cells in pictures with a trained model: python infer.py --checkpoint runs/NAME/best.pt --data DIR"""
+
+import tyro
+
+from maskrcnn.errors import one_line_errors
+from maskrcnn.predict.infer import InferConfig, infer
+
+if __name__ == "__main__":
+    with one_line_errors():
+        infer(tyro.cli(InferConfig, description=__doc__))

@@ -1,0 +1,196 @@
+"""The options of a training run: what ``train.py --help`` shows and ``config.json`` in the run folder keeps."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from maskrcnn.errors import InputError
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """Pictures and how training crops are cut from them."""
+
+    data: Path | None = None
+    """Folder in the HW3 layout (train/<name>/image.tif, class1.tif, ...) or a COCO annotation file (.json).
+    Left out: a synthetic four-class set is written into the run folder and trained on."""
+    image_root: Path | None = None
+    """Folder of the pictures that a COCO file names; default: the folder that holds the file."""
+    num_classes: int | None = None
+    """Number of cell classes; default: the highest class in the data."""
+    val_fraction: float = 0.1
+    """Share of the pictures kept for validation, stratified by class."""
+    split_seed: int = 0
+    """Seed of the train/validation split, apart from --seed so that runs with other seeds share the split."""
+    crop: int = 512
+    """Side of the square training crops, in pixels (a multiple of 32). Smaller pictures are padded."""
+    scale_min: float = 0.8
+    """Training crops are enlarged or reduced by a random factor: the smallest..."""
+    scale_max: float = 1.25
+    """... and the largest."""
+    rare_class_probability: float = 0.5
+    """Share of the crops that are centred on a cell, its class drawn evenly among the picture's classes."""
+    repeat_threshold: float = 0.1
+    """Pictures of a class found in less than this share of them are shown more often (repeat-factor sampling). 0: off."""
+    percentiles: tuple[float, float] | None = (0.1, 99.9)
+    """Each picture's intensities between these percentiles are stretched to 0..255; None: left as they are.
+    Recorded in the checkpoint: inference does the same."""
+    color_jitter: float = 0.2
+    """Strength of the brightness, contrast and saturation jitter; 0: none."""
+    workers: int | None = None
+    """Processes that prepare batches; default: none on the CPU, up to 8 on a GPU."""
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """The network."""
+
+    depth: Literal[18, 34, 50, 101] = 50
+    """ResNet depth."""
+    norm: Literal["auto", "group", "batch", "frozen_batch"] = "auto"
+    """Normalisation. auto: frozen_batch when --backbone-weights is given, group when training from random weights."""
+    backbone_weights: str | None = None
+    """File or URL with weights to start from: a torchvision or timm ResNet, detectron2's R-50.pkl, or a whole
+    torchvision Mask R-CNN, told apart by their keys."""
+    mask_loss: Literal["bce", "dice", "bce+dice", "tversky"] = "bce"
+    """Loss of the mask head."""
+    tversky_alpha: float = 0.3
+    """Tversky loss: weight of false positives."""
+    tversky_beta: float = 0.7
+    """Tversky loss: weight of false negatives."""
+    anchor_sizes: tuple[str, ...] = ("8,4", "16", "32", "64", "128")
+    """Anchor sizes in pixels at P2 to P6: one entry a level, several sizes joined by commas."""
+    anchor_ratios: tuple[float, ...] = (0.5, 1.0, 1.5, 2.0)
+    """Anchor aspect ratios, height over width."""
+    detections_per_image: int = 200
+    """Most cells reported for a picture."""
+    rpn_batch_per_image: int = 256
+    """Anchors sampled for the RPN losses, half of them positive at most."""
+    roi_batch_per_image: int = 512
+    """Proposals sampled for the box losses; positives among them also train the mask head."""
+    roi_positive_fraction: float = 0.25
+    """Share of positives among the sampled proposals at most."""
+
+
+@dataclass(frozen=True)
+class OptimOptions:
+    """The optimiser and its schedule."""
+
+    epochs: int = 20
+    """Passes over the training pictures."""
+    batch_size: int = 2
+    """Pictures a step."""
+    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
+    """SGD uses momentum 0.9."""
+    lr: float = 1e-4
+    """Learning rate after the warm-up; a cosine brings it to 0 at the end."""
+    warmup_steps: int = 100
+    """Steps over which the learning rate rises linearly from 0."""
+    weight_decay: float = 0.0
+    """Weight decay (decoupled for adamw)."""
+    clip_norm: float = 10.0
+    """Gradients of a larger total norm are scaled down to it; 0: off."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Train Mask R-CNN on pictures of cells."""
+
+    data_options: DataOptions = field(default_factory=DataOptions)
+    model_options: ModelOptions = field(default_factory=ModelOptions)
+    optim_options: OptimOptions = field(default_factory=OptimOptions)
+    out: Path | None = None
+    """Run folder; default: runs/<date>-<time>-<mask loss>."""
+    resume: Path | None = None
+    """Run folder to go on with, from its last.pt and with its own options; all other options but --device and
+    --workers are ignored."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: cuda where it is available."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """auto: bf16 autocast on GPUs that have it, else fp32."""
+    seed: int = 0
+    """Seed of weights, crops and sampling."""
+    val_every: int = 1
+    """Validate after every so many epochs (and after the last)."""
+    save_every: int = 200
+    """Write last.pt every so many steps, besides after each epoch."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types, nested as the groups are."""
+        return _plain(dataclasses.asdict(self))
+
+    @staticmethod
+    def from_dict(values: dict[str, Any]) -> TrainConfig:
+        """The inverse of :meth:`to_dict`; raises InputError on options that this version does not know."""
+        try:
+            return TrainConfig(
+                data_options=DataOptions(**_tuples(values["data_options"], paths=("data", "image_root"))),
+                model_options=ModelOptions(**_tuples(values["model_options"])),
+                optim_options=OptimOptions(**_tuples(values["optim_options"])),
+                **{k: v for k, v in _tuples(values, paths=("out", "resume")).items() if not k.endswith("_options")},
+            )
+        except (KeyError, TypeError) as error:
+            raise InputError(f"the options of this run were written by another version: {error}") from None
+
+    def check(self) -> None:
+        """Raise InputError for values that no run can use."""
+        data, model, optim = self.data_options, self.model_options, self.optim_options
+        rules = [
+            ("--crop", data.crop, data.crop >= 32 and data.crop % 32 == 0, "a multiple of 32"),
+            ("--val-fraction", data.val_fraction, 0 < data.val_fraction < 1, "between 0 and 1"),
+            ("--scale-min", data.scale_min, 0 < data.scale_min <= data.scale_max, "above 0 and at most --scale-max"),
+            ("--rare-class-probability", data.rare_class_probability, 0 <= data.rare_class_probability <= 1, "0 to 1"),
+            ("--repeat-threshold", data.repeat_threshold, 0 <= data.repeat_threshold <= 1, "0 to 1"),
+            ("--color-jitter", data.color_jitter, 0 <= data.color_jitter < 1, "0 up to 1"),
+            ("--num-classes", data.num_classes, data.num_classes is None or data.num_classes >= 1, "at least 1"),
+            ("--workers", data.workers, data.workers is None or data.workers >= 0, "at least 0"),
+            ("--anchor-sizes", model.anchor_sizes, len(model.anchor_sizes) == 5, "five entries, for P2 to P6"),
+            ("--detections-per-image", model.detections_per_image, model.detections_per_image >= 1, "at least 1"),
+            ("--epochs", optim.epochs, optim.epochs >= 1, "at least 1"),
+            ("--batch-size", optim.batch_size, optim.batch_size >= 1, "at least 1"),
+            ("--lr", optim.lr, optim.lr > 0, "above 0"),
+            ("--warmup-steps", optim.warmup_steps, optim.warmup_steps >= 0, "at least 0"),
+            ("--val-every", self.val_every, self.val_every >= 1, "at least 1"),
+            ("--save-every", self.save_every, self.save_every >= 1, "at least 1"),
+        ]
+        if data.percentiles is not None:
+            low, high = data.percentiles
+            rules.append(("--percentiles", data.percentiles, 0 <= low < high <= 100, "two rising numbers in 0..100"))
+        for name, value, good, expected in rules:
+            if not good:
+                raise InputError(f"{name} is {value}; expected {expected}")
+        self.anchor_sizes()
+
+    def anchor_sizes(self) -> tuple[tuple[float, ...], ...]:
+        """The anchor sizes of P2 to P6 as numbers."""
+        try:
+            sizes = tuple(tuple(float(size) for size in level.split(",")) for level in self.model_options.anchor_sizes)
+        except ValueError:
+            sizes = ((0.0,),)
+        if not all(size > 0 for level in sizes for size in level):
+            raise InputError(
+                f"--anchor-sizes is {' '.join(self.model_options.anchor_sizes)}; expected sizes in pixels such as 8,4 16 32 64 128"
+            )
+        return sizes
+
+
+TrainCli = Annotated[TrainConfig, tyro.conf.OmitArgPrefixes]
+"""The same options as one flat list on the command line."""
+
+
+def _plain(value: Any) -> Any:  # noqa: ANN401 (any JSON value)
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [_plain(v) for v in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def _tuples(values: dict[str, Any], paths: tuple[str, ...] = ()) -> dict[str, Any]:
+    result = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    return result | {k: Path(result[k]) for k in paths if result.get(k) is not None}

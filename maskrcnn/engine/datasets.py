@@ -1,0 +1,76 @@
+"""The training and validation pictures of a run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from maskrcnn.data import transforms as T
+from maskrcnn.data.coco import CocoDataset
+from maskrcnn.data.hw3 import Hw3Folder
+from maskrcnn.data.split import repeat_factors, train_val_split
+from maskrcnn.data.synthetic import write_dataset
+from maskrcnn.engine.config import DataOptions, TrainConfig
+
+
+@dataclass(frozen=True)
+class Datasets:
+    """``train`` gives augmented crops, ``val`` whole pictures; ``repeat_factors`` float64 [len(train)]."""
+
+    train: Hw3Folder | CocoDataset
+    val: Hw3Folder | CocoDataset
+    repeat_factors: np.ndarray
+    class_names: list[str]
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+
+def build_datasets(config: TrainConfig, folder: Path) -> Datasets:
+    """Read, split and augment the pictures that ``config`` names; without any, write a synthetic set into ``folder``.
+
+    Raises InputError for data that cannot be used.
+    """
+    options = config.data_options
+    data = options.data
+    if data is None:
+        data = folder / "synthetic"
+        if not data.exists():
+            print(f"no --data: writing a synthetic data set to {data}")
+            write_dataset(data, seed=config.seed)
+    source: Hw3Folder | CocoDataset
+    if data.suffix == ".json":
+        source = CocoDataset(data, options.image_root, percentiles=options.percentiles, num_classes=options.num_classes)
+    else:
+        source = Hw3Folder(data, percentiles=options.percentiles, num_classes=options.num_classes)
+    counts = source.class_counts()
+    train_indices, val_indices = train_val_split(counts, options.val_fraction, options.split_seed)
+    print(
+        f"{data}: {len(train_indices)} training and {len(val_indices)} validation pictures; cells of class "
+        + ", ".join(f"{k}: {n}" for k, n in enumerate(counts.sum(0).tolist(), start=1))
+    )
+    return Datasets(
+        train=source.subset(train_indices, training_transform(options)),
+        val=source.subset(val_indices),
+        repeat_factors=repeat_factors(counts[train_indices], options.repeat_threshold),
+        class_names=source.class_names,
+    )
+
+
+def training_transform(options: DataOptions) -> T.Compose:
+    """A random crop at a random scale, turned, mirrored and with its colours changed."""
+    steps = [
+        T.RandomCrop(
+            options.crop,
+            scale=(options.scale_min, options.scale_max),
+            rare_class_probability=options.rare_class_probability,
+        ),
+        T.RandomFlip(),
+        T.RandomRotate90(),
+    ]
+    if options.color_jitter > 0:
+        steps.append(T.ColorJitter(options.color_jitter, options.color_jitter, options.color_jitter))
+    return T.Compose(steps)

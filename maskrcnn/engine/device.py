@@ -1,0 +1,35 @@
+"""Which device, precision and how many processes a run uses."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from maskrcnn.errors import InputError
+
+
+def choose_device(name: str) -> torch.device:
+    """``auto`` (cuda where there is one), ``cpu`` or ``cuda``; raises InputError where cuda is asked for and not there."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise InputError("--device is cuda; no CUDA device is available to this PyTorch")
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
+
+
+def use_bfloat16(precision: str, device: torch.device) -> bool:
+    """Whether autocast to bfloat16 is on. ``auto``: on GPUs with bfloat16 units."""
+    if precision == "auto":
+        return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return precision == "bf16"
+
+
+def autocast(precision: str, device: torch.device) -> torch.autocast:
+    """The autocast context of ``precision`` (``auto``, ``fp32`` or ``bf16``) on ``device``."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=use_bfloat16(precision, device))
+
+
+def default_workers(device: torch.device) -> int:
+    """On the CPU the network needs every core; on a GPU up to 8 processes prepare batches."""
+    return min(8, len(os.sched_getaffinity(0))) if device.type == "cuda" else 0

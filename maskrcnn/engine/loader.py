@@ -1,0 +1,65 @@
+"""Training batches in an order that depends on nothing but the seed, the epoch and the position."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from maskrcnn.data.sample import Batch, Sample, collate
+
+
+class EpochSampler(Sampler[list[tuple[int, int]]]):
+    """Batches of (picture index, seed of its augmentation) for one epoch.
+
+    Each picture comes ``repeat_factors[i]`` times an epoch on average, rounded down or up (Gupta et al. 2019, LVIS,
+    section 5.1), in random order. The factors are scaled by a hair to add up to a whole number, so that all epochs are
+    equally long; the last batch may be smaller. Since everything follows from ``(seed, epoch)``, a run that resumes
+    inside an epoch skips what it has seen and goes on as if never stopped.
+    """
+
+    def __init__(self, repeat_factors: Sequence[float] | np.ndarray, batch_size: int, seed: int) -> None:
+        factors = np.asarray(repeat_factors, dtype=np.float64)
+        self.draws_per_epoch = max(1, round(float(factors.sum())))
+        self.repeat_factors = factors * (self.draws_per_epoch / factors.sum())
+        self.batch_size = batch_size
+        self.seed = seed
+        self.epoch = 0
+        self.skip_batches = 0
+
+    def set_epoch(self, epoch: int, skip_batches: int = 0) -> None:
+        self.epoch, self.skip_batches = epoch, skip_batches
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        rng = np.random.default_rng((self.seed, self.epoch))
+        order = rng.permutation(self._indices(rng))
+        seeds = rng.integers(0, 2**62, size=len(order))
+        draws = [(int(index), int(seed)) for index, seed in zip(order, seeds, strict=True)]
+        batches = [draws[i : i + self.batch_size] for i in range(0, len(draws), self.batch_size)]
+        return iter(batches[self.skip_batches :])
+
+    def _indices(self, rng: np.random.Generator) -> np.ndarray:
+        """Picture indices with their repeats, by systematic sampling: the factors laid end to end on a line, which is
+        cut at whole numbers from a random start; the cuts inside a picture's stretch are its repeats."""
+        pictures = rng.permutation(len(self.repeat_factors))
+        ends = np.concatenate([[0.0], np.cumsum(self.repeat_factors[pictures])])
+        ends[-1] = self.draws_per_epoch  # exact, where the sum is off by rounding
+        cuts = np.ceil(ends - rng.random()).astype(int)
+        return np.repeat(pictures, np.diff(cuts))
+
+    def __len__(self) -> int:
+        """Batches in a whole epoch."""
+        return -(-self.draws_per_epoch // self.batch_size)
+
+
+def build_loader(dataset: Dataset[Sample], sampler: EpochSampler, workers: int, device: torch.device) -> DataLoader[Batch]:
+    """Batches for training. Workers are started anew each epoch: they share the pictures decoded before the fork."""
+    return DataLoader(
+        dataset,
+        batch_sampler=sampler,
+        num_workers=workers,
+        collate_fn=collate,
+        pin_memory=device.type == "cuda",
+    )

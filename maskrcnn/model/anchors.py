@@ -1,0 +1,75 @@
+"""Anchors (Ren et al. 2015, Faster R-CNN, section 3.1.1), on the levels of a feature pyramid."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+class AnchorGenerator:
+    """Boxes of given sizes and aspect ratios around every position of every feature map.
+
+    Args:
+        sizes: for each level, the sides in pixels of the square with an anchor's area.
+        ratios: height / width, the same on every level.
+        rounded: round half widths and half heights to whole pixels, as torchvision does. Off by default: it turns an
+            anchor of 4 pixels and ratio 0.5 from 5.7 x 2.8 into 6 x 2.
+    """
+
+    def __init__(self, sizes: Sequence[Sequence[float]], ratios: Sequence[float], rounded: bool = False) -> None:
+        if not sizes or any(len(level) == 0 or min(level) <= 0 for level in sizes):
+            raise ValueError(f"sizes is {sizes}; expected at least one size above 0 for each level")
+        if not ratios or min(ratios) <= 0:
+            raise ValueError(f"ratios is {ratios}; expected ratios above 0")
+        self.cells = [cell_anchors(level, ratios, rounded) for level in sizes]
+        self._cache: dict[tuple[object, ...], Tensor] = {}
+
+    @property
+    def per_position(self) -> list[int]:
+        """Anchors at each position, for every level."""
+        return [len(cell) for cell in self.cells]
+
+    def __call__(self, features: Sequence[Tensor], image_size: tuple[int, int]) -> Tensor:
+        """All anchors of an image.
+
+        Args:
+            features: the feature maps [B, C, H_l, W_l] of the levels, for their sizes and device.
+            image_size: (H, W) of the padded images, in pixels; a level's stride is H // H_l, W // W_l.
+
+        Returns:
+            float32 [A, 4], xyxy; ordered by level, row, column, size, ratio. Position (y, x) of a map lies at
+            (y, x) * stride. The tensor is kept and returned again: do not write to it.
+        """
+        if len(features) != len(self.cells):
+            raise ValueError(f"features: {len(features)} levels, expected {len(self.cells)}")
+        shapes = tuple((f.shape[-2], f.shape[-1]) for f in features)
+        key = (shapes, image_size, features[0].device)
+        if key not in self._cache:
+            if len(self._cache) >= 16:  # pictures of many sizes: the anchors of each can be megabytes
+                self._cache.clear()
+            levels = [
+                _grid(cell, shape, image_size).to(features[0].device)
+                for cell, shape in zip(self.cells, shapes, strict=True)
+            ]
+            self._cache[key] = torch.cat(levels)
+        return self._cache[key]
+
+
+def cell_anchors(sizes: Sequence[float], ratios: Sequence[float], rounded: bool = False) -> Tensor:
+    """float32 [len(sizes) * len(ratios), 4]: the anchors around the origin, ordered by size, then ratio."""
+    ratio = torch.tensor(ratios, dtype=torch.float32)
+    size = torch.tensor(sizes, dtype=torch.float32)
+    heights = (size[:, None] * ratio.sqrt()).reshape(-1)
+    widths = (size[:, None] * (1 / ratio.sqrt())).reshape(-1)
+    anchors = torch.stack([-widths, -heights, widths, heights], dim=1) / 2
+    return anchors.round() if rounded else anchors
+
+
+def _grid(cell: Tensor, shape: tuple[int, int], image_size: tuple[int, int]) -> Tensor:
+    (rows, columns), (height, width) = shape, image_size
+    y = torch.arange(rows, dtype=torch.float32) * (height // rows)
+    x = torch.arange(columns, dtype=torch.float32) * (width // columns)
+    shifts = torch.stack(torch.meshgrid(y, x, indexing="ij")[::-1], dim=-1).repeat(1, 1, 2)
+    return (shifts.reshape(-1, 1, 4) + cell).reshape(-1, 4)

@@ -1,0 +1,47 @@
+"""Feature pyramid (Lin et al. 2017, Feature Pyramid Networks, section 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from maskrcnn.model.resnet import GROUPS
+
+
+class FPN(nn.Module):
+    """P2..P5 from C2..C5 by 1x1 lateral convolutions, nearest upsampling and 3x3 output convolutions; P6 by subsampling.
+
+    Args:
+        in_channels: channels of C2..C5.
+        out_channels: channels of every output (256 in the paper).
+        group_norm: GroupNorm after every convolution (He et al. 2019, Rethinking ImageNet Pre-training, section 3.1).
+    """
+
+    def __init__(self, in_channels: Sequence[int], out_channels: int = 256, group_norm: bool = False) -> None:
+        super().__init__()
+        self.out_channels = out_channels
+        self.inner_blocks = nn.ModuleList(_conv(channels, out_channels, 1, group_norm) for channels in in_channels)
+        self.layer_blocks = nn.ModuleList(_conv(out_channels, out_channels, 3, group_norm) for _ in in_channels)
+
+    def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
+        """C2..C5 -> P2..P6, each [B, out_channels, H/s, W/s] with s = 4, 8, 16, 32, 64."""
+        top_down = self.inner_blocks[-1](features[-1])
+        outputs = [self.layer_blocks[-1](top_down)]
+        for level in range(len(features) - 2, -1, -1):
+            lateral = self.inner_blocks[level](features[level])
+            top_down = lateral + F.interpolate(top_down, size=lateral.shape[-2:], mode="nearest")
+            outputs.insert(0, self.layer_blocks[level](top_down))
+        # P6 serves only the RPN: "simply a stride two subsampling of P5" (section 4.1, footnote)
+        outputs.append(F.max_pool2d(outputs[-1], kernel_size=1, stride=2))
+        return outputs
+
+
+def _conv(inputs: int, outputs: int, size: int, group_norm: bool) -> nn.Sequential:
+    conv = nn.Conv2d(inputs, outputs, size, padding=size // 2, bias=not group_norm)
+    nn.init.kaiming_uniform_(conv.weight, a=1)
+    if conv.bias is not None:
+        nn.init.zeros_(conv.bias)
+        return nn.Sequential(conv)
+    return nn.Sequential(conv, nn.GroupNorm(GROUPS, outputs))

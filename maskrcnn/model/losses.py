@@ -1,0 +1,92 @@
+"""Mask losses: binary cross-entropy, Dice, their sum, and Tversky.
+
+All take the logits z [R, S, S] of R RoIs and targets t [R, S, S] in 0..1 (soft where an outline crosses a bin), with
+p = sigmoid(z), and compute in float32 (float64 for float64 input) also where autocast made the logits bfloat16: the
+sums over S*S = 784 bins need more than bfloat16's 8 bits.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+MaskLoss = Literal["bce", "dice", "bce+dice", "tversky"]
+
+SMOOTH = 1.0
+"""Added to numerator and denominator of the overlap ratios, in bins: an empty target with an empty prediction costs 0,
+not 0/0, and the gradient stays finite."""
+
+
+def mask_loss(
+    kind: MaskLoss, logits: Tensor, targets: Tensor, *, tversky_alpha: float = 0.3, tversky_beta: float = 0.7
+) -> Tensor:
+    """The loss called ``kind``, averaged over RoIs.
+
+    Args:
+        kind: ``bce``, ``dice``, ``bce+dice`` or ``tversky``.
+        logits: float [R, S, S], of the mask of each RoI's true class.
+        targets: [R, S, S] in 0..1.
+        tversky_alpha, tversky_beta: weights of false positives and false negatives.
+
+    Returns:
+        Scalar; for R = 0 a 0 that depends on ``logits``.
+
+    Raises:
+        ValueError: for another name, or shapes that differ.
+    """
+    if logits.shape != targets.shape or logits.dim() != 3:
+        raise ValueError(f"logits {tuple(logits.shape)} and targets {tuple(targets.shape)}; expected the same [R, S, S]")
+    if kind not in ("bce", "dice", "bce+dice", "tversky"):
+        raise ValueError(f"kind is {kind!r}; expected bce, dice, bce+dice or tversky")
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    targets = targets.to(logits.dtype)
+    if len(logits) == 0:
+        return logits.sum()
+    with torch.autocast(logits.device.type, enabled=False):
+        if kind == "bce":
+            return bce_loss(logits, targets)
+        if kind == "dice":
+            return dice_loss(logits, targets)
+        if kind == "bce+dice":
+            return bce_loss(logits, targets) + dice_loss(logits, targets)
+        return tversky_loss(logits, targets, tversky_alpha, tversky_beta)
+
+
+def bce_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """Binary cross-entropy, mean over bins and RoIs (He et al. 2017, Mask R-CNN, section 3):
+
+    L = -mean(t log p + (1 - t) log(1 - p))
+    """
+    return F.binary_cross_entropy_with_logits(logits, targets)
+
+
+def dice_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """1 minus the Dice coefficient with squared sums (Milletari et al. 2016, V-Net, section 3), mean over RoIs:
+
+    L = 1 - (2 sum(p t) + s) / (sum(p^2) + sum(t^2) + s),   s = 1 bin
+    """
+    p = logits.sigmoid().flatten(1)
+    t = targets.flatten(1)
+    overlap = 2 * (p * t).sum(1) + SMOOTH
+    total = (p * p).sum(1) + (t * t).sum(1) + SMOOTH
+    return (1 - overlap / total).mean()
+
+
+def tversky_loss(logits: Tensor, targets: Tensor, alpha: float = 0.3, beta: float = 0.7) -> Tensor:
+    """1 minus the Tversky index (Salehi et al. 2017, Tversky loss function, equation 3), mean over RoIs:
+
+    L = 1 - (TP + s) / (TP + alpha FP + beta FN + s),   s = 1 bin,
+    TP = sum(p t), FP = sum(p (1 - t)), FN = sum((1 - p) t)
+
+    alpha = beta = 0.5 is Dice without squares; beta above alpha asks for fewer missed pixels.
+    """
+    p = logits.sigmoid().flatten(1)
+    t = targets.flatten(1)
+    true_positive = (p * t).sum(1)
+    false_positive = (p * (1 - t)).sum(1)
+    false_negative = ((1 - p) * t).sum(1)
+    index = (true_positive + SMOOTH) / (true_positive + alpha * false_positive + beta * false_negative + SMOOTH)
+    return (1 - index).mean()

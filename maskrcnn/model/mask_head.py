@@ -1,0 +1,108 @@
+"""The mask branch (He et al. 2017, Mask R-CNN, section 3 and figure 4 right)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from maskrcnn import ops
+from maskrcnn.data.labels import InstanceLabels
+from maskrcnn.model.losses import MaskLoss, mask_loss
+from maskrcnn.model.resnet import GROUPS
+from maskrcnn.model.roi_heads import RoIPool, SampledRoIs
+
+
+class MaskHead(nn.Module):
+    """Four 3x3 convolutions, a transposed one that doubles the size, and one 28x28 mask a class.
+
+    Args:
+        channels: channels of the pyramid and of the head.
+        num_classes: cell classes, without background.
+        pool: RoIAlign; masks are twice its output size.
+        group_norm: GroupNorm after each 3x3 convolution.
+        loss, tversky_alpha, tversky_beta: see :mod:`maskrcnn.model.losses`.
+        binary_targets: threshold the mask targets at 0.5, as detectron2 does; torchvision trains with soft ones.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        num_classes: int,
+        pool: RoIPool = RoIPool(14),
+        group_norm: bool = False,
+        loss: MaskLoss = "bce",
+        tversky_alpha: float = 0.3,
+        tversky_beta: float = 0.7,
+        binary_targets: bool = False,
+    ) -> None:
+        super().__init__()
+        self.convs = nn.Sequential(*(_conv(channels, group_norm) for _ in range(4)))
+        self.conv5_mask = nn.ConvTranspose2d(channels, channels, 2, 2)
+        # channel 0 is background: never trained, kept so that torchvision's weights fit
+        self.mask_fcn_logits = nn.Conv2d(channels, num_classes + 1, 1)
+        for module in (self.conv5_mask, self.mask_fcn_logits):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            nn.init.zeros_(module.bias)  # type: ignore[arg-type]
+        self.pool, self.mask_size = pool, 2 * pool.output_size
+        self.loss, self.tversky_alpha, self.tversky_beta = loss, tversky_alpha, tversky_beta
+        self.binary_targets = binary_targets
+
+    def forward(
+        self, features: Sequence[Tensor], rois: Tensor, classes: Tensor, image_size: tuple[int, int]
+    ) -> Tensor:
+        """RoIs [R, 5] and their classes [R] (1..K) -> logits [R, 28, 28] of the mask of that class, in float32."""
+        if len(rois) == 0:
+            return rois.new_zeros(0, self.mask_size, self.mask_size)
+        x = self.convs(self.pool(features, rois, image_size))
+        logits = self.mask_fcn_logits(F.relu(self.conv5_mask(x)))
+        return logits[torch.arange(len(rois), device=rois.device), classes].float()
+
+    def losses(
+        self,
+        features: Sequence[Tensor],
+        sampled: SampledRoIs,
+        labels: Sequence[InstanceLabels],
+        image_size: tuple[int, int],
+    ) -> dict[str, Tensor]:
+        """``loss_mask`` over the positive RoIs: of each the mask of its true class alone (section 3, "decouples")."""
+        positive = torch.nonzero(sampled.classes > 0).squeeze(1)
+        if len(positive) == 0:
+            return {"loss_mask": _attached_zero(self)}
+        rois = sampled.rois[positive]
+        logits = self(features, rois, sampled.classes[positive], image_size)
+        targets = self.targets(rois, sampled.instances[positive], labels, image_size)
+        loss = mask_loss(
+            self.loss, logits, targets, tversky_alpha=self.tversky_alpha, tversky_beta=self.tversky_beta
+        )
+        return {"loss_mask": loss}
+
+    def targets(
+        self, rois: Tensor, instances: Tensor, labels: Sequence[InstanceLabels], image_size: tuple[int, int]
+    ) -> Tensor:
+        """float32 [R, 28, 28]: the share of each bin that its cell covers, cut from the label planes in one call."""
+        planes = torch.cat([label.padded(*image_size).planes for label in labels])
+        starts = [0]
+        for label in labels:
+            starts.append(starts[-1] + len(label.planes))
+        plane = torch.cat([label.plane + start for label, start in zip(labels, starts, strict=False)])
+        ids = torch.cat([label.ids for label in labels])
+        return ops.crop_labels(
+            planes, rois[:, 1:], plane[instances], ids[instances], self.mask_size, self.binary_targets
+        )
+
+
+def _attached_zero(module: nn.Module) -> Tensor:
+    """0 that depends on every weight, so that each has a gradient (of 0) in a batch without cells."""
+    return torch.stack([p.sum() for p in module.parameters()]).sum() * 0
+
+
+def _conv(channels: int, group_norm: bool) -> nn.Sequential:
+    conv = nn.Conv2d(channels, channels, 3, padding=1, bias=not group_norm)
+    nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+    if conv.bias is not None:
+        nn.init.zeros_(conv.bias)
+        return nn.Sequential(conv, nn.ReLU(inplace=True))
+    return nn.Sequential(conv, nn.GroupNorm(GROUPS, channels), nn.ReLU(inplace=True))

@@ -1,0 +1,155 @@
+"""ResNet backbones (He et al. 2016, Deep Residual Learning, table 1) with the normalisation that suits the training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Norm = Literal["group", "batch", "frozen_batch"]
+
+_BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
+GROUPS = 32
+
+
+class FrozenBatchNorm2d(nn.Module):
+    """Batch normalisation whose statistics and affine parameters are constants.
+
+    For fine-tuning with batches too small for statistics of their own. The parameter names are those of
+    ``nn.BatchNorm2d``, so that its weights load.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, num_features: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.eps = eps
+        self.register_buffer("weight", torch.ones(num_features))
+        self.register_buffer("bias", torch.zeros(num_features))
+        self.register_buffer("running_mean", torch.zeros(num_features))
+        self.register_buffer("running_var", torch.ones(num_features))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] -> the same shape."""
+        scale = self.weight * (self.running_var + self.eps).rsqrt()
+        shift = self.bias - self.running_mean * scale
+        return x * scale.to(x.dtype).view(1, -1, 1, 1) + shift.to(x.dtype).view(1, -1, 1, 1)
+
+
+def make_norm(norm: Norm, channels: int) -> nn.Module:
+    """The normalisation layer called ``norm`` for ``channels`` channels; GroupNorm has 32 groups (Wu & He 2018)."""
+    if norm == "group":
+        return nn.GroupNorm(GROUPS, channels)
+    if norm == "batch":
+        return nn.BatchNorm2d(channels)
+    if norm == "frozen_batch":
+        return FrozenBatchNorm2d(channels)
+    raise ValueError(f"norm is {norm!r}; expected group, batch or frozen_batch")
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions (He et al. 2016, figure 5 left)."""
+
+    expansion = 1
+
+    def __init__(self, inputs: int, width: int, stride: int, norm: Norm, stride_in_1x1: bool = False) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, width, 3, stride, 1, bias=False)
+        self.bn1 = make_norm(norm, width)
+        self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
+        self.bn2 = make_norm(norm, width)
+        self.downsample = _shortcut(inputs, width, stride, norm)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, inputs, H, W] -> [B, width, H/stride, W/stride]."""
+        out = F.relu(self.bn1(self.conv1(x)))
+        out = self.bn2(self.conv2(out))
+        return F.relu(out + (x if self.downsample is None else self.downsample(x)))
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3, 1x1 convolutions (He et al. 2016, figure 5 right).
+
+    The stride is in the 3x3 convolution, or in the first 1x1 one as in the original paper and detectron2's ``R-50.pkl``
+    (``stride_in_1x1``).
+    """
+
+    expansion = 4
+
+    def __init__(self, inputs: int, width: int, stride: int, norm: Norm, stride_in_1x1: bool = False) -> None:
+        super().__init__()
+        first, second = (stride, 1) if stride_in_1x1 else (1, stride)
+        self.conv1 = nn.Conv2d(inputs, width, 1, first, bias=False)
+        self.bn1 = make_norm(norm, width)
+        self.conv2 = nn.Conv2d(width, width, 3, second, 1, bias=False)
+        self.bn2 = make_norm(norm, width)
+        self.conv3 = nn.Conv2d(width, width * self.expansion, 1, bias=False)
+        self.bn3 = make_norm(norm, width * self.expansion)
+        self.downsample = _shortcut(inputs, width * self.expansion, stride, norm)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, inputs, H, W] -> [B, 4 * width, H/stride, W/stride]."""
+        out = F.relu(self.bn1(self.conv1(x)))
+        out = F.relu(self.bn2(self.conv2(out)))
+        out = self.bn3(self.conv3(out))
+        return F.relu(out + (x if self.downsample is None else self.downsample(x)))
+
+
+def _shortcut(inputs: int, outputs: int, stride: int, norm: Norm) -> nn.Sequential | None:
+    """The projection of option B in He et al. 2016, section 3.3: only where the shape changes."""
+    if stride == 1 and inputs == outputs:
+        return None
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), make_norm(norm, outputs))
+
+
+class ResNet(nn.Module):
+    """ResNet-18, 34, 50 or 101 without its classifier: C2 to C5, at strides 4, 8, 16 and 32.
+
+    Parameter names are torchvision's. Weights start as in He et al. 2015 (fan out); with GroupNorm or BatchNorm the last
+    scale of each residual branch starts at 0, so that the blocks start as identities (Goyal et al. 2017, section 5.1).
+    """
+
+    def __init__(self, depth: int = 50, norm: Norm = "group", stride_in_1x1: bool = False) -> None:
+        super().__init__()
+        if depth not in _BLOCKS:
+            raise ValueError(f"depth is {depth}; expected one of {', '.join(map(str, _BLOCKS))}")
+        block: Callable[..., BasicBlock | Bottleneck] = BasicBlock if depth < 50 else Bottleneck
+        expansion = BasicBlock.expansion if depth < 50 else Bottleneck.expansion
+        self.depth, self.norm = depth, norm
+        self.conv1 = nn.Conv2d(3, 64, 7, 2, 3, bias=False)
+        self.bn1 = make_norm(norm, 64)
+        self.maxpool = nn.MaxPool2d(3, 2, 1)
+        inputs = 64
+        for stage, count in enumerate(_BLOCKS[depth]):
+            width = 64 * 2**stage
+            blocks = []
+            for index in range(count):
+                stride = 2 if stage > 0 and index == 0 else 1
+                blocks.append(block(inputs, width, stride, norm, stride_in_1x1))
+                inputs = width * expansion
+            setattr(self, f"layer{stage + 1}", nn.Sequential(*blocks))
+        self.out_channels = [64 * 2**stage * expansion for stage in range(4)]
+        self._initialise()
+
+    def _initialise(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            elif isinstance(module, BasicBlock | Bottleneck) and self.norm != "frozen_batch":
+                last = module.bn2 if isinstance(module, BasicBlock) else module.bn3
+                nn.init.zeros_(last.weight)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """[B, 3, H, W] -> C2..C5, [B, C, H/4, W/4] to [B, C, H/32, W/32]."""
+        x = self.maxpool(F.relu(self.bn1(self.conv1(x))))
+        features = []
+        for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
+            x = layer(x)
+            features.append(x)
+        return features

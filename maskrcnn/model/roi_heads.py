@@ -1,0 +1,173 @@
+"""The box branch (Girshick 2015, Fast R-CNN; Lin et al. 2017, FPN, section 4.2): which proposals are cells, of which
+class, and where exactly."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from maskrcnn import ops
+from maskrcnn.data.labels import InstanceLabels
+from maskrcnn.model.box_coder import BoxCoder, clip_boxes, large_enough
+from maskrcnn.model.sampler import sample_balanced
+
+
+@dataclass(frozen=True)
+class RoIPool:
+    """RoIAlign over P2..P5 (He et al. 2017, Mask R-CNN, section 3; level by FPN's equation 1).
+
+    ``output_size`` bins a side, ``sampling_ratio`` points a side in each; ``canonical_size`` is the side in pixels of
+    the RoI that goes to level 4.
+    """
+
+    output_size: int
+    sampling_ratio: int = 2
+    canonical_size: int = 224
+
+    def __call__(self, features: Sequence[Tensor], rois: Tensor, image_size: tuple[int, int]) -> Tensor:
+        """P2..P6 and RoIs [K, 5] (image index, xyxy in pixels) -> [K, C, output_size, output_size]."""
+        pyramid = features[:4]  # P6 serves the RPN alone
+        scales = [2.0 ** round(torch.tensor(f.shape[-2] / image_size[0]).log2().item()) for f in pyramid]
+        return ops.multilevel_roi_align(
+            pyramid, rois, self.output_size, scales, self.sampling_ratio, canonical_size=self.canonical_size
+        )
+
+
+@dataclass(frozen=True)
+class SampledRoIs:
+    """The RoIs of a batch that the heads are trained on.
+
+    Attributes:
+        rois: float32 [R, 5], image index and xyxy.
+        classes: int64 [R], 0 for background.
+        instances: int64 [R], index into the cells of all images joined; meaningless for background.
+        boxes: float32 [R, 4], the box of that cell.
+    """
+
+    rois: Tensor
+    classes: Tensor
+    instances: Tensor
+    boxes: Tensor
+
+
+def join_rois(boxes: Sequence[Tensor]) -> Tensor:
+    """Boxes [R_i, 4] of each image -> RoIs [sum R_i, 5] with the image's index in front."""
+    return torch.cat([F.pad(b, (1, 0), value=float(image)) for image, b in enumerate(boxes)])
+
+
+class BoxHead(nn.Module):
+    """Two fully connected layers, a classifier and class-specific box deltas; sampling, losses and detections.
+
+    Parameter names are torchvision's.
+
+    Args:
+        channels: channels of the pyramid.
+        num_classes: cell classes, without background.
+        hidden: width of the fully connected layers.
+        pool: RoIAlign.
+        batch_per_image, positive_fraction: proposals sampled for the losses.
+        foreground_iou: IoU with a cell from which a proposal is positive.
+        score_threshold: detections of a lower score are dropped.
+        nms_threshold: IoU above which the lower-scored detection of the same class is dropped.
+        detections_per_image: most detections kept.
+        min_size: detections with a shorter side, in pixels, are dropped.
+        smooth_l1_beta: where the box loss turns from quadratic to linear.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        num_classes: int,
+        hidden: int = 1024,
+        pool: RoIPool = RoIPool(7),
+        batch_per_image: int = 512,
+        positive_fraction: float = 0.25,
+        foreground_iou: float = 0.5,
+        score_threshold: float = 0.05,
+        nms_threshold: float = 0.5,
+        detections_per_image: int = 200,
+        min_size: float = 1e-2,
+        smooth_l1_beta: float = 1 / 9,
+    ) -> None:
+        super().__init__()
+        self.fc6 = nn.Linear(channels * pool.output_size**2, hidden)
+        self.fc7 = nn.Linear(hidden, hidden)
+        self.cls_score = nn.Linear(hidden, num_classes + 1)
+        self.bbox_pred = nn.Linear(hidden, (num_classes + 1) * 4)
+        for layer, std in ((self.cls_score, 0.01), (self.bbox_pred, 0.001)):
+            nn.init.normal_(layer.weight, std=std)
+            nn.init.zeros_(layer.bias)
+        for layer in (self.fc6, self.fc7):
+            nn.init.kaiming_uniform_(layer.weight, a=1)
+            nn.init.zeros_(layer.bias)
+        self.pool, self.num_classes = pool, num_classes
+        self.batch_per_image, self.positive_fraction = batch_per_image, positive_fraction
+        self.foreground_iou = foreground_iou
+        self.score_threshold, self.nms_threshold = score_threshold, nms_threshold
+        self.detections_per_image, self.min_size = detections_per_image, min_size
+        self.smooth_l1_beta = smooth_l1_beta
+        self.coder = BoxCoder((10.0, 10.0, 5.0, 5.0))
+
+    def forward(self, features: Sequence[Tensor], rois: Tensor, image_size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """RoIs [R, 5] -> class logits [R, K + 1] (background first) and deltas [R, K + 1, 4], in float32."""
+        x = self.pool(features, rois, image_size).flatten(1)
+        x = F.relu(self.fc7(F.relu(self.fc6(x))))
+        return self.cls_score(x).float(), self.bbox_pred(x).float().view(len(rois), -1, 4)
+
+    @torch.no_grad()
+    def sample(self, proposals: Sequence[Tensor], labels: Sequence[InstanceLabels]) -> SampledRoIs:
+        """Proposals and the cells' own boxes, matched with the cells and sampled to a bounded share of positives."""
+        chosen, classes, instances, boxes = [], [], [], []
+        first = 0
+        for proposal, label in zip(proposals, labels, strict=True):
+            candidates = torch.cat([proposal, label.boxes])
+            matches = ops.match_boxes(candidates, label.boxes, self.foreground_iou, self.foreground_iou, False)
+            sampled = torch.cat(sample_balanced(matches + 1, self.batch_per_image, self.positive_fraction))
+            match = matches[sampled]
+            positive = match >= 0
+            target = candidates[sampled]  # background RoIs have no box to learn: their own stands in
+            target[positive] = label.boxes[match[positive]]
+            of_class = torch.zeros_like(match)
+            of_class[positive] = label.classes[match[positive]]
+            chosen.append(candidates[sampled])
+            classes.append(of_class)
+            instances.append(match + first)
+            boxes.append(target)
+            first += len(label)
+        return SampledRoIs(join_rois(chosen), torch.cat(classes), torch.cat(instances), torch.cat(boxes))
+
+    def losses(self, logits: Tensor, deltas: Tensor, sampled: SampledRoIs) -> dict[str, Tensor]:
+        """Fast R-CNN's equation 1: cross-entropy over all RoIs, smooth L1 of the true class's deltas over positives."""
+        positive = torch.nonzero(sampled.classes > 0).squeeze(1)
+        targets = self.coder.encode(sampled.boxes[positive], sampled.rois[positive, 1:])
+        own = deltas[positive, sampled.classes[positive]]
+        box_loss = F.smooth_l1_loss(own, targets, beta=self.smooth_l1_beta, reduction="sum")
+        count = max(1, len(sampled.classes))
+        return {
+            "loss_classifier": F.cross_entropy(logits, sampled.classes, reduction="sum") / count,
+            "loss_box_reg": box_loss / count,
+        }
+
+    def detect(
+        self, logits: Tensor, deltas: Tensor, proposals: Sequence[Tensor], sizes: Sequence[tuple[int, int]]
+    ) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """Boxes [K, 4], scores [K] and labels [K] of each image, highest score first.
+
+        Every proposal may become a detection of several classes; NMS works within a class.
+        """
+        scores = logits.softmax(dim=1)[:, 1:]
+        results = []
+        counts = [len(p) for p in proposals]
+        for score, delta, proposal, size in zip(scores.split(counts), deltas.split(counts), proposals, sizes, strict=True):
+            row, column = torch.nonzero(score > self.score_threshold, as_tuple=True)
+            boxes = clip_boxes(self.coder.decode(delta[row, column + 1], proposal[row]), size)
+            score, label = score[row, column], column + 1
+            large = torch.nonzero(large_enough(boxes, self.min_size)).squeeze(1)
+            keep = ops.batched_nms(boxes[large], score[large], label[large], self.nms_threshold)
+            keep = large[keep[: self.detections_per_image]]
+            results.append((boxes[keep], score[keep], label[keep]))
+        return results

@@ -1,0 +1,167 @@
+"""Region proposal network (Ren et al. 2015, Faster R-CNN, section 3), shared over the levels of a pyramid."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from maskrcnn import ops
+from maskrcnn.data.labels import InstanceLabels
+from maskrcnn.model.anchors import AnchorGenerator
+from maskrcnn.model.box_coder import BoxCoder, clip_boxes, large_enough
+from maskrcnn.model.sampler import sample_balanced
+
+
+class RPNHead(nn.Module):
+    """A 3x3 convolution, then two 1x1 convolutions for objectness and box deltas, the same on every level.
+
+    A level with fewer anchors than others uses the first channels. Parameter names are torchvision's.
+
+    Args:
+        channels: channels of the pyramid.
+        anchors_per_position: for each level.
+    """
+
+    def __init__(self, channels: int, anchors_per_position: Sequence[int]) -> None:
+        super().__init__()
+        self.anchors_per_position = list(anchors_per_position)
+        most = max(anchors_per_position)
+        self.conv = nn.Sequential(nn.Sequential(nn.Conv2d(channels, channels, 3, padding=1), nn.ReLU(inplace=True)))
+        self.cls_logits = nn.Conv2d(channels, most, 1)
+        self.bbox_pred = nn.Conv2d(channels, most * 4, 1)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.normal_(module.weight, std=0.01)
+                nn.init.zeros_(module.bias)  # type: ignore[arg-type]
+
+    def forward(self, features: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """P2..P6 [B, C, H_l, W_l] -> for each level objectness logits [B, A_l] and deltas [B, A_l, 4], A_l ordered by
+        row, column and anchor as :class:`AnchorGenerator` orders them."""
+        objectness, deltas = [], []
+        for feature, count in zip(features, self.anchors_per_position, strict=True):
+            hidden = self.conv(feature)
+            logits = self.cls_logits(hidden)[:, :count]
+            offsets = self.bbox_pred(hidden)[:, : 4 * count]
+            objectness.append(logits.permute(0, 2, 3, 1).flatten(1))
+            deltas.append(offsets.permute(0, 2, 3, 1).reshape(len(feature), -1, 4))
+        return objectness, deltas
+
+
+class RegionProposalNetwork(nn.Module):
+    """Proposals from anchors, and the losses that train it.
+
+    Args:
+        head: gives objectness and deltas for every anchor.
+        anchors: the anchors.
+        pre_nms: (training, inference): best anchors of each level and image that go into NMS.
+        post_nms: (training, inference): best proposals of each image after NMS.
+        nms_threshold: IoU above which the lower-scored proposal of the same level is dropped.
+        min_size: proposals with a shorter side, in pixels, are dropped.
+        batch_per_image, positive_fraction: anchors sampled for the losses.
+        high, low: IoU with a cell from which an anchor is positive, and below which it is negative.
+        smooth_l1_beta: where the box loss turns from quadratic to linear.
+    """
+
+    def __init__(
+        self,
+        head: RPNHead,
+        anchors: AnchorGenerator,
+        pre_nms: tuple[int, int] = (2000, 1000),
+        post_nms: tuple[int, int] = (2000, 1000),
+        nms_threshold: float = 0.7,
+        min_size: float = 1e-3,
+        batch_per_image: int = 256,
+        positive_fraction: float = 0.5,
+        high: float = 0.7,
+        low: float = 0.3,
+        smooth_l1_beta: float = 1 / 9,
+    ) -> None:
+        super().__init__()
+        self.head, self.anchors = head, anchors
+        self.pre_nms, self.post_nms = pre_nms, post_nms
+        self.nms_threshold, self.min_size = nms_threshold, min_size
+        self.batch_per_image, self.positive_fraction = batch_per_image, positive_fraction
+        self.high, self.low, self.smooth_l1_beta = high, low, smooth_l1_beta
+        self.coder = BoxCoder()
+
+    def forward(
+        self,
+        features: Sequence[Tensor],
+        image_size: tuple[int, int],
+        sizes: Sequence[tuple[int, int]],
+        labels: Sequence[InstanceLabels] | None = None,
+    ) -> tuple[list[Tensor], dict[str, Tensor]]:
+        """Proposals of every image, best first, and in training the losses.
+
+        Args:
+            features: P2..P6, each [B, C, H_l, W_l].
+            image_size: (H, W) of the padded batch; ``sizes``: of the images in it.
+            labels: cells of each image, in training.
+
+        Returns:
+            float32 [R_i, 4] xyxy for each image, and ``loss_objectness``, ``loss_rpn_box_reg`` if labels are given.
+        """
+        objectness, deltas = self.head(features)
+        anchors = self.anchors(features, image_size)
+        proposals = self.propose([o.detach() for o in objectness], [d.detach() for d in deltas], anchors, sizes)
+        if labels is None:
+            return proposals, {}
+        return proposals, self.losses(torch.cat(objectness, 1), torch.cat(deltas, 1), anchors, labels)
+
+    def propose(
+        self,
+        objectness: Sequence[Tensor],
+        deltas: Sequence[Tensor],
+        anchors: Tensor,
+        sizes: Sequence[tuple[int, int]],
+    ) -> list[Tensor]:
+        """The best anchors of each level, moved by their deltas, cut to the image, without their near-duplicates."""
+        pre_nms, post_nms = (pair[0 if self.training else 1] for pair in (self.pre_nms, self.post_nms))
+        scores, boxes, levels = [], [], []
+        start = 0
+        for level, (logits, offsets) in enumerate(zip(objectness, deltas, strict=True)):
+            count = logits.shape[1]
+            best, index = logits.float().topk(min(pre_nms, count), dim=1)
+            chosen = offsets.gather(1, index[..., None].expand(-1, -1, 4))
+            boxes.append(self.coder.decode(chosen, anchors[start : start + count][index]))
+            scores.append(best.sigmoid())
+            levels.append(torch.full_like(index[0], level))
+            start += count
+        all_scores, all_boxes, level_of = torch.cat(scores, 1), torch.cat(boxes, 1), torch.cat(levels)
+        proposals = []
+        for image, size in enumerate(sizes):
+            clipped = clip_boxes(all_boxes[image], size)
+            keep = torch.nonzero(large_enough(clipped, self.min_size)).squeeze(1)
+            kept = ops.batched_nms(clipped[keep], all_scores[image, keep], level_of[keep], self.nms_threshold)
+            proposals.append(clipped[keep[kept[:post_nms]]])
+        return proposals
+
+    def losses(
+        self, objectness: Tensor, deltas: Tensor, anchors: Tensor, labels: Sequence[InstanceLabels]
+    ) -> dict[str, Tensor]:
+        """Faster R-CNN's equation 1 over sampled anchors of the whole batch, with N_cls = N_reg = their number.
+
+        Args:
+            objectness: logits [B, A]; ``deltas`` [B, A, 4]; ``anchors`` [A, 4].
+        """
+        positives, negatives, targets = [], [], []
+        for image, label in enumerate(labels):
+            matches = ops.match_boxes(anchors, label.boxes, self.high, self.low, True)
+            positive, negative = sample_balanced(matches + 1, self.batch_per_image, self.positive_fraction)
+            targets.append(self.coder.encode(label.boxes[matches[positive]], anchors[positive]))
+            positives.append(positive + image * len(anchors))
+            negatives.append(negative + image * len(anchors))
+        positive, negative = torch.cat(positives), torch.cat(negatives)
+        sampled = torch.cat([positive, negative])
+        truth = torch.zeros(len(sampled), device=sampled.device)
+        truth[: len(positive)] = 1
+        box_loss = F.smooth_l1_loss(
+            deltas.flatten(0, 1)[positive].float(), torch.cat(targets), beta=self.smooth_l1_beta, reduction="sum"
+        )
+        return {
+            "loss_objectness": F.binary_cross_entropy_with_logits(objectness.flatten()[sampled].float(), truth),
+            "loss_rpn_box_reg": box_loss / max(1, len(sampled)),
+        }

@@ -1,0 +1,25 @@
+"""The kernels' Python face, one file an op: contract, checks, autograd and fake kernels, and a reference in PyTorch."""
+
+from maskrcnn.ops.crop_labels import crop_labels, crop_labels_reference
+from maskrcnn.ops.library import build_info
+from maskrcnn.ops.masks_to_rle import masks_to_rle, masks_to_rle_reference
+from maskrcnn.ops.match_boxes import match_boxes, match_boxes_reference
+from maskrcnn.ops.nms import batched_nms, nms, nms_reference
+from maskrcnn.ops.roi_align import multilevel_roi_align, roi_align, roi_align_reference, roi_levels
+
+__all__ = [
+    "batched_nms",
+    "build_info",
+    "crop_labels",
+    "crop_labels_reference",
+    "masks_to_rle",
+    "masks_to_rle_reference",
+    "match_boxes",
+    "match_boxes_reference",
+    "multilevel_roi_align",
+    "nms",
+    "nms_reference",
+    "roi_align",
+    "roi_align_reference",
+    "roi_levels",
+]

@@ -1,0 +1,70 @@
+"""Mask targets of RoIs, cut from label planes (He et al. 2017, Mask R-CNN, section 3.1: "the intersection between an RoI
+and its associated ground-truth mask")."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from maskrcnn.ops import library  # noqa: F401 (registers the kernels)
+from maskrcnn.ops.checks import check_boxes, check_device, check_vector
+from maskrcnn.ops.roi_align import roi_align_reference
+
+
+def crop_labels(planes: Tensor, rois: Tensor, plane: Tensor, ids: Tensor, size: int, binary: bool = False) -> Tensor:
+    """The share of every bin of each RoI that its cell covers.
+
+    The values of ``roi_align(one_hot_masks, rois, size, spatial_scale=1, sampling_ratio=-1)``, soft as torchvision
+    trains with, but no mask is made: the kernel reads the label planes under the RoI.
+
+    Args:
+        planes: int32 [P, H, W]; 0 is background, another value an instance's id.
+        rois: float [K, 4], xyxy in pixels.
+        plane: int64 [K], the plane of each RoI's cell.
+        ids: int64 [K], its id there.
+        size: bins a side.
+        binary: 1 where the share is at least 0.5, else 0, as detectron2 trains with.
+
+    Returns:
+        float32 [K, size, size].
+
+    Raises:
+        ValueError: for a wrong shape, dtype or device.
+        RuntimeError: for a RoI that is not finite, or a plane out of range (on the CPU; on a GPU its bins are 0).
+    """
+    _check(planes, rois, plane, ids)
+    return torch.ops.maskrcnn.crop_labels(
+        planes.contiguous(), rois.detach().float().contiguous(), plane.contiguous(), ids.contiguous(), size, binary
+    )
+
+
+def crop_labels_reference(
+    planes: Tensor, rois: Tensor, plane: Tensor, ids: Tensor, size: int, binary: bool = False
+) -> Tensor:
+    """:func:`crop_labels` through one full-size mask a RoI, in pure PyTorch and in the float type of ``rois``."""
+    _check(planes, rois, plane, ids)
+    masks = (planes[plane] == ids[:, None, None]).to(rois.dtype)[:, None]
+    boxes = torch.cat([torch.arange(len(rois), dtype=rois.dtype)[:, None], rois], dim=1)
+    shares = roi_align_reference(masks, boxes, size)[:, 0]
+    return (shares >= 0.5).to(rois.dtype) if binary else shares
+
+
+def _check(planes: Tensor, rois: Tensor, plane: Tensor, ids: Tensor) -> None:
+    if planes.dim() != 3 or planes.dtype != torch.int32:
+        raise ValueError(f"planes is {planes.dtype} {tuple(planes.shape)}; expected int32 [P, H, W]")
+    check_boxes("rois", rois)
+    for name, values in (("plane", plane), ("ids", ids)):
+        check_vector(name, values, len(rois))
+        if values.dtype != torch.int64:
+            raise ValueError(f"{name} has dtype {values.dtype}; expected int64")
+        check_device(name, values, "planes", planes)
+    check_device("rois", rois, "planes", planes)
+
+
+@torch.library.register_fake("maskrcnn::crop_labels")
+def _(planes: Tensor, rois: Tensor, plane: Tensor, ids: Tensor, size: int, binary: bool) -> Tensor:
+    return rois.new_empty(rois.shape[0], size, size)
+
+
+for _device in ("cpu", "cuda"):  # coordinates need float32's digits
+    torch.library.register_autocast("maskrcnn::crop_labels", _device, torch.float32)

@@ -1,0 +1,77 @@
+"""Matching of anchors with targets by overlap (Ren et al. 2015, Faster R-CNN, section 3.1.2)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from maskrcnn.ops import library  # noqa: F401 (registers the kernels)
+from maskrcnn.ops.checks import at_least_float32, check_boxes, check_device
+
+BELOW_LOW = -1
+BETWEEN = -2
+
+
+def match_boxes(anchors: Tensor, targets: Tensor, high: float, low: float, allow_low_quality: bool) -> Tensor:
+    """For each anchor the target that it overlaps most: torchvision's ``Matcher`` on ``box_iou(targets, anchors)``,
+    without that matrix; memory grows with A + G.
+
+    Args:
+        anchors: float [A, 4], xyxy.
+        targets: float [G, 4], xyxy.
+        high: an anchor with a best IoU of at least this belongs to its best target.
+        low: one with a best IoU below this is background; one in between is neither.
+        allow_low_quality: an anchor that is the best, or among the equally best, of some target belongs to its own best
+            target whatever the overlap. As in torchvision, a target that no anchor touches has a best IoU of 0, which
+            every anchor that does not touch it equals.
+
+    Returns:
+        int64 [A]: index of the target, -1 for background, -2 for neither. Equal overlaps: the first target. Without
+        targets all are -1.
+
+    Raises:
+        ValueError: for a wrong shape, dtype or device, or ``low`` above ``high``.
+    """
+    _check(anchors, targets, high, low)
+    # integer arguments would select another overload of the schema's float
+    return torch.ops.maskrcnn.match_boxes(
+        at_least_float32(anchors.detach()).contiguous(),
+        at_least_float32(targets.detach()).to(at_least_float32(anchors).dtype).contiguous(),
+        float(high),
+        float(low),
+        allow_low_quality,
+    )
+
+
+def match_boxes_reference(anchors: Tensor, targets: Tensor, high: float, low: float, allow_low_quality: bool) -> Tensor:
+    """:func:`match_boxes` on the full matrix of overlaps, in pure PyTorch."""
+    _check(anchors, targets, high, low)
+    if len(targets) == 0:
+        return torch.full((len(anchors),), BELOW_LOW, dtype=torch.int64, device=anchors.device)
+    side = torch.minimum(targets[:, None, 2:], anchors[:, 2:]) - torch.maximum(targets[:, None, :2], anchors[:, :2])
+    intersection = side.clamp(min=0).prod(2)
+    area_targets, area_anchors = ((b[:, 2:] - b[:, :2]).prod(1) for b in (targets, anchors))
+    iou = intersection / (area_targets[:, None] + area_anchors - intersection)
+    value, nearest = iou.max(dim=0)
+    matches = torch.where(value < low, BELOW_LOW, torch.where(value < high, BETWEEN, nearest))
+    if allow_low_quality:
+        reached = (iou == iou.max(dim=1, keepdim=True).values).any(dim=0)
+        matches = torch.where(reached, nearest, matches)
+    return matches
+
+
+def _check(anchors: Tensor, targets: Tensor, high: float, low: float) -> None:
+    check_boxes("anchors", anchors)
+    check_boxes("targets", targets)
+    check_device("targets", targets, "anchors", anchors)
+    if not low <= high:
+        raise ValueError(f"low is {low}, high {high}; expected low <= high")
+
+
+@torch.library.register_fake("maskrcnn::match_boxes")
+def _(anchors: Tensor, targets: Tensor, high: float, low: float, allow_low_quality: bool) -> Tensor:
+    return torch.empty(anchors.shape[0], dtype=torch.int64, device=anchors.device)
+
+
+for _device in ("cpu", "cuda"):  # overlaps of boxes in bfloat16 mean nothing
+    torch.library.register_autocast("maskrcnn::match_boxes", _device, torch.float32)

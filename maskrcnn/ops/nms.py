@@ -1,0 +1,95 @@
+"""Non-maximum suppression."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from maskrcnn.ops import library  # noqa: F401 (registers the kernels)
+from maskrcnn.ops.checks import at_least_float32, check_boxes, check_device, check_vector
+
+
+def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
+    """Greedy non-maximum suppression: the contract of ``torchvision.ops.nms``, ties included.
+
+    Goes through the boxes from the highest score down (equal scores in the given order) and keeps each that overlaps no
+    kept one with an IoU above the threshold. Time is near-linear in N for boxes that are small against the image.
+
+    Args:
+        boxes: float [N, 4], xyxy in pixels; no NaN.
+        scores: float [N].
+        iou_threshold: boxes are dropped above it, not at it.
+
+    Returns:
+        int64 indices of the kept boxes, highest score first.
+
+    Raises:
+        ValueError: for a wrong shape, dtype or device.
+        RuntimeError: for a NaN coordinate (on the CPU; on a GPU such a box is kept and suppresses nothing).
+    """
+    return batched_nms(boxes, scores, torch.zeros(len(boxes), dtype=torch.int64, device=boxes.device), iou_threshold)
+
+
+def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: float) -> Tensor:
+    """Non-maximum suppression within each group: the contract of ``torchvision.ops.batched_nms``.
+
+    Boxes of different groups never suppress one another. The groups are told apart by their number, not by moving them
+    apart on the plane, so that no precision is lost at large coordinates.
+
+    Args:
+        boxes: float [N, 4], xyxy in pixels; no NaN.
+        scores: float [N].
+        idxs: integer [N], the group (class, pyramid level) of each box.
+        iou_threshold: boxes are dropped above it, not at it.
+
+    Returns:
+        int64 indices of the kept boxes, highest score first; equal scores in the given order.
+
+    Raises:
+        ValueError: for a wrong shape, dtype or device.
+        RuntimeError: for a NaN coordinate (on the CPU; on a GPU such a box is kept and suppresses nothing).
+    """
+    _check(boxes, scores, idxs)
+    order = scores.argsort(descending=True, stable=True)
+    group, by_group = idxs[order].to(torch.int64).sort(stable=True)
+    suppressing = order[by_group]  # grouped, and from high to low score in each group
+    keep = torch.ops.maskrcnn.nms(at_least_float32(boxes)[suppressing].contiguous(), group, iou_threshold)
+    kept = torch.zeros(len(boxes), dtype=torch.bool, device=boxes.device)
+    kept[suppressing] = keep
+    return order[kept[order]]
+
+
+def nms_reference(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
+    """:func:`nms` as its definition reads, in pure PyTorch, O(N^2)."""
+    _check(boxes, scores, scores)
+    remaining = scores.argsort(descending=True, stable=True)
+    keep = []
+    while len(remaining):
+        first, remaining = remaining[:1], remaining[1:]
+        keep.append(first)
+        remaining = remaining[~(_iou(boxes[first], boxes[remaining]) > iou_threshold)]
+    return torch.cat(keep) if keep else remaining
+
+
+def _iou(a: Tensor, b: Tensor) -> Tensor:
+    """[1, 4] and [N, 4] -> [N]."""
+    side = torch.minimum(a[:, 2:], b[:, 2:]) - torch.maximum(a[:, :2], b[:, :2])
+    intersection = side.clamp(min=0).prod(1)
+    return intersection / ((a[:, 2:] - a[:, :2]).prod(1) + (b[:, 2:] - b[:, :2]).prod(1) - intersection)
+
+
+def _check(boxes: Tensor, scores: Tensor, idxs: Tensor) -> None:
+    check_boxes("boxes", boxes)
+    check_vector("scores", scores, len(boxes))
+    check_vector("idxs", idxs, len(boxes))
+    check_device("scores", scores, "boxes", boxes)
+    check_device("idxs", idxs, "boxes", boxes)
+
+
+@torch.library.register_fake("maskrcnn::nms")
+def _(boxes: Tensor, group: Tensor, iou_threshold: float) -> Tensor:
+    return torch.empty(len(boxes), dtype=torch.bool, device=boxes.device)
+
+
+for _device in ("cpu", "cuda"):  # boxes in bfloat16 would be off by pixels
+    torch.library.register_autocast("maskrcnn::nms", _device, torch.float32)

@@ -1,0 +1,227 @@
+"""RoIAlign (He et al. 2017, Mask R-CNN, section 3), on one feature map or on the levels of a pyramid."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from maskrcnn.ops import library  # noqa: F401 (registers the kernels)
+from maskrcnn.ops.checks import at_least_float32, check_boxes, check_device
+
+
+def roi_align(
+    input: Tensor,
+    boxes: Tensor | Sequence[Tensor],
+    output_size: int | tuple[int, int],
+    spatial_scale: float = 1.0,
+    sampling_ratio: int = -1,
+    aligned: bool = False,
+) -> Tensor:
+    """Mean of bilinear samples in every bin of every RoI: the contract of ``torchvision.ops.roi_align``.
+
+    A box of 14 pixels at ``spatial_scale`` 0.25 covers 3.5 pixels of the feature map; with ``output_size`` 7 each bin
+    is 0.5 wide. Its samples lie at the centres of a grid of ``sampling_ratio`` points a side. Differentiable in
+    ``input``; deterministic on the CPU, and on a GPU where ``torch.use_deterministic_algorithms`` asks for it.
+
+    Args:
+        input: float [B, C, H, W]; fastest in channels_last.
+        boxes: float [K, 5] (image index, xyxy in pixels), or a list of float [L, 4], one an image.
+        output_size: bins along height and width.
+        spatial_scale: feature pixels per image pixel.
+        sampling_ratio: points along each side of a bin; 0 or less: ceil(RoI side / output side).
+        aligned: shift by half a pixel, so that pixel i's centre is at i + 0.5 of the image (detectron2's correction).
+
+    Returns:
+        [K, C, height, width] in the dtype of ``input`` and, as far as it is channels_last, in its memory format. Sums
+        are taken in float32 (float64 for float64).
+
+    Raises:
+        ValueError: for a wrong shape, dtype or device.
+        RuntimeError: for a box that is not finite or of an image outside the batch (on the CPU; on a GPU its bins are 0).
+    """
+    if input.dim() != 4 or not input.is_floating_point():
+        raise ValueError(f"input is {input.dtype} {tuple(input.shape)}; expected floating point [B, C, H, W]")
+    rois = _as_rois(boxes, input)
+    level = torch.zeros(len(rois), dtype=torch.int64, device=input.device)
+    size = (output_size, output_size) if isinstance(output_size, int) else tuple(output_size)
+    return _pyramid_align([input], rois, level, [spatial_scale], size, sampling_ratio, aligned)
+
+
+def multilevel_roi_align(
+    features: Sequence[Tensor],
+    rois: Tensor,
+    output_size: int,
+    scales: Sequence[float],
+    sampling_ratio: int = 2,
+    aligned: bool = False,
+    canonical_size: int = 224,
+    canonical_level: int = 4,
+    min_level: int = 2,
+) -> Tensor:
+    """:func:`roi_align` of each RoI on its own level of a feature pyramid, all levels in one call.
+
+    Args:
+        features: float [B, C, H_l, W_l], from the finest level on.
+        rois: float [K, 5] (image index, xyxy in pixels).
+        output_size: bins a side.
+        scales: feature pixels per image pixel of each level.
+        sampling_ratio, aligned: see :func:`roi_align`.
+        canonical_size, canonical_level: a RoI of this side in pixels belongs to this level.
+        min_level: the level of ``features[0]``.
+
+    Returns:
+        [K, C, output_size, output_size], ordered as ``rois``.
+
+    Raises:
+        ValueError, RuntimeError: see :func:`roi_align`.
+    """
+    if len(features) == 0 or len(features) != len(scales):
+        raise ValueError(f"scales has {len(scales)} entries for {len(features)} features")
+    check_boxes("rois", rois, 5)
+    level = roi_levels(rois, len(features), canonical_size, canonical_level, min_level)
+    size = (output_size, output_size)
+    return _pyramid_align(list(features), rois, level, list(scales), size, sampling_ratio, aligned)
+
+
+def roi_levels(
+    rois: Tensor, levels: int, canonical_size: int = 224, canonical_level: int = 4, min_level: int = 2
+) -> Tensor:
+    """Index of each RoI's pyramid level, int64 [K] in 0..levels-1 (Lin et al. 2017, FPN, equation 1):
+
+    k = floor(canonical_level + log2(sqrt(w h) / canonical_size)), counted from ``min_level`` and kept in range. 1e-6 is
+    added before rounding down, as torchvision does, so that a RoI of exactly the canonical size is safe.
+    """
+    side = ((rois[:, 3] - rois[:, 1]) * (rois[:, 4] - rois[:, 2])).clamp(min=0).sqrt()
+    level = torch.floor(canonical_level + torch.log2(side / canonical_size) + 1e-6)
+    return (level.clamp(min_level, min_level + levels - 1) - min_level).to(torch.int64)
+
+
+def roi_align_reference(
+    input: Tensor,
+    boxes: Tensor | Sequence[Tensor],
+    output_size: int | tuple[int, int],
+    spatial_scale: float = 1.0,
+    sampling_ratio: int = -1,
+    aligned: bool = False,
+) -> Tensor:
+    """:func:`roi_align` as its definition reads, in pure PyTorch, one RoI at a time and in any float type."""
+    rois = _as_rois(boxes, input)
+    bins_h, bins_w = (output_size, output_size) if isinstance(output_size, int) else output_size
+    results = []
+    for roi in rois:
+        image, (x1, y1, x2, y2) = int(roi[0]), (roi[1:] * spatial_scale - (0.5 if aligned else 0.0)).tolist()
+        height, width = y2 - y1, x2 - x1
+        if not aligned:
+            height, width = max(height, 1.0), max(width, 1.0)
+        rows = _axis_weights(y1, height, bins_h, input.shape[2], sampling_ratio, input)
+        columns = _axis_weights(x1, width, bins_w, input.shape[3], sampling_ratio, input)
+        results.append(torch.einsum("yh,chw,xw->cyx", rows, input[image], columns))
+    return torch.stack(results) if results else input.new_zeros(0, input.shape[1], bins_h, bins_w)
+
+
+def _axis_weights(start: float, length: float, bins: int, size: int, sampling_ratio: int, like: Tensor) -> Tensor:
+    """[bins, size]: how much each pixel of an axis weighs in each bin: the mean of its points' bilinear weights."""
+    points = sampling_ratio if sampling_ratio > 0 else max(0, int(-(-length // bins)))
+    if points == 0:
+        return like.new_zeros(bins, size)
+    fraction = (torch.arange(bins * points, dtype=like.dtype, device=like.device) + 0.5) / points
+    position = start + fraction * (length / bins)
+    inside = (position >= -1) & (position <= size)
+    pixel = torch.arange(size, dtype=like.dtype, device=like.device)
+    distance = (position.clamp(0, size - 1)[:, None] - pixel).abs()
+    weights = (1 - distance).clamp(min=0) * inside[:, None]
+    return weights.view(bins, points, size).mean(1)
+
+
+def _as_rois(boxes: Tensor | Sequence[Tensor], input: Tensor) -> Tensor:
+    if isinstance(boxes, Tensor):
+        check_boxes("boxes", boxes, 5)
+        rois = boxes
+    else:
+        for image_boxes in boxes:
+            check_boxes("boxes", image_boxes)
+        parts = [F.pad(image_boxes, (1, 0), value=float(image)) for image, image_boxes in enumerate(boxes)]
+        rois = torch.cat(parts) if parts else input.new_zeros(0, 5)
+    check_device("boxes", rois, "input", input)
+    return rois
+
+
+def _pyramid_align(
+    features: list[Tensor],
+    rois: Tensor,
+    level: Tensor,
+    scales: list[float],
+    size: tuple[int, ...],
+    sampling_ratio: int,
+    aligned: bool,
+) -> Tensor:
+    dtype = features[0].dtype
+    last = features[0].is_contiguous(memory_format=torch.channels_last) and not features[0].is_contiguous()
+    maps = [at_least_float32(f).permute(0, 2, 3, 1).contiguous() for f in features]
+    rois = rois.detach().to(maps[0].dtype).contiguous()
+    out = torch.ops.maskrcnn.roi_align(maps, rois, level, scales, size[0], size[1], max(0, sampling_ratio), aligned)
+    out = out.permute(0, 3, 1, 2).to(dtype)
+    return out if last else out.contiguous()
+
+
+@torch.library.register_fake("maskrcnn::roi_align")
+def _(
+    features: Sequence[Tensor],
+    rois: Tensor,
+    level: Tensor,
+    scales: Sequence[float],
+    size_h: int,
+    size_w: int,
+    sampling_ratio: int,
+    aligned: bool,
+) -> Tensor:
+    return features[0].new_empty(rois.shape[0], size_h, size_w, features[0].shape[3])
+
+
+@torch.library.register_fake("maskrcnn::roi_align_backward")
+def _(
+    grad: Tensor,
+    rois: Tensor,
+    level: Tensor,
+    scales: Sequence[float],
+    batch: int,
+    heights: Sequence[int],
+    widths: Sequence[int],
+    sampling_ratio: int,
+    aligned: bool,
+    deterministic: bool,
+) -> list[Tensor]:
+    return [grad.new_empty(batch, h, w, grad.shape[3]) for h, w in zip(heights, widths, strict=True)]
+
+
+def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def] # noqa: ANN001
+    features, rois, level, scales, _, _, sampling_ratio, aligned = inputs
+    ctx.save_for_backward(rois, level)
+    ctx.scales, ctx.sampling_ratio, ctx.aligned = scales, sampling_ratio, aligned
+    ctx.batch = features[0].shape[0]
+    ctx.heights, ctx.widths = [f.shape[1] for f in features], [f.shape[2] for f in features]
+
+
+def _backward(ctx, grad):  # type: ignore[no-untyped-def] # noqa: ANN001, ANN202
+    rois, level = ctx.saved_tensors
+    grads = torch.ops.maskrcnn.roi_align_backward(
+        grad.contiguous(),
+        rois,
+        level,
+        ctx.scales,
+        ctx.batch,
+        ctx.heights,
+        ctx.widths,
+        ctx.sampling_ratio,
+        ctx.aligned,
+        torch.are_deterministic_algorithms_enabled(),
+    )
+    return grads, None, None, None, None, None, None, None
+
+
+torch.library.register_autograd("maskrcnn::roi_align", _backward, setup_context=_setup_context)
+for _device in ("cpu", "cuda"):  # sums are taken in float32, and coordinates need its digits
+    torch.library.register_autocast("maskrcnn::roi_align", _device, torch.float32)

@@ -1,0 +1,76 @@
+"""COCO results as files: ``test-results.json``, and ``submission.zip`` that holds it."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
+
+from maskrcnn.data.hw3 import TestImage
+from maskrcnn.errors import InputError
+
+RESULTS = "test-results.json"
+SUBMISSION = "submission.zip"
+
+
+def write_results(
+    folder: Path, results: Sequence[dict[str, Any]], images: Sequence[TestImage], num_classes: int
+) -> tuple[Path, Path]:
+    """Write ``test-results.json`` and ``submission.zip`` into ``folder``, after pycocotools has loaded them.
+
+    Both are written beside and renamed, so that a failure leaves earlier files as they were.
+
+    Args:
+        results: COCO results: ``image_id``, ``category_id`` (1-based), ``bbox`` [x, y, w, h], ``score`` and
+            ``segmentation`` (RLE with text counts, in the picture's own size).
+        images: the pictures that were predicted, with their ids.
+        num_classes: number of cell classes.
+
+    Raises:
+        InputError: the folder cannot be written.
+        RuntimeError: pycocotools does not read back what was written: an error of this program.
+    """
+    check_results(results, images, num_classes)
+    text = json.dumps(list(results))
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(RESULTS, text)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, contents in ((RESULTS, text.encode()), (SUBMISSION, packed.getvalue())):
+            beside = folder / (name + ".part")
+            beside.write_bytes(contents)
+            os.replace(beside, folder / name)
+    except OSError as error:
+        raise InputError(f"--out {folder}: the results cannot be written: {error.strerror}") from error
+    return folder / RESULTS, folder / SUBMISSION
+
+
+def check_results(results: Sequence[dict[str, Any]], images: Sequence[TestImage], num_classes: int) -> None:
+    """Load the results with pycocotools against the pictures' ids and compare every mask's size with its picture's."""
+    truth = COCO()
+    truth.dataset = {
+        "images": [{"id": i.image_id, "file_name": i.file_name, "height": i.height, "width": i.width} for i in images],
+        "categories": [{"id": c, "name": f"class{c}"} for c in range(1, num_classes + 1)],
+        "annotations": [],
+    }
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth.createIndex()
+        if not results:  # pycocotools refuses an empty list; there is nothing to check in it
+            return
+        loaded = truth.loadRes(json.loads(json.dumps(list(results))))
+    sizes = {image.image_id: [image.height, image.width] for image in images}
+    categories = set(truth.getCatIds())
+    for annotation in loaded.dataset["annotations"]:
+        rle = annotation["segmentation"]
+        if rle["size"] != sizes[annotation["image_id"]] or annotation["category_id"] not in categories:
+            raise RuntimeError(f"result {annotation['id']} does not fit picture {annotation['image_id']}")
+        coco_mask.area(rle)

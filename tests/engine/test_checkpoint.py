@@ -1,0 +1,115 @@
+"""Checkpoints are whole or not there; foreign and damaged ones are refused in one line."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from maskrcnn.engine.checkpoint import build_model, load_checkpoint, save_checkpoint
+from maskrcnn.errors import InputError
+from maskrcnn.model import mask_rcnn_resnet_fpn
+
+
+@pytest.fixture
+def contents() -> dict:
+    options = {"depth": 18, "num_classes": 2, "norm": "group", "anchor_sizes": ((8.0, 4.0), (16,), (32,), (64,), (128,))}
+    return {"model": mask_rcnn_resnet_fpn(**options).state_dict(), "model_options": options}
+
+
+def test_a_model_comes_back_bit_for_bit(contents: dict, tmp_path: Path) -> None:
+    path = tmp_path / "best.pt"
+    save_checkpoint(path, contents)
+    model = build_model(load_checkpoint(path), path)
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, contents["model"][key]), key
+    assert [p.name for p in tmp_path.iterdir()] == ["best.pt"]
+
+
+def test_another_class_count_is_named(contents: dict, tmp_path: Path) -> None:
+    contents["model_options"]["num_classes"] = 4
+    save_checkpoint(tmp_path / "best.pt", contents)
+    with pytest.raises(InputError, match=r"best\.pt: weights of another architecture or class count.*box_"):
+        build_model(load_checkpoint(tmp_path / "best.pt"), tmp_path / "best.pt")
+
+
+def test_another_architecture_is_named(contents: dict, tmp_path: Path) -> None:
+    contents["model_options"]["depth"] = 34
+    save_checkpoint(tmp_path / "best.pt", contents)
+    with pytest.raises(InputError, match=r"missing.*and \d+ more"):
+        build_model(load_checkpoint(tmp_path / "best.pt"), tmp_path / "best.pt")
+
+
+def test_files_that_are_no_checkpoint(contents: dict, tmp_path: Path) -> None:
+    path = tmp_path / "best.pt"
+    with pytest.raises(InputError, match="no such checkpoint"):
+        load_checkpoint(path)
+    path.write_bytes(b"not a checkpoint at all")
+    with pytest.raises(InputError, match="not a checkpoint that can be read"):
+        load_checkpoint(path)
+    path.write_bytes(b"")
+    with pytest.raises(InputError, match="not a checkpoint that can be read"):
+        load_checkpoint(path)
+    save_checkpoint(path, contents)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(InputError, match="not a checkpoint that can be read"):
+        load_checkpoint(path)
+    torch.save({"state_dict": {}}, path)
+    with pytest.raises(InputError, match=r"not a checkpoint of train\.py"):
+        load_checkpoint(path)
+
+
+def test_code_in_a_checkpoint_is_not_run(tmp_path: Path) -> None:
+    class Bomb:
+        def __reduce__(self) -> tuple:
+            return (Path.touch, (tmp_path / "exploded",))
+
+    torch.save({"format": "maskrcnn-checkpoint-1", "model": Bomb()}, tmp_path / "best.pt")
+    with pytest.raises(InputError):
+        load_checkpoint(tmp_path / "best.pt")
+    assert not (tmp_path / "exploded").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_named(contents: dict, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="could not be written"):
+        save_checkpoint(tmp_path / "missing" / "best.pt", contents)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")
+def test_a_full_disk_keeps_the_earlier_file(contents: dict, tmp_path: Path) -> None:
+    path = tmp_path / "last.pt"
+    save_checkpoint(path, {**contents, "step": 1})
+    (tmp_path / "last.pt.part").symlink_to("/dev/full")
+    with pytest.raises(InputError, match=r"last\.pt: the checkpoint could not be written"):
+        save_checkpoint(path, {**contents, "step": 2})
+    assert load_checkpoint(path)["step"] == 1
+
+
+@pytest.mark.slow
+def test_kill_while_writing_leaves_a_whole_file(tmp_path: Path) -> None:
+    path = tmp_path / "last.pt"
+    script = textwrap.dedent(f"""
+        import torch
+        from pathlib import Path
+        from maskrcnn.engine.checkpoint import save_checkpoint
+        step = 0
+        while True:
+            step += 1
+            save_checkpoint(Path({str(path)!r}), {{"step": step, "model": {{"w": torch.full((4_000_000,), float(step))}}}})
+    """)
+    for delay in (0.03, 0.07, 0.11):
+        process = subprocess.Popen([sys.executable, "-c", script])
+        path.unlink(missing_ok=True)
+        while not path.exists():
+            time.sleep(0.01)
+            assert process.poll() is None
+        time.sleep(delay)
+        process.kill()
+        process.wait()
+        contents = load_checkpoint(path)
+        assert (contents["model"]["w"] == contents["step"]).all()

@@ -1,0 +1,122 @@
+"""The COCO metrics against pycocotools' own summary and against cases that one can score in the head."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from typing import Any
+
+import numpy as np
+import pytest
+from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from maskrcnn.engine.evaluate import coco_metrics
+
+SIZE = 96
+
+
+def _square(y: int, x: int, side: int) -> dict[str, Any]:
+    mask = np.zeros((SIZE, SIZE), np.uint8, order="F")
+    mask[y : y + side, x : x + side] = 1
+    rle = coco_mask.encode(mask)
+    return {"size": rle["size"], "counts": rle["counts"].decode()}
+
+
+def _annotation(number: int, image: int, category: int, rle: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "id": number,
+        "image_id": image,
+        "category_id": category,
+        "segmentation": rle,
+        "area": float(coco_mask.area(rle)),
+        "bbox": coco_mask.toBbox(rle).tolist(),
+        "iscrowd": 0,
+    }
+
+
+def _truth(annotations: list[dict[str, Any]], images: int = 1, categories: int = 1) -> dict[str, Any]:
+    return {
+        "images": [{"id": i + 1, "height": SIZE, "width": SIZE, "file_name": f"{i}.tif"} for i in range(images)],
+        "categories": [{"id": c + 1, "name": f"class{c + 1}"} for c in range(categories)],
+        "annotations": annotations,
+    }
+
+
+def _result(annotation: dict[str, Any], score: float, rle: dict[str, Any] | None = None) -> dict[str, Any]:
+    rle = rle or annotation["segmentation"]
+    return {
+        "image_id": annotation["image_id"],
+        "category_id": annotation["category_id"],
+        "segmentation": rle,
+        "bbox": coco_mask.toBbox(rle).tolist(),
+        "score": score,
+    }
+
+
+def _random_case(seed: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    rng = np.random.default_rng(seed)
+    annotations, results = [], []
+    for image in range(1, 5):
+        for _ in range(30):
+            y, x = rng.integers(0, SIZE - 16, 2)
+            side, category = int(rng.integers(6, 16)), int(rng.integers(1, 4))
+            annotation = _annotation(len(annotations) + 1, image, category, _square(y, x, side))
+            annotations.append(annotation)
+            dy, dx, grow = rng.integers(-3, 4, 3)
+            moved = _square(max(0, y + dy), max(0, x + dx), max(2, side + grow))
+            results.append(_result(annotation, float(rng.random()), moved))
+    return _truth(annotations, images=4, categories=3), results
+
+
+@pytest.mark.parametrize("iou_type", ["segm", "bbox"])
+@pytest.mark.parametrize("seed", range(3))
+def test_equals_the_summary_of_pycocotools(seed: int, iou_type: str) -> None:
+    truth, results = _random_case(seed)
+    metrics = coco_metrics(truth, results, detections_per_image=200, iou_type=iou_type)
+    with contextlib.redirect_stdout(io.StringIO()):
+        ground_truth = COCO()
+        ground_truth.dataset = truth
+        ground_truth.createIndex()
+        evaluation = COCOeval(ground_truth, ground_truth.loadRes([dict(r) for r in results]), iou_type)
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    for name, expected in zip(("AP", "AP50", "AP75"), evaluation.stats[:3], strict=True):
+        assert metrics[name] == pytest.approx(expected, abs=1e-12)
+    assert 0 < metrics["AP"] < metrics["AP50"] < 1
+    assert np.mean([metrics[f"AP50/class{c}"] for c in (1, 2, 3)]) == pytest.approx(metrics["AP50"], abs=1e-12)
+
+
+def test_perfect_results_score_one_and_none_scores_zero() -> None:
+    truth, _ = _random_case(0)
+    perfect = [_result(annotation, 0.9) for annotation in truth["annotations"]]
+    assert coco_metrics(truth, perfect, 200)["AP"] == pytest.approx(1)
+    nothing = coco_metrics(truth, [], 200)
+    assert nothing["AP"] == nothing["AP50@200"] == nothing["AP/class3"] == 0
+
+
+def test_a_class_without_cells_is_left_out_of_the_mean() -> None:
+    annotation = _annotation(1, 1, 1, _square(10, 10, 12))
+    truth = _truth([annotation], categories=2)
+    metrics = coco_metrics(truth, [_result(annotation, 0.5)], 200)
+    assert metrics["AP50"] == pytest.approx(1)
+    assert metrics["AP50/class2"] == -1
+    assert coco_metrics(truth, [], 200)["AP50/class2"] == -1
+
+
+def test_more_cells_than_coco_counts_show_at_the_models_limit() -> None:
+    annotations = [_annotation(i + 1, 1, 1, _square(6 * (i // 15), 6 * (i % 15), 5)) for i in range(150)]
+    results = [_result(annotation, 1 - i / 1000) for i, annotation in enumerate(annotations)]
+    metrics = coco_metrics(_truth(annotations), results, detections_per_image=200)
+    assert metrics["AP50@200"] == pytest.approx(1)
+    # 100 of 150 cells found without a mistake: recall levels 0, 0.01, ..., 0.66 of 101 are reached
+    assert metrics["AP50"] == pytest.approx(67 / 101)
+
+
+def test_the_callers_results_are_left_as_they_are() -> None:
+    truth, results = _random_case(1)
+    before = [dict(result) for result in results]
+    coco_metrics(truth, results, 200)
+    assert results == before

@@ -1,0 +1,167 @@
+"""Runs of the trainer: what they leave behind, how they stop, and that going on is as if they had not stopped."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from maskrcnn.engine.checkpoint import load_checkpoint
+from maskrcnn.engine.config import DataOptions, ModelOptions, OptimOptions, TrainConfig
+from maskrcnn.engine.log import read_metrics
+from maskrcnn.engine.train import NonFiniteLossError, learning_rate_factor, train
+from maskrcnn.errors import InputError
+from maskrcnn.model import MaskRCNN
+from tests.conftest import ROOT, tiny_config
+
+
+def test_a_run_folder_holds_everything(tiny_run: Path) -> None:
+    names = {path.name for path in tiny_run.iterdir()}
+    assert names >= {"config.json", "metrics.jsonl", "loss.png", "last.pt", "best.pt"}
+    assert not [name for name in names if ".part" in name]
+    config = json.loads((tiny_run / "config.json").read_text())
+    assert config["model_options"]["mask_loss"] == "dice"
+    assert config["seed"] == 0
+    rows = read_metrics(tiny_run / "metrics.jsonl")
+    steps = [row for row in rows if "loss" in row]
+    assert [row["step"] for row in steps] == list(range(1, len(steps) + 1))
+    parts = [key for key in steps[0] if key.startswith("loss_")]
+    assert len(parts) == 5
+    assert steps[0]["loss"] == pytest.approx(sum(steps[0][key] for key in parts), rel=1e-5)
+    validations = [row for row in rows if "mask/AP" in row]
+    assert [row["epoch"] for row in validations] == [1, 2]
+    assert {"mask/AP50", "mask/AP75", "mask/AP@20", "mask/AP50/class1", "box/AP"} <= validations[0].keys()
+    assert np.asarray(Image.open(tiny_run / "loss.png")).std() > 5
+
+
+def test_the_best_checkpoint_is_that_of_the_best_validation(tiny_run: Path) -> None:
+    rows = read_metrics(tiny_run / "metrics.jsonl")
+    best = load_checkpoint(tiny_run / "best.pt")
+    assert best["metrics"]["mask/AP"] == max(row["mask/AP"] for row in rows if "mask/AP" in row)
+    assert tuple(best["percentiles"]) == (0.1, 99.9)
+
+
+def test_config_survives_json() -> None:
+    config = TrainConfig(
+        data_options=DataOptions(data=Path("somewhere"), percentiles=None),
+        model_options=ModelOptions(anchor_sizes=("4", "8", "16", "32", "64,128")),
+        optim_options=OptimOptions(lr=3e-4),
+        out=Path("runs/x"),
+    )
+    assert TrainConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+def _loss_rows(folder: Path) -> list[dict]:
+    return [row for row in read_metrics(folder / "metrics.jsonl") if "loss" in row]
+
+
+class _StopHereError(Exception):
+    pass
+
+
+def test_resuming_inside_an_epoch_repeats_the_uninterrupted_run_exactly(
+    tiny_dataset: Path, tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run dies at step 7 of the second epoch, after last.pt of step 6; its resumed rest is that of ``tiny_run``."""
+    forward = MaskRCNN.forward
+    calls = 0
+
+    def dying(self: MaskRCNN, *args: object) -> object:
+        nonlocal calls
+        calls += self.training
+        if calls == 8:
+            raise _StopHereError
+        return forward(self, *args)
+
+    monkeypatch.setattr(MaskRCNN, "forward", dying)
+    with pytest.raises(_StopHereError):
+        train(tiny_config(tiny_dataset, tmp_path / "run"))
+    monkeypatch.setattr(MaskRCNN, "forward", forward)
+    assert load_checkpoint(tmp_path / "run" / "last.pt")["step"] == 6
+    train(TrainConfig(resume=tmp_path / "run", device="cpu"))
+    assert _loss_rows(tmp_path / "run") == _loss_rows(tiny_run)
+    ours, theirs = (load_checkpoint(folder / "last.pt")["model"] for folder in (tmp_path / "run", tiny_run))
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+
+
+def test_a_finished_run_resumes_to_nothing(tiny_run: Path) -> None:
+    before = _loss_rows(tiny_run)
+    train(TrainConfig(resume=tiny_run, device="cpu"))
+    assert _loss_rows(tiny_run) == before
+
+
+def test_a_run_folder_is_not_overwritten(tiny_dataset: Path, tiny_run: Path) -> None:
+    with pytest.raises(InputError, match="holds a run already"):
+        train(tiny_config(tiny_dataset, tiny_run))
+
+
+def test_a_loss_that_is_not_finite_names_the_pictures(
+    tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forward = MaskRCNN.forward
+
+    def broken(self: MaskRCNN, *args: object) -> object:
+        losses = forward(self, *args)
+        return {**losses, "loss_mask": losses["loss_mask"] * math.nan} if self.training else losses
+
+    monkeypatch.setattr(MaskRCNN, "forward", broken)
+    with pytest.raises(NonFiniteLossError, match=r"step 1 .*loss_mask nan.* on the pictures \S+, \S+"):
+        train(tiny_config(tiny_dataset, tmp_path / "run"))
+
+
+def test_learning_rate_warms_up_and_falls_to_zero() -> None:
+    factors = [learning_rate_factor(step, 110, 10) for step in range(110)]
+    assert factors[:2] == pytest.approx([1 / 11, 2 / 11])
+    assert factors[10] == 1
+    assert factors[60] == pytest.approx(0.5)
+    assert factors[-1] < 1e-3
+    assert all(a >= b for a, b in zip(factors[10:], factors[11:], strict=False))
+
+
+@pytest.mark.parametrize(
+    ("group", "change", "message"),
+    [
+        ("data_options", {"crop": 100}, "--crop is 100; expected a multiple of 32"),
+        ("data_options", {"percentiles": (50.0, 10.0)}, "--percentiles"),
+        ("data_options", {"data": Path("no/such/folder")}, "no/such/folder"),
+        ("model_options", {"anchor_sizes": ("4", "x", "16", "32", "64")}, "--anchor-sizes"),
+        ("optim_options", {"epochs": 0}, "--epochs is 0"),
+    ],
+)
+def test_options_that_no_run_can_use(
+    tiny_dataset: Path, tmp_path: Path, group: str, change: dict, message: str
+) -> None:
+    config = tiny_config(tiny_dataset, tmp_path / "run")
+    changed = dataclasses.replace(config, **{group: dataclasses.replace(getattr(config, group), **change)})
+    with pytest.raises(InputError, match=message):
+        train(changed)
+
+
+@pytest.mark.slow
+def test_ctrl_c_leaves_a_run_to_resume(tiny_dataset: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    options = f"--data {tiny_dataset} --out {run} --depth 18 --crop 64 --epochs 50 --roi-batch-per-image 32 --device cpu"
+    process = subprocess.Popen(
+        [sys.executable, "train.py", *options.split()], cwd=ROOT, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 90
+    while not (run / "metrics.jsonl").exists() or len(read_metrics(run / "metrics.jsonl")) < 2:
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert f"go on with: python train.py --resume {run}" in errors
+    assert "Traceback" not in errors
+    assert load_checkpoint(run / "last.pt")["step"] == len(_loss_rows(run))

@@ -11,7 +11,6 @@ from maskrcnn.data import transforms as T
 from maskrcnn.data.coco import CocoDataset
 from maskrcnn.data.hw3 import Hw3Folder
 from maskrcnn.data.split import repeat_factors, train_val_split
-from maskrcnn.data.synthetic import write_dataset
 from maskrcnn.engine.config import DataOptions, TrainConfig
 
 
@@ -39,6 +38,8 @@ def build_datasets(config: TrainConfig, folder: Path) -> Datasets:
     if data is None:
         data = folder / "synthetic"
         if not data.exists():
+            from maskrcnn.data.synthetic import write_dataset  # scikit-image takes a second to import
+
             print(f"no --data: writing a synthetic data set to {data}")
             write_dataset(data, seed=config.seed)
     source: Hw3Folder | CocoDataset

@@ -1,0 +1,195 @@
+"""Augmentation of pictures together with their label planes.
+
+Each transform is a callable ``(sample, rng) -> sample`` whose outcome depends on nothing but its arguments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from maskrcnn.data.dataset import Transform
+from maskrcnn.data.labels import InstanceLabels
+from maskrcnn.data.sample import Sample
+
+
+@dataclass(frozen=True)
+class Compose:
+    """Several transforms, one after the other."""
+
+    transforms: Sequence[Transform]
+
+    def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
+        for transform in self.transforms:
+            sample = transform(sample, rng)
+        return sample
+
+
+@dataclass(frozen=True)
+class Resize:
+    """To a fixed ``size`` (H, W); pictures bilinear with antialiasing, planes nearest."""
+
+    size: tuple[int, int]
+
+    def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
+        return _with(sample, _resize_image(sample.image, self.size), _resize_planes(sample.labels.planes, self.size))
+
+
+@dataclass(frozen=True)
+class Pad:
+    """Black pixels without labels at the right and the bottom, up to ``size`` (H, W); larger pictures stay."""
+
+    size: tuple[int, int]
+
+    def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
+        height, width = (max(wanted, have) for wanted, have in zip(self.size, sample.size, strict=True))
+        return _window(sample, 0, 0, height, width)
+
+
+@dataclass(frozen=True)
+class RandomScale:
+    """Enlarged or reduced by a factor drawn log-uniformly from ``low``..``high``."""
+
+    low: float
+    high: float
+
+    def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
+        factor = _factor(rng, self.low, self.high)
+        height, width = (max(1, round(side * factor)) for side in sample.size)
+        return Resize((height, width))(sample, rng)
+
+
+@dataclass(frozen=True)
+class RandomCrop:
+    """A square window of ``size`` pixels, at a random place and scale; smaller pictures are padded.
+
+    Attributes:
+        size: side of the result.
+        scale: factor by which the window is enlarged, drawn log-uniformly; only the window is resampled.
+        rare_class_probability: share of crops around a cell: first one of the picture's classes is drawn, all alike,
+            then one of its cells. Rare classes are seen more often so.
+        min_visible: cells of which the crop shows less than this share of the area are taken for background: a
+            sliver at the border cannot be told from its surroundings.
+    """
+
+    size: int
+    scale: tuple[float, float] = (1.0, 1.0)
+    rare_class_probability: float = 0.0
+    min_visible: float = 0.1
+
+    def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
+        side = max(1, round(self.size / _factor(rng, *self.scale)))
+        top, left = self._corner(sample, side, rng)
+        areas = sample.labels.areas
+        crop = _window(sample, top, left, side, side)
+        crop = _drop_slivers(crop, sample.labels, areas, self.min_visible)
+        if side == self.size:
+            return crop
+        return Resize((self.size, self.size))(crop, rng)
+
+    def _corner(self, sample: Sample, side: int, rng: np.random.Generator) -> tuple[int, int]:
+        around_cell = rng.random() < self.rare_class_probability
+        free = [max(0, have - side) for have in sample.size]
+        if not around_cell or len(sample.labels) == 0:
+            return int(rng.integers(0, free[0] + 1)), int(rng.integers(0, free[1] + 1))
+        classes = sample.labels.classes.numpy()
+        cell = rng.choice(np.flatnonzero(classes == rng.choice(np.unique(classes))))
+        x1, y1, x2, y2 = sample.labels.boxes[int(cell)].tolist()
+        center = ((y1 + y2) / 2, (x1 + x2) / 2)
+        shift = rng.uniform(-0.35, 0.35, 2) * side  # the cell need not be in the middle
+        corner = [round(c + s - side / 2) for c, s in zip(center, shift, strict=True)]
+        return min(max(0, corner[0]), free[0]), min(max(0, corner[1]), free[1])
+
+
+@dataclass(frozen=True)
+class RandomFlip:
+    """Mirrored left to right and top to bottom, each with ``probability``."""
+
+    probability: float = 0.5
+
+    def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
+        axes = [axis for axis in (0, 1) if rng.random() < self.probability]
+        if not axes:
+            return sample
+        return _with(sample, sample.image.flip(axes), sample.labels.planes.flip([axis + 1 for axis in axes]))
+
+
+@dataclass(frozen=True)
+class RandomRotate90:
+    """Turned by 0, 90, 180 or 270 degrees."""
+
+    def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
+        turns = int(rng.integers(4))
+        if turns == 0:
+            return sample
+        planes = sample.labels.planes.rot90(turns, (1, 2)).contiguous()
+        return _with(sample, sample.image.rot90(turns, (0, 1)).contiguous(), planes)
+
+
+@dataclass(frozen=True)
+class ColorJitter:
+    """Brightness, contrast and saturation changed by random factors 1 - x .. 1 + x."""
+
+    brightness: float = 0.2
+    contrast: float = 0.2
+    saturation: float = 0.2
+
+    def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
+        brightness, contrast, saturation = (
+            float(rng.uniform(1 - x, 1 + x)) for x in (self.brightness, self.contrast, self.saturation)
+        )
+        image = sample.image.float()
+        # The three are one affine map: saturation mixes a pixel with its grey value, contrast with the mean grey.
+        grey = image.mean(dim=2, keepdim=True)
+        mixed = saturation * image + (1 - saturation) * grey
+        mixed = brightness * (contrast * mixed + (1 - contrast) * grey.mean())
+        return Sample(mixed.round().clamp(0, 255).to(torch.uint8), sample.labels, sample.name, sample.image_id)
+
+
+def _factor(rng: np.random.Generator, low: float, high: float) -> float:
+    return float(np.exp(rng.uniform(np.log(low), np.log(high))))
+
+
+def _with(sample: Sample, image: Tensor, planes: Tensor) -> Sample:
+    return Sample(image, sample.labels.with_planes(planes), sample.name, sample.image_id)
+
+
+def _window(sample: Sample, top: int, left: int, height: int, width: int) -> Sample:
+    """The window from (top, left), black and without labels where it leaves the picture at the right or bottom."""
+    image = sample.image[top : top + height, left : left + width]
+    planes = sample.labels.planes[:, top : top + height, left : left + width]
+    missing = (0, width - image.shape[1], 0, height - image.shape[0])
+    if any(missing):
+        image = F.pad(image, (0, 0, *missing))
+        planes = F.pad(planes, missing)
+    return _with(sample, image.contiguous(), planes.contiguous())
+
+
+def _drop_slivers(crop: Sample, before: InstanceLabels, areas: Tensor, min_visible: float) -> Sample:
+    """Take out the cells whose visible share is too small, and their pixels from the planes."""
+    labels = crop.labels
+    whole = dict(zip(zip(before.plane.tolist(), before.ids.tolist(), strict=True), areas.tolist(), strict=True))
+    keys = zip(labels.plane.tolist(), labels.ids.tolist(), strict=True)
+    original = torch.tensor([whole[key] for key in keys], dtype=torch.float64)
+    keep = labels.areas >= min_visible * original
+    return crop if bool(keep.all()) else Sample(crop.image, labels.select(keep), crop.name, crop.image_id)
+
+
+def _resize_image(image: Tensor, size: tuple[int, int]) -> Tensor:
+    pixels = image.permute(2, 0, 1)[None].float()
+    resized = F.interpolate(pixels, size=size, mode="bilinear", align_corners=False, antialias=True)
+    return resized[0].permute(1, 2, 0).round().clamp(0, 255).to(torch.uint8).contiguous()
+
+
+def _resize_planes(planes: Tensor, size: tuple[int, int]) -> Tensor:
+    """Nearest neighbour at pixel centres, by indexing: ids must not pass through floats."""
+    rows, columns = (
+        ((torch.arange(wanted) + 0.5) * (have / wanted)).long().clamp(max=have - 1)
+        for wanted, have in zip(size, planes.shape[1:], strict=True)
+    )
+    return planes[:, rows][:, :, columns].contiguous()

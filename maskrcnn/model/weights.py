@@ -1,0 +1,1 @@
+def load_weights(model, path): raise NotImplementedError

@@ -1,4 +1,4 @@
-"""Boxes as offsets from reference boxes (Girshick et al. 2014, R-CNN, appendix C; weights as in Fast R-CNN's code)."""
+"""Boxes as offsets from reference boxes (Girshick et al. 2014, R-CNN, appendix C)."""
 
 from __future__ import annotations
 
@@ -16,18 +16,20 @@ MAX_LOG_SCALE = math.log(1000 / 16)
 class BoxCoder:
     """Deltas (dx, dy, dw, dh): shift of the centre in units of the reference's size, and logarithm of the scale.
 
-    ``weights`` multiply the four deltas, to bring them to a spread of about 1.
+    ``shift_weight`` multiplies the first two, ``scale_weight`` the last two, to bring them to a spread of about 1: 10
+    and 5 in the box branch, 1 and 1 in the RPN, as in the code of Fast and Faster R-CNN.
     """
 
-    weights: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 1.0)
+    shift_weight: float = 1.0
+    scale_weight: float = 1.0
 
     def encode(self, boxes: Tensor, references: Tensor) -> Tensor:
         """Deltas that turn ``references`` into ``boxes``; both float [N, 4] xyxy with positive sides -> [N, 4]."""
         center, size = _center_size(boxes)
         reference_center, reference_size = _center_size(references)
-        shift = (center - reference_center) / reference_size
-        scale = torch.log(size / reference_size)
-        return torch.cat([shift, scale], dim=-1) * shift.new_tensor(self.weights)
+        shift = self.shift_weight * (center - reference_center) / reference_size
+        scale = self.scale_weight * torch.log(size / reference_size)
+        return torch.cat([shift, scale], dim=-1)
 
     def decode(self, deltas: Tensor, references: Tensor) -> Tensor:
         """``references`` moved and scaled by ``deltas``.
@@ -39,10 +41,11 @@ class BoxCoder:
         Returns:
             [..., 4] xyxy in float32 (or float64): bf16 has too few digits for coordinates.
         """
-        deltas = deltas.to(references.dtype) / references.new_tensor(self.weights)
+        deltas = deltas.to(references.dtype)
         reference_center, reference_size = _center_size(references)
-        center = deltas[..., :2] * reference_size + reference_center
-        half = 0.5 * torch.exp(deltas[..., 2:].clamp(max=MAX_LOG_SCALE)) * reference_size
+        center = deltas[..., :2] / self.shift_weight * reference_size + reference_center
+        log_scale = (deltas[..., 2:] / self.scale_weight).clamp(max=MAX_LOG_SCALE)
+        half = 0.5 * torch.exp(log_scale) * reference_size
         return torch.cat([center - half, center + half], dim=-1)
 
 
@@ -53,11 +56,11 @@ def _center_size(boxes: Tensor) -> tuple[Tensor, Tensor]:
 
 def clip_boxes(boxes: Tensor, size: tuple[int, int]) -> Tensor:
     """Boxes [..., 4] xyxy with every coordinate moved into the image of ``size`` (H, W)."""
-    height, width = size
-    limits = boxes.new_tensor([width, height, width, height])
-    return torch.minimum(boxes.clamp(min=0), limits)
+    height, width = size  # as numbers, not as a tensor of limits: no copy to the device
+    x, y = boxes[..., 0::2].clamp(0, width), boxes[..., 1::2].clamp(0, height)
+    return torch.stack([x, y], dim=-1).flatten(-2)
 
 
 def large_enough(boxes: Tensor, min_size: float) -> Tensor:
-    """bool [N]: both sides of the box [N, 4] have at least ``min_size`` pixels."""
+    """bool [N]: both sides of the box [N, 4] have at least ``min_size`` pixels; False for NaN."""
     return ((boxes[:, 2:] - boxes[:, :2]) >= min_size).all(dim=1)

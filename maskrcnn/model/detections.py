@@ -50,8 +50,8 @@ class Detections:
 
     def to(self, device: torch.device | str) -> Detections:
         """All tensors on ``device``."""
-        tensors = (self.boxes, self.scores, self.labels, self.masks)
-        return Detections(*(t.to(device) for t in tensors), size=self.size)
+        boxes, scores, labels, masks = (t.to(device) for t in (self.boxes, self.scores, self.labels, self.masks))
+        return Detections(boxes, scores, labels, masks, self.size)
 
     def rescale(self, factor: float) -> Detections:
         """The same cells in the picture enlarged by ``factor``."""

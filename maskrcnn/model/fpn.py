@@ -11,7 +11,7 @@ from maskrcnn.model.resnet import GROUPS
 
 
 class FPN(nn.Module):
-    """P2..P5 from C2..C5 by 1x1 lateral convolutions, nearest upsampling and 3x3 output convolutions; P6 by subsampling.
+    """P2..P5 from C2..C5 by 1x1 lateral convolutions, nearest upsampling and 3x3 output convolutions; P6 from P5.
 
     Args:
         in_channels: channels of C2..C5.

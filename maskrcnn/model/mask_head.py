@@ -21,7 +21,7 @@ class MaskHead(nn.Module):
     Args:
         channels: channels of the pyramid and of the head.
         num_classes: cell classes, without background.
-        pool: RoIAlign; masks are twice its output size.
+        pool: RoIAlign, 14 bins a side in the paper; masks are twice that.
         group_norm: GroupNorm after each 3x3 convolution.
         loss, tversky_alpha, tversky_beta: see :mod:`maskrcnn.model.losses`.
         binary_targets: threshold the mask targets at 0.5, as detectron2 does; torchvision trains with soft ones.
@@ -31,7 +31,7 @@ class MaskHead(nn.Module):
         self,
         channels: int,
         num_classes: int,
-        pool: RoIPool = RoIPool(14),
+        pool: RoIPool,
         group_norm: bool = False,
         loss: MaskLoss = "bce",
         tversky_alpha: float = 0.3,
@@ -50,9 +50,7 @@ class MaskHead(nn.Module):
         self.loss, self.tversky_alpha, self.tversky_beta = loss, tversky_alpha, tversky_beta
         self.binary_targets = binary_targets
 
-    def forward(
-        self, features: Sequence[Tensor], rois: Tensor, classes: Tensor, image_size: tuple[int, int]
-    ) -> Tensor:
+    def forward(self, features: Sequence[Tensor], rois: Tensor, classes: Tensor, image_size: tuple[int, int]) -> Tensor:
         """RoIs [R, 5] and their classes [R] (1..K) -> logits [R, 28, 28] of the mask of that class, in float32."""
         if len(rois) == 0:
             return rois.new_zeros(0, self.mask_size, self.mask_size)
@@ -66,27 +64,38 @@ class MaskHead(nn.Module):
         sampled: SampledRoIs,
         labels: Sequence[InstanceLabels],
         image_size: tuple[int, int],
+        sizes: Sequence[tuple[int, int]],
     ) -> dict[str, Tensor]:
         """``loss_mask`` over the positive RoIs: of each the mask of its true class alone (section 3, "decouples")."""
-        positive = torch.nonzero(sampled.classes > 0).squeeze(1)
-        if len(positive) == 0:
+        if len(sampled.positive) == 0:
             return {"loss_mask": _attached_zero(self)}
-        rois = sampled.rois[positive]
-        logits = self(features, rois, sampled.classes[positive], image_size)
-        targets = self.targets(rois, sampled.instances[positive], labels, image_size)
-        loss = mask_loss(
-            self.loss, logits, targets, tversky_alpha=self.tversky_alpha, tversky_beta=self.tversky_beta
-        )
+        rois = sampled.rois[sampled.positive]
+        logits = self(features, rois, sampled.classes[sampled.positive], image_size)
+        targets = self.targets(rois, sampled.instances, labels, image_size, sizes)
+        loss = mask_loss(self.loss, logits, targets, tversky_alpha=self.tversky_alpha, tversky_beta=self.tversky_beta)
         return {"loss_mask": loss}
 
     def targets(
-        self, rois: Tensor, instances: Tensor, labels: Sequence[InstanceLabels], image_size: tuple[int, int]
+        self,
+        rois: Tensor,
+        instances: Tensor,
+        labels: Sequence[InstanceLabels],
+        image_size: tuple[int, int],
+        sizes: Sequence[tuple[int, int]],
     ) -> Tensor:
         """float32 [R, 28, 28]: the share of each bin that its cell covers, cut from the label planes in one call."""
-        planes = torch.cat([label.padded(*image_size).planes for label in labels])
+        height, width = image_size
+        planes = torch.cat([label.padded(height, width).planes for label in labels])
         starts = [0]
-        for label in labels:
+        for label, (h, w) in zip(labels, sizes, strict=True):
+            own = planes[starts[-1] : starts[-1] + len(label.planes)]
             starts.append(starts[-1] + len(label.planes))
+            # RoIAlign repeats the last pixels of a picture for samples on its very edge; in a padded batch the edge is
+            # here, not at the end of the plane
+            if h < height:
+                own[:, h] = own[:, h - 1]
+            if w < width:
+                own[:, :, w] = own[:, :, w - 1]
         plane = torch.cat([label.plane + start for label, start in zip(labels, starts, strict=False)])
         ids = torch.cat([label.ids for label in labels])
         return ops.crop_labels(

@@ -87,7 +87,7 @@ class MaskRCNN(nn.Module):
         sampled = self.box_head.sample(proposals, labels)
         logits, deltas = self.box_head(features, sampled.rois, image_size)
         losses |= self.box_head.losses(logits, deltas, sampled)
-        losses |= self.mask_head.losses(features, sampled, labels, image_size)
+        losses |= self.mask_head.losses(features, sampled, labels, image_size, sizes)
         return losses
 
     def features(self, images: Tensor, sizes: Sequence[tuple[int, int]]) -> list[Tensor]:
@@ -109,13 +109,11 @@ class MaskRCNN(nn.Module):
         masks = self.mask_head(features, rois, labels, image_size).sigmoid()
         per_image = masks.split([len(boxes) for boxes, _, _ in found])
         return [
-            Detections(boxes, scores, label, mask, tuple(size))
-            for (boxes, scores, label), mask, size in zip(found, per_image, sizes, strict=True)
+            Detections(boxes, scores, label, mask, (height, width))
+            for (boxes, scores, label), mask, (height, width) in zip(found, per_image, sizes, strict=True)
         ]
 
-    def _check(
-        self, images: Tensor, sizes: Sequence[tuple[int, int]], labels: Sequence[InstanceLabels] | None
-    ) -> None:
+    def _check(self, images: Tensor, sizes: Sequence[tuple[int, int]], labels: Sequence[InstanceLabels] | None) -> None:
         if images.dim() != 4 or images.shape[1] != 3 or images.shape[-2] % 32 or images.shape[-1] % 32:
             raise ValueError(f"images has shape {tuple(images.shape)}; expected [B, 3, H, W], H and W multiples of 32")
         if len(sizes) != len(images):
@@ -129,6 +127,7 @@ def mask_rcnn_resnet_fpn(
     num_classes: int,
     *,
     norm: Norm = "group",
+    norm_eps: float = 1e-5,
     stride_in_1x1: bool = False,
     pixel_mean: Sequence[float] = PIXEL_MEAN,
     pixel_std: Sequence[float] = PIXEL_STD,
@@ -168,6 +167,7 @@ def mask_rcnn_resnet_fpn(
         norm: ``group``: GroupNorm in backbone, pyramid and mask head (He et al. 2019, Rethinking ImageNet
             Pre-training), for training from random weights with small batches; ``batch`` and ``frozen_batch``: in the
             backbone alone.
+        norm_eps: of the backbone's norms; torchvision's COCO models were trained and are scored with 0.
         stride_in_1x1: see :class:`maskrcnn.model.resnet.Bottleneck`.
         anchor_sizes: of P2..P6, in pixels. The RPN's output channels are shared by the levels, so the first size of
             each level should be the same multiple of its stride; 8 leads at P2, where 4 is added.
@@ -179,7 +179,7 @@ def mask_rcnn_resnet_fpn(
         raise ValueError(f"num_classes is {num_classes}; expected at least 1")
     if len(anchor_sizes) != 5:
         raise ValueError(f"anchor_sizes has {len(anchor_sizes)} levels; expected 5, P2 to P6")
-    backbone = ResNet(depth, norm, stride_in_1x1)
+    backbone = ResNet(depth, norm, stride_in_1x1, norm_eps)
     neck = FPN(backbone.out_channels, group_norm=norm == "group")
     anchors = AnchorGenerator(anchor_sizes, anchor_ratios, anchors_rounded)
     rpn = RegionProposalNetwork(
@@ -219,6 +219,6 @@ def mask_rcnn_resnet_fpn(
     return MaskRCNN(backbone, neck, rpn, box_head, mask_head, pixel_mean, pixel_std)
 
 
-def mask_rcnn_resnet50_fpn(num_classes: int, **options: Any) -> MaskRCNN:  # noqa: ANN401 (passed on)
+def mask_rcnn_resnet50_fpn(num_classes: int, **options: Any) -> MaskRCNN:
     """:func:`mask_rcnn_resnet_fpn` with a ResNet-50."""
     return mask_rcnn_resnet_fpn(50, num_classes, **options)

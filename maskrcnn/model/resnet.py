@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Literal
 
 import torch
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 Norm = Literal["group", "batch", "frozen_batch"]
+NormLayer = Callable[[int], nn.Module]
 
 _BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
 GROUPS = 32
@@ -42,14 +44,14 @@ class FrozenBatchNorm2d(nn.Module):
         return x * scale.to(x.dtype).view(1, -1, 1, 1) + shift.to(x.dtype).view(1, -1, 1, 1)
 
 
-def make_norm(norm: Norm, channels: int) -> nn.Module:
+def make_norm(norm: Norm, channels: int, eps: float = 1e-5) -> nn.Module:
     """The normalisation layer called ``norm`` for ``channels`` channels; GroupNorm has 32 groups (Wu & He 2018)."""
     if norm == "group":
-        return nn.GroupNorm(GROUPS, channels)
+        return nn.GroupNorm(GROUPS, channels, eps)
     if norm == "batch":
-        return nn.BatchNorm2d(channels)
+        return nn.BatchNorm2d(channels, eps)
     if norm == "frozen_batch":
-        return FrozenBatchNorm2d(channels)
+        return FrozenBatchNorm2d(channels, eps)
     raise ValueError(f"norm is {norm!r}; expected group, batch or frozen_batch")
 
 
@@ -58,12 +60,12 @@ class BasicBlock(nn.Module):
 
     expansion = 1
 
-    def __init__(self, inputs: int, width: int, stride: int, norm: Norm, stride_in_1x1: bool = False) -> None:
+    def __init__(self, inputs: int, width: int, stride: int, norm: NormLayer, stride_in_1x1: bool = False) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(inputs, width, 3, stride, 1, bias=False)
-        self.bn1 = make_norm(norm, width)
+        self.bn1 = norm(width)
         self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
-        self.bn2 = make_norm(norm, width)
+        self.bn2 = norm(width)
         self.downsample = _shortcut(inputs, width, stride, norm)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -82,15 +84,15 @@ class Bottleneck(nn.Module):
 
     expansion = 4
 
-    def __init__(self, inputs: int, width: int, stride: int, norm: Norm, stride_in_1x1: bool = False) -> None:
+    def __init__(self, inputs: int, width: int, stride: int, norm: NormLayer, stride_in_1x1: bool = False) -> None:
         super().__init__()
         first, second = (stride, 1) if stride_in_1x1 else (1, stride)
         self.conv1 = nn.Conv2d(inputs, width, 1, first, bias=False)
-        self.bn1 = make_norm(norm, width)
+        self.bn1 = norm(width)
         self.conv2 = nn.Conv2d(width, width, 3, second, 1, bias=False)
-        self.bn2 = make_norm(norm, width)
+        self.bn2 = norm(width)
         self.conv3 = nn.Conv2d(width, width * self.expansion, 1, bias=False)
-        self.bn3 = make_norm(norm, width * self.expansion)
+        self.bn3 = norm(width * self.expansion)
         self.downsample = _shortcut(inputs, width * self.expansion, stride, norm)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -101,21 +103,30 @@ class Bottleneck(nn.Module):
         return F.relu(out + (x if self.downsample is None else self.downsample(x)))
 
 
-def _shortcut(inputs: int, outputs: int, stride: int, norm: Norm) -> nn.Sequential | None:
+def _shortcut(inputs: int, outputs: int, stride: int, norm: NormLayer) -> nn.Sequential | None:
     """The projection of option B in He et al. 2016, section 3.3: only where the shape changes."""
     if stride == 1 and inputs == outputs:
         return None
-    return nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), make_norm(norm, outputs))
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), norm(outputs))
 
 
 class ResNet(nn.Module):
     """ResNet-18, 34, 50 or 101 without its classifier: C2 to C5, at strides 4, 8, 16 and 32.
 
-    Parameter names are torchvision's. Weights start as in He et al. 2015 (fan out); with GroupNorm or BatchNorm the last
-    scale of each residual branch starts at 0, so that the blocks start as identities (Goyal et al. 2017, section 5.1).
+    Parameter names are torchvision's. Weights start as in He et al. 2015 (fan out); with GroupNorm or BatchNorm the
+    last scale of each residual branch starts at 0, so that the blocks start as identities (Goyal et al. 2017, section
+    5.1).
+
+    Args:
+        depth: 18, 34, 50 or 101.
+        norm: see :func:`make_norm`.
+        stride_in_1x1: see :class:`Bottleneck`.
+        norm_eps: added to the variances; 0 for weights that were trained so, as torchvision's COCO models.
     """
 
-    def __init__(self, depth: int = 50, norm: Norm = "group", stride_in_1x1: bool = False) -> None:
+    def __init__(
+        self, depth: int = 50, norm: Norm = "group", stride_in_1x1: bool = False, norm_eps: float = 1e-5
+    ) -> None:
         super().__init__()
         if depth not in _BLOCKS:
             raise ValueError(f"depth is {depth}; expected one of {', '.join(map(str, _BLOCKS))}")
@@ -123,7 +134,8 @@ class ResNet(nn.Module):
         expansion = BasicBlock.expansion if depth < 50 else Bottleneck.expansion
         self.depth, self.norm = depth, norm
         self.conv1 = nn.Conv2d(3, 64, 7, 2, 3, bias=False)
-        self.bn1 = make_norm(norm, 64)
+        norm_layer = partial(make_norm, norm, eps=norm_eps)
+        self.bn1 = norm_layer(64)
         self.maxpool = nn.MaxPool2d(3, 2, 1)
         inputs = 64
         for stage, count in enumerate(_BLOCKS[depth]):
@@ -131,7 +143,7 @@ class ResNet(nn.Module):
             blocks = []
             for index in range(count):
                 stride = 2 if stage > 0 and index == 0 else 1
-                blocks.append(block(inputs, width, stride, norm, stride_in_1x1))
+                blocks.append(block(inputs, width, stride, norm_layer, stride_in_1x1))
                 inputs = width * expansion
             setattr(self, f"layer{stage + 1}", nn.Sequential(*blocks))
         self.out_channels = [64 * 2**stage * expansion for stage in range(4)]
@@ -149,7 +161,7 @@ class ResNet(nn.Module):
         """[B, 3, H, W] -> C2..C5, [B, C, H/4, W/4] to [B, C, H/32, W/32]."""
         x = self.maxpool(F.relu(self.bn1(self.conv1(x))))
         features = []
-        for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
-            x = layer(x)
+        for stage in range(1, 5):
+            x = self.get_submodule(f"layer{stage}")(x)
             features.append(x)
         return features

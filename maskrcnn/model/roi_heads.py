@@ -3,6 +3,7 @@ class, and where exactly."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -31,7 +32,7 @@ class RoIPool:
     def __call__(self, features: Sequence[Tensor], rois: Tensor, image_size: tuple[int, int]) -> Tensor:
         """P2..P6 and RoIs [K, 5] (image index, xyxy in pixels) -> [K, C, output_size, output_size]."""
         pyramid = features[:4]  # P6 serves the RPN alone
-        scales = [2.0 ** round(torch.tensor(f.shape[-2] / image_size[0]).log2().item()) for f in pyramid]
+        scales = [2.0 ** round(math.log2(f.shape[-2] / image_size[0])) for f in pyramid]
         return ops.multilevel_roi_align(
             pyramid, rois, self.output_size, scales, self.sampling_ratio, canonical_size=self.canonical_size
         )
@@ -44,12 +45,14 @@ class SampledRoIs:
     Attributes:
         rois: float32 [R, 5], image index and xyxy.
         classes: int64 [R], 0 for background.
-        instances: int64 [R], index into the cells of all images joined; meaningless for background.
-        boxes: float32 [R, 4], the box of that cell.
+        positive: int64 [Q], which of them are cells.
+        instances: int64 [Q], of those, the index into the cells of all images joined.
+        boxes: float32 [Q, 4], of those, the box of that cell.
     """
 
     rois: Tensor
     classes: Tensor
+    positive: Tensor
     instances: Tensor
     boxes: Tensor
 
@@ -67,8 +70,8 @@ class BoxHead(nn.Module):
     Args:
         channels: channels of the pyramid.
         num_classes: cell classes, without background.
+        pool: RoIAlign, 7 bins a side in the paper.
         hidden: width of the fully connected layers.
-        pool: RoIAlign.
         batch_per_image, positive_fraction: proposals sampled for the losses.
         foreground_iou: IoU with a cell from which a proposal is positive.
         score_threshold: detections of a lower score are dropped.
@@ -82,8 +85,8 @@ class BoxHead(nn.Module):
         self,
         channels: int,
         num_classes: int,
+        pool: RoIPool,
         hidden: int = 1024,
-        pool: RoIPool = RoIPool(7),
         batch_per_image: int = 512,
         positive_fraction: float = 0.25,
         foreground_iou: float = 0.5,
@@ -110,7 +113,7 @@ class BoxHead(nn.Module):
         self.score_threshold, self.nms_threshold = score_threshold, nms_threshold
         self.detections_per_image, self.min_size = detections_per_image, min_size
         self.smooth_l1_beta = smooth_l1_beta
-        self.coder = BoxCoder((10.0, 10.0, 5.0, 5.0))
+        self.coder = BoxCoder(10.0, 5.0)
 
     def forward(self, features: Sequence[Tensor], rois: Tensor, image_size: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """RoIs [R, 5] -> class logits [R, K + 1] (background first) and deltas [R, K + 1, 4], in float32."""
@@ -121,30 +124,27 @@ class BoxHead(nn.Module):
     @torch.no_grad()
     def sample(self, proposals: Sequence[Tensor], labels: Sequence[InstanceLabels]) -> SampledRoIs:
         """Proposals and the cells' own boxes, matched with the cells and sampled to a bounded share of positives."""
-        chosen, classes, instances, boxes = [], [], [], []
-        first = 0
+        chosen, classes, positives, instances, boxes = [], [], [], [], []
+        first_roi = first_cell = 0
         for proposal, label in zip(proposals, labels, strict=True):
             candidates = torch.cat([proposal, label.boxes])
             matches = ops.match_boxes(candidates, label.boxes, self.foreground_iou, self.foreground_iou, False)
-            sampled = torch.cat(sample_balanced(matches + 1, self.batch_per_image, self.positive_fraction))
-            match = matches[sampled]
-            positive = match >= 0
-            target = candidates[sampled]  # background RoIs have no box to learn: their own stands in
-            target[positive] = label.boxes[match[positive]]
-            of_class = torch.zeros_like(match)
-            of_class[positive] = label.classes[match[positive]]
-            chosen.append(candidates[sampled])
-            classes.append(of_class)
-            instances.append(match + first)
-            boxes.append(target)
-            first += len(label)
-        return SampledRoIs(join_rois(chosen), torch.cat(classes), torch.cat(instances), torch.cat(boxes))
+            positive, negative = sample_balanced(matches + 1, self.batch_per_image, self.positive_fraction)
+            cell = matches[positive]
+            chosen.append(candidates[torch.cat([positive, negative])])
+            classes.append(F.pad(label.classes[cell], (0, len(negative))))
+            positives.append(torch.arange(first_roi, first_roi + len(positive), device=cell.device))
+            instances.append(cell + first_cell)
+            boxes.append(label.boxes[cell])
+            first_roi += len(positive) + len(negative)
+            first_cell += len(label)
+        parts = (classes, positives, instances, boxes)
+        return SampledRoIs(join_rois(chosen), *(torch.cat(part) for part in parts))
 
     def losses(self, logits: Tensor, deltas: Tensor, sampled: SampledRoIs) -> dict[str, Tensor]:
         """Fast R-CNN's equation 1: cross-entropy over all RoIs, smooth L1 of the true class's deltas over positives."""
-        positive = torch.nonzero(sampled.classes > 0).squeeze(1)
-        targets = self.coder.encode(sampled.boxes[positive], sampled.rois[positive, 1:])
-        own = deltas[positive, sampled.classes[positive]]
+        targets = self.coder.encode(sampled.boxes, sampled.rois[sampled.positive, 1:])
+        own = deltas[sampled.positive, sampled.classes[sampled.positive]]
         box_loss = F.smooth_l1_loss(own, targets, beta=self.smooth_l1_beta, reduction="sum")
         count = max(1, len(sampled.classes))
         return {
@@ -162,7 +162,8 @@ class BoxHead(nn.Module):
         scores = logits.softmax(dim=1)[:, 1:]
         results = []
         counts = [len(p) for p in proposals]
-        for score, delta, proposal, size in zip(scores.split(counts), deltas.split(counts), proposals, sizes, strict=True):
+        per_image = zip(scores.split(counts), deltas.split(counts), proposals, sizes, strict=True)
+        for score, delta, proposal, size in per_image:
             row, column = torch.nonzero(score > self.score_threshold, as_tuple=True)
             boxes = clip_boxes(self.coder.decode(delta[row, column + 1], proposal[row]), size)
             score, label = score[row, column], column + 1

@@ -1,1 +1,202 @@
-def load_weights(model, path): raise NotImplementedError
+"""Weights of other programs: torchvision's and timm's ResNets, detectron2's ``R-50.pkl``, torchvision's Mask R-CNN.
+
+The format is told by the keys of the file, not by its name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pickle
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from maskrcnn.errors import InputError
+from maskrcnn.model.mask_rcnn import MaskRCNN
+from maskrcnn.model.resnet import Bottleneck
+
+State = dict[str, Tensor]
+
+# torchvision's Mask R-CNN -> ours; what follows the prefix stays
+_TORCHVISION_PREFIXES = {
+    "backbone.body.": "backbone.",
+    "backbone.fpn.": "neck.",
+    "rpn.head.": "rpn.head.",
+    "roi_heads.box_head.": "box_head.",
+    "roi_heads.box_predictor.": "box_head.",
+    "roi_heads.mask_head.": "mask_head.convs.",
+    "roi_heads.mask_predictor.": "mask_head.",
+}
+_HASH = re.compile(r"-([0-9a-f]{8,64})\.[a-z]+$")
+# What detectron2's ImageNet models were fed: BGR in 0..255, minus this mean, not scaled.
+_DETECTRON2_MEAN_BGR = (103.53, 116.28, 123.675)
+
+
+def load_weights(model: MaskRCNN, source: str | os.PathLike[str]) -> str:
+    """Copy weights of another program into ``model`` (in place).
+
+    Args:
+        model: its norm decides what fits: weights with batch statistics need ``batch`` or ``frozen_batch``.
+        source: a file (``.pth``, ``.pt``, ``.bin``, ``.safetensors``, ``.pkl``) or an http(s) or file URL; a URL is kept
+            in PyTorch's hub folder, and checked against the hash prefix in its name (``resnet50-0676ba61.pth``).
+
+    Returns:
+        One line that says which format was found and how many tensors were loaded.
+
+    Raises:
+        InputError: for a file that is missing, damaged, or of no known format, whose keys or shapes do not fit (they
+            are named), that holds code (pickles are read with numpy arrays alone allowed), or has another hash.
+    """
+    path = _download(str(source)) if "://" in str(source) else Path(source)
+    state = _read(path)
+    name, target, converted, ignored = _recognise(state, model, path)
+    _check_fit(target, converted, path)
+    target.load_state_dict(converted, strict=False)
+    note = f", {len(ignored)} of its tensors not used" if ignored else ""
+    return f"{path}: {name}, {len(converted)} tensors loaded{note}"
+
+
+def _recognise(state: State, model: MaskRCNN, path: Path) -> tuple[str, nn.Module, State, list[str]]:
+    """The format's name, the module that it fills, its tensors under our names, and the keys left aside."""
+    backbone = model.backbone
+    if any(key.startswith("roi_heads.") for key in state):
+        return "torchvision Mask R-CNN", model, _from_torchvision_model(state, path), []
+    if "layer1.0.conv1.weight" in state:
+        classifier = [key for key in state if key.startswith("fc.")]
+        kept = {key: value for key, value in state.items() if not key.startswith("fc.")}
+        return "ResNet of torchvision or timm", backbone, _without_counters(kept), classifier
+    stripped = {key.removeprefix("backbone.bottom_up."): value for key, value in state.items()}
+    if "stem.conv1.weight" in stripped:
+        kept = {key: value for key, value in stripped.items() if not key.startswith("stem.fc")}
+        resnet = {key: value for key, value in kept.items() if key.startswith(("stem.", "res"))}
+        ignored = sorted(stripped.keys() - resnet.keys())
+        if not all(b.conv1.stride >= b.conv2.stride for b in backbone.modules() if isinstance(b, Bottleneck)):
+            raise InputError(f"{path}: detectron2's ResNet has its strides in the 1x1 convolutions; build the model with stride_in_1x1")
+        return "ResNet of detectron2", backbone, _from_detectron2(resnet, model), ignored
+    raise InputError(
+        f"{path}: neither a ResNet of torchvision, timm or detectron2 nor a torchvision Mask R-CNN; its keys begin with "
+        f"{', '.join(list(state)[:3]) or 'none'}"
+    )
+
+
+def _from_torchvision_model(state: State, path: Path) -> State:
+    converted: State = {}
+    for key, value in _without_counters(state).items():
+        prefix = next((p for p in _TORCHVISION_PREFIXES if key.startswith(p)), None)
+        if prefix is None:
+            raise InputError(f"{path}: a torchvision Mask R-CNN with the unknown key {key}")
+        name = _TORCHVISION_PREFIXES[prefix] + key.removeprefix(prefix)
+        # torchvision before 0.14 had no wrapper around each convolution
+        name = re.sub(r"^(neck\.\w+_blocks\.\d)\.(weight|bias)$", r"\1.0.\2", name)
+        name = re.sub(r"^rpn\.head\.conv\.(weight|bias)$", r"rpn.head.conv.0.0.\1", name)
+        name = re.sub(r"^mask_head\.convs\.mask_fcn(\d)\.", lambda m: f"mask_head.convs.{int(m[1]) - 1}.0.", name)
+        converted[name] = value
+    return converted
+
+
+def _from_detectron2(state: State, model: MaskRCNN) -> State:
+    """``res2.0.conv1.norm.weight`` -> ``layer1.0.bn1.weight``; BGR -> RGB, and the pixels scaled as detectron2 does."""
+    converted: State = {}
+    for key, value in state.items():
+        name = re.sub(r"^res(\d)\.", lambda m: f"layer{int(m[1]) - 1}.", key.removeprefix("stem."))
+        name = re.sub(r"conv(\d)\.norm\.", r"bn\1.", name)
+        name = name.replace("shortcut.norm.", "downsample.1.").replace("shortcut.", "downsample.0.")
+        converted[name] = value
+    converted["conv1.weight"] = converted["conv1.weight"].flip(1)
+    model.pixel_mean.copy_(torch.tensor(_DETECTRON2_MEAN_BGR[::-1]).view(1, 3, 1, 1) / 255)
+    model.pixel_std.fill_(1 / 255)
+    return converted
+
+
+def _without_counters(state: State) -> State:
+    """BatchNorm counts its batches; frozen norms do not, and nothing depends on it."""
+    return {key: value for key, value in state.items() if not key.endswith("num_batches_tracked")}
+
+
+def _check_fit(target: nn.Module, state: State, path: Path) -> None:
+    own = {k: v for k, v in target.state_dict().items() if not k.endswith("num_batches_tracked")}
+    own = {k: v for k, v in own.items() if k not in ("pixel_mean", "pixel_std")}
+    if any("running_mean" in key for key in state) and not any("running_mean" in key for key in own):
+        raise InputError(f"{path}: weights with batch norm, but the model has group norm; choose --norm frozen_batch or batch")
+    wrong = [f"{key} (missing in the file)" for key in own if key not in state]
+    wrong += [f"{key} (not in the model)" for key in state if key not in own]
+    wrong += [
+        f"{key} ({tuple(state[key].shape)}, the model has {tuple(own[key].shape)})"
+        for key in own
+        if key in state and state[key].shape != own[key].shape
+    ]
+    if wrong:
+        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise InputError(f"{path}: weights that do not fit the model: {', '.join(wrong[:3])}{more}")
+
+
+def _read(path: Path) -> State:
+    if not path.is_file():
+        raise InputError(f"{path}: no such weights file")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        if path.suffix == ".pkl":
+            with path.open("rb") as file:
+                contents = _NumpyUnpickler(file, encoding="latin1").load()
+        else:
+            contents = torch.load(path, map_location="cpu", weights_only=True)
+    except InputError:
+        raise
+    except Exception as error:  # each format has its own exceptions for a damaged file
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise InputError(f"{path}: not a weights file that can be read: {reason}") from error
+    return dict(_tensors(contents, path))
+
+
+def _tensors(contents: object, path: Path) -> Iterator[tuple[str, Tensor]]:
+    for wrapper in ("model", "state_dict"):
+        if isinstance(contents, Mapping) and isinstance(contents.get(wrapper), Mapping):
+            contents = contents[wrapper]
+    if not isinstance(contents, Mapping):
+        raise InputError(f"{path}: holds a {type(contents).__name__}, expected weights by name")
+    for key, value in contents.items():
+        if isinstance(value, np.ndarray):
+            value = torch.from_numpy(np.array(value))
+        if isinstance(key, str) and isinstance(value, Tensor):
+            yield key, value
+
+
+class _NumpyUnpickler(pickle.Unpickler):
+    """Reads pickles of dicts of numpy arrays and refuses all else: a pickle can run any code."""
+
+    _ALLOWED = frozenset(
+        (module, name)
+        for core in ("numpy", "numpy.core.multiarray", "numpy._core.multiarray", "numpy.core.numeric", "numpy._core.numeric")
+        for module, name in ((core, "ndarray"), (core, "dtype"), (core, "_reconstruct"), (core, "scalar"), (core, "_frombuffer"))
+    ) | {("_codecs", "encode"), ("collections", "OrderedDict")}
+
+    def find_class(self, module: str, name: str) -> Any:  # noqa: ANN401 (a class or function)
+        if (module, name) not in self._ALLOWED:
+            raise InputError(f"a pickle that refers to {module}.{name}; only numpy arrays are read")
+        return super().find_class(module, name)
+
+
+def _download(url: str) -> Path:
+    name = Path(urlparse(url).path).name
+    match = _HASH.search(name)
+    folder = Path(torch.hub.get_dir()) / "checkpoints"
+    path = folder / name
+    if not path.is_file():
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(url, str(path), hash_prefix=match[1] if match else None)
+        except (OSError, ValueError, RuntimeError) as error:
+            raise InputError(f"{url}: cannot be downloaded: {error}") from error
+    elif match and not hashlib.sha256(path.read_bytes()).hexdigest().startswith(match[1]):
+        raise InputError(f"{path}: the hash is not that of its name; delete the file to download it again")
+    return path

@@ -49,13 +49,33 @@ struct RoIAxis {
         if (!aligned && length < T(1)) length = T(1);
         bin = length / T(bins);
         const T points = sampling_ratio > 0 ? T(sampling_ratio) : std::ceil(length / T(bins));
-        grid = points > T(0) ? static_cast<int>(points) : 0;
+        grid = points >= T(kMostPoints) ? kMostPoints : points > T(0) ? static_cast<int>(points) : 0;
     }
 
     // Position of sampling point `point` of bin `index`.
     MASKRCNN_HD T position(int index, int point) const {
         return start + T(index) * bin + (T(point) + T(0.5)) * bin / T(grid);
     }
+
+    // First and one past the last point of bin `index` that may lie on a map of `size` pixels, so that a RoI as large
+    // as the numbers allow costs no more than the map. Points left out have weight 0.
+    MASKRCNN_HD void points_on_map(int index, int size, int* first, int* last) const {
+        const double step = static_cast<double>(bin) / grid;
+        const double base = static_cast<double>(start) + static_cast<double>(index) * bin;
+        const double rounding = 1e-6 * (std::fabs(base) + std::fabs(static_cast<double>(bin)) + 1);
+        *first = 0;
+        *last = grid;
+        if (!(step > 0) || grid <= 2 * size) return;
+        if (!(rounding < 1e300)) {  // not finite: no point lies on the map
+            *last = 0;
+            return;
+        }
+        const double low = (-1 - rounding - base) / step - 1, high = (size + rounding - base) / step + 1;
+        if (low > 0) *first = low < grid ? static_cast<int>(low) : grid;
+        if (high < grid) *last = high > *first ? static_cast<int>(high) : *first;
+    }
+
+    static constexpr int kMostPoints = 1000000000;
 };
 
 // The two pixels of an axis that a position lies between, and their weights; outside the map all weights are 0.

@@ -17,7 +17,9 @@ class AxisTaps {
         weight.clear();
         start.assign(1, 0);
         for (int bin = 0; bin < bins; ++bin) {
-            for (int point = 0; point < axis.grid; ++point) {
+            int first, last;
+            axis.points_on_map(bin, size, &first, &last);
+            for (int point = first; point < last; ++point) {
                 const BilinearTap<T> tap(axis.position(bin, point), size);
                 add(tap.low, tap.weight_low / T(axis.grid));
                 add(tap.high, tap.weight_high / T(axis.grid));

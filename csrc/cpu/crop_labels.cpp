@@ -36,9 +36,9 @@ Tensor crop_labels(const Tensor& planes, const Tensor& rois, const Tensor& plane
                    bool binary) {
     STD_TORCH_CHECK(planes.dim() == 3 && planes.is_contiguous() && planes.scalar_type() == ScalarType::Int,
                     "planes must be contiguous int32 [P, H, W]");
-    STD_TORCH_CHECK(rois.dim() == 2 && rois.size(1) == 4 && rois.is_contiguous() &&
-                        rois.scalar_type() == ScalarType::Float,
-                    "rois must be contiguous float32 [K, 4]");
+    STD_TORCH_CHECK(
+        rois.dim() == 2 && rois.size(1) == 4 && rois.is_contiguous() && rois.scalar_type() == ScalarType::Float,
+        "rois must be contiguous float32 [K, 4]");
     const int64_t count = rois.size(0);
     for (const Tensor* index : {&plane, &ids}) {
         STD_TORCH_CHECK(index->dim() == 1 && index->size(0) == count && index->is_contiguous() &&

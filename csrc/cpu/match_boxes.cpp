@@ -1,8 +1,8 @@
 // Which target each anchor belongs to, without the matrix of all their overlaps.
 //
 // Two passes over pairs that touch: the first finds the best target of each anchor and the best overlap of each target,
-// the second, if asked for, the anchors that reach a target's best. A pair that does not touch has IoU 0 and is skipped;
-// targets are sorted by their top edge so that most of them are skipped at once.
+// the second, if asked for, the anchors that reach a target's best. A pair that does not touch has IoU 0 and is
+// skipped; targets are sorted by their top edge so that most of them are skipped at once.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>

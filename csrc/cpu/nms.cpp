@@ -15,8 +15,8 @@
 namespace maskrcnn {
 namespace {
 
-using torch::stable::Tensor;
 using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
 
 template <typename T>
 struct Kept {
@@ -123,7 +123,8 @@ void suppress(const Tensor& boxes, const Tensor& group, double threshold, Tensor
     const auto* id = static_cast<const int64_t*>(group.const_data_ptr());
     auto* out = static_cast<bool*>(keep.mutable_data_ptr());
     for (int64_t i = 0; i < count; ++i) {
-        const bool bad = std::isnan(box[i].x1) || std::isnan(box[i].y1) || std::isnan(box[i].x2) || std::isnan(box[i].y2);
+        const bool bad =
+            std::isnan(box[i].x1) || std::isnan(box[i].y1) || std::isnan(box[i].x2) || std::isnan(box[i].y2);
         STD_TORCH_CHECK(!bad, "boxes: a coordinate is NaN");
     }
     std::vector<int64_t> starts{0};

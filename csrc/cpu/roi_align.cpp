@@ -9,11 +9,13 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
+#include <tuple>
 #include <vector>
 
 #include "axis_taps.h"
+#include "huge_pages.h"
 #include "multiversion.h"
+#include "simd.h"
 
 namespace maskrcnn {
 namespace {
@@ -24,16 +26,21 @@ using torch::stable::Tensor;
 // A bin's weighted sum over rows of channels: out[c] = sum_t weights[t] * taps[t][c].
 template <typename T>
 MASKRCNN_INLINE void gather_impl(const T* const* taps, const T* weights, int count, T* out, int64_t channels) {
-    constexpr int kBlock = 64;
+    using Vec = typename Simd<T>::Vec;
+    constexpr int kVecs = 8;  // as many sums at a time as hide the latency of a multiply-add
+    constexpr int kBlock = kVecs * Simd<T>::kLanes;
     int64_t c = 0;
     for (; c + kBlock <= channels; c += kBlock) {
-        T sum[kBlock] = {};
+        Vec sum[kVecs] = {};
         for (int t = 0; t < count; ++t) {
-            const T* tap = taps[t] + c;
+            const auto* tap = reinterpret_cast<const Vec*>(taps[t] + c);
             const T weight = weights[t];
-            for (int i = 0; i < kBlock; ++i) sum[i] += weight * tap[i];
+#pragma GCC unroll 8
+            for (int i = 0; i < kVecs; ++i) sum[i] += weight * tap[i];
         }
-        for (int i = 0; i < kBlock; ++i) out[c + i] = sum[i];
+        auto* to = reinterpret_cast<Vec*>(out + c);
+#pragma GCC unroll 8
+        for (int i = 0; i < kVecs; ++i) to[i] = sum[i];
     }
     for (; c < channels; ++c) {
         T sum = 0;
@@ -45,10 +52,24 @@ MASKRCNN_INLINE void gather_impl(const T* const* taps, const T* weights, int cou
 // Its transpose: taps[t][c] += weights[t] * grad[c].
 template <typename T>
 MASKRCNN_INLINE void scatter_impl(T* const* taps, const T* weights, int count, const T* grad, int64_t channels) {
-    for (int t = 0; t < count; ++t) {
-        T* tap = taps[t];
-        const T weight = weights[t];
-        for (int64_t c = 0; c < channels; ++c) tap[c] += weight * grad[c];
+    using Vec = typename Simd<T>::Vec;
+    constexpr int kVecs = 4;
+    constexpr int kBlock = kVecs * Simd<T>::kLanes;
+    int64_t c = 0;
+    for (; c + kBlock <= channels; c += kBlock) {
+        const auto* from = reinterpret_cast<const Vec*>(grad + c);
+        Vec value[kVecs];
+#pragma GCC unroll 4
+        for (int i = 0; i < kVecs; ++i) value[i] = from[i];
+        for (int t = 0; t < count; ++t) {
+            auto* tap = reinterpret_cast<Vec*>(taps[t] + c);
+            const T weight = weights[t];
+#pragma GCC unroll 4
+            for (int i = 0; i < kVecs; ++i) tap[i] += weight * value[i];
+        }
+    }
+    for (; c < channels; ++c) {
+        for (int t = 0; t < count; ++t) taps[t][c] += weights[t] * grad[c];
     }
 }
 
@@ -65,35 +86,59 @@ MASKRCNN_MULTIVERSION void scatter(double* const* t, const double* w, int n, con
     scatter_impl(t, w, n, grad, c);
 }
 
-// Calls visit(bin, offsets, weights, count) for every bin of one RoI; offsets are of pixels in its image's map.
+// One level of the pyramid, [B, height, width, C].
 template <typename T>
+struct Level {
+    T* data;
+    int height, width;
+    T scale;
+};
+
+struct Bins {
+    int height, width, sampling_ratio;
+    bool aligned;
+};
+
+// Calls visit(bin, taps, weights, count) for every bin of a RoI; taps point at the pixels' channels in `image`.
+template <typename T, typename Pixel>
 class RoIWalker {
   public:
     template <typename Visit>
-    void walk(const T* roi, T scale, int size_h, int size_w, int height, int width, int sampling_ratio, bool aligned,
+    void walk(const T* roi, const Level<Pixel>& level, Pixel* image, int64_t channels, const Bins& bins,
               const Visit& visit) {
-        rows_.compute(RoIAxis<T>(roi[2], roi[4], scale, size_h, sampling_ratio, aligned), size_h, height);
-        columns_.compute(RoIAxis<T>(roi[1], roi[3], scale, size_w, sampling_ratio, aligned), size_w, width);
-        for (int y = 0; y < size_h; ++y) {
-            for (int x = 0; x < size_w; ++x) {
-                offsets_.clear();
+        const T scale = level.scale;
+        rows_.compute(RoIAxis<T>(roi[2], roi[4], scale, bins.height, bins.sampling_ratio, bins.aligned), bins.height,
+                      level.height);
+        columns_.compute(RoIAxis<T>(roi[1], roi[3], scale, bins.width, bins.sampling_ratio, bins.aligned), bins.width,
+                         level.width);
+        for (int y = 0; y < bins.height; ++y) {
+            for (int x = 0; x < bins.width; ++x) {
+                taps_.clear();
                 weights_.clear();
                 for (int r = rows_.start[y]; r < rows_.start[y + 1]; ++r) {
+                    Pixel* row = image + static_cast<int64_t>(rows_.pixel[r]) * level.width * channels;
                     for (int c = columns_.start[x]; c < columns_.start[x + 1]; ++c) {
-                        offsets_.push_back(static_cast<int64_t>(rows_.pixel[r]) * width + columns_.pixel[c]);
+                        taps_.push_back(row + columns_.pixel[c] * channels);
                         weights_.push_back(rows_.weight[r] * columns_.weight[c]);
                     }
                 }
-                visit(y * size_w + x, offsets_, weights_);
+                visit(y * bins.width + x, taps_.data(), weights_.data(), static_cast<int>(taps_.size()));
             }
         }
     }
 
   private:
     AxisTaps<T> rows_, columns_;
-    std::vector<int64_t> offsets_;
+    std::vector<Pixel*> taps_;
     std::vector<T> weights_;
 };
+
+constexpr int64_t kMost = 1 << 20;  // keeps products of two sizes far from overflow
+
+void check_size(int64_t height, int64_t width) {
+    STD_TORCH_CHECK(height > 0 && width > 0 && height < kMost && width < kMost, "features: a map of ", height, " x ",
+                    width, " pixels; expected 1 x 1 or more");
+}
 
 void check_rois(const Tensor& rois, const Tensor& level, int64_t levels, int64_t batch) {
     STD_TORCH_CHECK(rois.dim() == 2 && rois.size(1) == 5 && rois.is_contiguous(), "rois must be contiguous [K, 5]");
@@ -116,28 +161,51 @@ void check_rois(const Tensor& rois, const Tensor& level, int64_t levels, int64_t
     }
 }
 
+// The order in which to visit the RoIs: neighbours one after another, so that the pixels that they share are in the
+// cache.
+template <typename T>
+std::vector<int64_t> by_place(const T* rois, const int64_t* level_of, int64_t count) {
+    struct Key {
+        int64_t level;
+        T image, band, x;
+        int64_t k;
+    };
+    constexpr T kBand = 64;  // pixels
+    std::vector<Key> keys(count);
+    for (int64_t k = 0; k < count; ++k) {
+        const T* roi = rois + 5 * k;
+        keys[k] = {level_of[k], roi[0], std::floor(roi[2] / kBand), roi[1], k};
+    }
+    std::sort(keys.begin(), keys.end(), [](const Key& a, const Key& b) {
+        return std::tie(a.level, a.image, a.band, a.x, a.k) < std::tie(b.level, b.image, b.band, b.x, b.k);
+    });
+    std::vector<int64_t> order(count);
+    for (int64_t i = 0; i < count; ++i) order[i] = keys[i].k;
+    return order;
+}
+
 template <typename T>
 void forward(const std::vector<Tensor>& features, const Tensor& rois, const Tensor& level,
-             const std::vector<double>& scales, int size_h, int size_w, int sampling_ratio, bool aligned, Tensor& out) {
-    const int64_t channels = features[0].size(3);
+             const std::vector<double>& scales, const Bins& bins, Tensor& out) {
+    std::vector<Level<const T>> levels;
+    for (size_t l = 0; l < features.size(); ++l) {
+        levels.push_back({static_cast<const T*>(features[l].const_data_ptr()), static_cast<int>(features[l].size(1)),
+                          static_cast<int>(features[l].size(2)), static_cast<T>(scales[l])});
+    }
+    const int64_t channels = features[0].size(3), roi_size = channels * bins.height * bins.width;
     const auto* roi = static_cast<const T*>(rois.const_data_ptr());
     const auto* level_of = static_cast<const int64_t*>(level.const_data_ptr());
     auto* result = static_cast<T*>(out.mutable_data_ptr());
+    const auto order = by_place(roi, level_of, rois.size(0));
     torch::stable::parallel_for(0, rois.size(0), 1, [&](int64_t begin, int64_t end) {
-        RoIWalker<T> walker;
-        std::vector<const T*> taps;
-        for (int64_t k = begin; k < end; ++k) {
-            const Tensor& map = features[level_of[k]];
-            const int height = static_cast<int>(map.size(1)), width = static_cast<int>(map.size(2));
-            const T* image = static_cast<const T*>(map.const_data_ptr()) +
-                             static_cast<int64_t>(roi[5 * k]) * height * width * channels;
-            T* bins = result + k * size_h * size_w * channels;
-            walker.walk(roi + 5 * k, static_cast<T>(scales[level_of[k]]), size_h, size_w, height, width, sampling_ratio,
-                        aligned, [&](int bin, const std::vector<int64_t>& offsets, const std::vector<T>& weights) {
-                            taps.resize(offsets.size());
-                            for (size_t t = 0; t < offsets.size(); ++t) taps[t] = image + offsets[t] * channels;
-                            gather(taps.data(), weights.data(), static_cast<int>(taps.size()), bins + bin * channels,
-                                   channels);
+        RoIWalker<T, const T> walker;
+        for (int64_t i = begin; i < end; ++i) {
+            const int64_t k = order[i];
+            const Level<const T>& map = levels[level_of[k]];
+            const T* image = map.data + static_cast<int64_t>(roi[5 * k]) * map.height * map.width * channels;
+            walker.walk(roi + 5 * k, map, image, channels, bins,
+                        [&](int bin, const T* const* taps, const T* weights, int count) {
+                            gather(taps, weights, count, result + k * roi_size + bin * channels, channels);
                         });
         }
     });
@@ -147,29 +215,27 @@ void forward(const std::vector<Tensor>& features, const Tensor& rois, const Tens
 // number of threads.
 template <typename T>
 void backward(const Tensor& grad, const Tensor& rois, const Tensor& level, const std::vector<double>& scales,
-              int sampling_ratio, bool aligned, std::vector<Tensor>& out) {
-    constexpr int64_t kBlock = 16;  // a cache line of floats
-    const int size_h = static_cast<int>(grad.size(1)), size_w = static_cast<int>(grad.size(2));
-    const int64_t channels = grad.size(3);
+              const Bins& bins, std::vector<Tensor>& out) {
+    constexpr int64_t kBlock = 64 / sizeof(T);  // a cache line
+    std::vector<Level<T>> levels;
+    for (size_t l = 0; l < out.size(); ++l) {
+        levels.push_back({static_cast<T*>(out[l].mutable_data_ptr()), static_cast<int>(out[l].size(1)),
+                          static_cast<int>(out[l].size(2)), static_cast<T>(scales[l])});
+    }
+    const int64_t channels = grad.size(3), roi_size = channels * bins.height * bins.width;
     const auto* roi = static_cast<const T*>(rois.const_data_ptr());
     const auto* level_of = static_cast<const int64_t*>(level.const_data_ptr());
     const auto* gradient = static_cast<const T*>(grad.const_data_ptr());
+    const auto order = by_place(roi, level_of, rois.size(0));
     torch::stable::parallel_for(0, (channels + kBlock - 1) / kBlock, 1, [&](int64_t begin, int64_t end) {
-        const int64_t first = begin * kBlock, count = std::min(end * kBlock, channels) - first;
-        RoIWalker<T> walker;
-        std::vector<T*> taps;
-        for (int64_t k = 0; k < rois.size(0); ++k) {
-            Tensor& map = out[level_of[k]];
-            const int height = static_cast<int>(map.size(1)), width = static_cast<int>(map.size(2));
-            T* image = static_cast<T*>(map.mutable_data_ptr()) +
-                       static_cast<int64_t>(roi[5 * k]) * height * width * channels + first;
-            const T* bins = gradient + k * size_h * size_w * channels + first;
-            walker.walk(roi + 5 * k, static_cast<T>(scales[level_of[k]]), size_h, size_w, height, width, sampling_ratio,
-                        aligned, [&](int bin, const std::vector<int64_t>& offsets, const std::vector<T>& weights) {
-                            taps.resize(offsets.size());
-                            for (size_t t = 0; t < offsets.size(); ++t) taps[t] = image + offsets[t] * channels;
-                            scatter(taps.data(), weights.data(), static_cast<int>(taps.size()), bins + bin * channels,
-                                    count);
+        const int64_t first = begin * kBlock, width = std::min(end * kBlock, channels) - first;
+        RoIWalker<T, T> walker;
+        for (const int64_t k : order) {
+            const Level<T>& map = levels[level_of[k]];
+            T* image = map.data + static_cast<int64_t>(roi[5 * k]) * map.height * map.width * channels + first;
+            walker.walk(roi + 5 * k, map, image, channels, bins,
+                        [&](int bin, T* const* taps, const T* weights, int count) {
+                            scatter(taps, weights, count, gradient + k * roi_size + bin * channels + first, width);
                         });
         }
     });
@@ -184,13 +250,17 @@ Tensor roi_align(std::vector<Tensor> features, const Tensor& rois, const Tensor&
                         "contiguous [B, H, W, C] of one dtype");
         STD_TORCH_CHECK(map.size(0) == features[0].size(0) && map.size(3) == features[0].size(3),
                         "features must have the same batch and channels");
+        check_size(map.size(1), map.size(2));
     }
+    STD_TORCH_CHECK(size_h > 0 && size_w > 0 && size_h < kMost && size_w < kMost, "output_size must be above 0");
+    STD_TORCH_CHECK(sampling_ratio < kMost, "sampling_ratio is ", sampling_ratio);
     STD_TORCH_CHECK(rois.scalar_type() == type, "rois must have the dtype of the features");
     check_rois(rois, level, static_cast<int64_t>(features.size()), features[0].size(0));
     Tensor out = torch::stable::empty({rois.size(0), size_h, size_w, features[0].size(3)}, type);
+    use_huge_pages(out);
+    const Bins bins{static_cast<int>(size_h), static_cast<int>(size_w), static_cast<int>(sampling_ratio), aligned};
     const auto run = type == ScalarType::Double ? forward<double> : forward<float>;
-    run(features, rois, level, scales, static_cast<int>(size_h), static_cast<int>(size_w),
-        static_cast<int>(sampling_ratio), aligned, out);
+    run(features, rois, level, scales, bins, out);
     return out;
 }
 
@@ -201,16 +271,21 @@ std::vector<Tensor> roi_align_backward(const Tensor& grad, const Tensor& rois, c
     STD_TORCH_CHECK(grad.dim() == 4 && grad.is_contiguous() && grad.size(0) == rois.size(0), "grad must be contiguous ",
                     "[K, size_h, size_w, C]");
     STD_TORCH_CHECK(rois.scalar_type() == grad.scalar_type(), "rois must have the dtype of grad");
-    STD_TORCH_CHECK(heights.size() == scales.size() && widths.size() == scales.size(), "heights, widths, scales differ");
+    STD_TORCH_CHECK(heights.size() == scales.size() && widths.size() == scales.size(),
+                    "heights, widths, scales differ");
     check_rois(rois, level, static_cast<int64_t>(scales.size()), batch);
     std::vector<Tensor> out;
     for (size_t l = 0; l < scales.size(); ++l) {
+        check_size(heights[l], widths[l]);
         Tensor map = torch::stable::empty({batch, heights[l], widths[l], grad.size(3)}, grad.scalar_type());
+        use_huge_pages(map);
         torch::stable::zero_(map);
         out.push_back(map);
     }
+    const Bins bins{static_cast<int>(grad.size(1)), static_cast<int>(grad.size(2)), static_cast<int>(sampling_ratio),
+                    aligned};
     const auto run = grad.scalar_type() == ScalarType::Double ? backward<double> : backward<float>;
-    run(grad, rois, level, scales, static_cast<int>(sampling_ratio), aligned, out);
+    run(grad, rois, level, scales, bins, out);
     return out;
 }
 

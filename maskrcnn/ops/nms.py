@@ -27,7 +27,10 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
         ValueError: for a wrong shape, dtype or device.
         RuntimeError: for a NaN coordinate (on the CPU; on a GPU such a box is kept and suppresses nothing).
     """
-    return batched_nms(boxes, scores, torch.zeros(len(boxes), dtype=torch.int64, device=boxes.device), iou_threshold)
+    _check(boxes, scores, scores)
+    order = scores.argsort(descending=True, stable=True)
+    group = torch.zeros(len(boxes), dtype=torch.int64, device=boxes.device)
+    return order[torch.ops.maskrcnn.nms(at_least_float32(boxes)[order], group, iou_threshold)]
 
 
 def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: float) -> Tensor:
@@ -67,7 +70,7 @@ def nms_reference(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor
     while len(remaining):
         first, remaining = remaining[:1], remaining[1:]
         keep.append(first)
-        remaining = remaining[~(_iou(boxes[first], boxes[remaining]) > iou_threshold)]
+        remaining = remaining[~(_iou(boxes[first], boxes[remaining]).double() > iou_threshold)]
     return torch.cat(keep) if keep else remaining
 
 

@@ -180,7 +180,7 @@ def train_epoch(
         with autocast(config.precision, device):
             losses = run.model(images, batch.sizes, batch.labels)
         loss = torch.stack(list(losses.values())).sum()
-        row = {TOTAL: float(loss), **{name: float(value) for name, value in losses.items()}}
+        row = {TOTAL: loss.item(), **{name: value.item() for name, value in losses.items()}}
         if not math.isfinite(row[TOTAL]):
             parts = ", ".join(f"{name} {value:.4g}" for name, value in row.items())
             raise NonFiniteLossError(
@@ -189,7 +189,7 @@ def train_epoch(
         run.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         if optim.clip_norm > 0:
-            row["grad_norm"] = float(nn.utils.clip_grad_norm_(run.model.parameters(), optim.clip_norm))
+            row["grad_norm"] = nn.utils.clip_grad_norm_(run.model.parameters(), optim.clip_norm).item()
         run.optimizer.step()
         run.step += 1
         run.step_in_epoch += 1

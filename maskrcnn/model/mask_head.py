@@ -43,8 +43,10 @@ class MaskHead(nn.Module):
         self.conv5_mask = nn.ConvTranspose2d(channels, channels, 2, 2)
         # channel 0 is background: never trained, kept so that torchvision's weights fit
         self.mask_fcn_logits = nn.Conv2d(channels, num_classes + 1, 1)
+        nn.init.kaiming_normal_(self.conv5_mask.weight, mode="fan_out", nonlinearity="relu")
+        # small, so that training begins with masks that say "one half" everywhere and not with confident noise
+        nn.init.normal_(self.mask_fcn_logits.weight, std=0.001)
         for module in (self.conv5_mask, self.mask_fcn_logits):
-            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
             nn.init.zeros_(module.bias)  # type: ignore[arg-type]
         self.pool, self.mask_size = pool, 2 * pool.output_size
         self.loss, self.tversky_alpha, self.tversky_beta = loss, tversky_alpha, tversky_beta

@@ -134,7 +134,8 @@ class RegionProposalNetwork(nn.Module):
         proposals = []
         for image, size in enumerate(sizes):
             clipped = clip_boxes(all_boxes[image], size)
-            keep = torch.nonzero(large_enough(clipped, self.min_size)).squeeze(1)
+            usable = large_enough(clipped, self.min_size) & all_scores[image].isfinite()
+            keep = torch.nonzero(usable).squeeze(1)
             kept = ops.batched_nms(clipped[keep], all_scores[image, keep], level_of[keep], self.nms_threshold)
             proposals.append(clipped[keep[kept[:post_nms]]])
         return proposals

@@ -45,8 +45,8 @@ def infer(config: InferConfig) -> Path:
     """Predict every picture, write ``test-results.json`` and ``submission.zip``, draw overlays; returns the folder.
 
     Raises:
-        InputError: a picture, the id mapping, the checkpoint or the output folder cannot be used. Nothing is written
-            then: earlier results stay as they were.
+        InputError: a picture, the id mapping, the checkpoint or the output folder cannot be used. Earlier results
+            stay as they were then; overlays of the pictures before may be new.
     """
     images = find_images(config)
     predictor = load(config.checkpoint, config.device, config.precision)

@@ -1,0 +1,81 @@
+"""What the network reports, and its way into COCO's format and label pictures."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from pycocotools import mask as coco_mask
+
+from maskrcnn.model import Detections
+
+
+def _detections(count: int = 3) -> Detections:
+    boxes = torch.tensor([[2.0, 3.0, 10.0, 9.0], [5.0, 5.0, 20.0, 18.0], [0.0, 0.0, 4.0, 4.0]])[:count]
+    scores = torch.tensor([0.9, 0.8, 0.3])[:count]
+    return Detections(boxes, scores, torch.tensor([1, 2, 2])[:count], torch.ones(count, 28, 28), (24, 32))
+
+
+def test_select_and_filter() -> None:
+    found = _detections()
+    assert len(found) == 3
+    assert found.filter(0.8).labels.tolist() == [1, 2]
+    assert found.select(torch.tensor([2, 0])).scores.tolist() == pytest.approx([0.3, 0.9])
+    none = found.filter(1.0)
+    assert len(none) == 0
+    assert none.size == (24, 32)
+    assert none.to_rle() == []
+    assert none.to_coco(1) == []
+    assert not none.to_labels().any()
+
+
+def test_shapes_must_fit() -> None:
+    with pytest.raises(ValueError, match="boxes, scores, labels and masks"):
+        Detections(torch.zeros(2, 4), torch.zeros(1), torch.zeros(2), torch.zeros(2, 28, 28), (5, 5))
+    with pytest.raises(ValueError, match="boxes, scores, labels and masks"):
+        Detections(torch.zeros(2, 5), torch.zeros(2), torch.zeros(2), torch.zeros(2, 28, 28), (5, 5))
+
+
+def test_to_moves_every_tensor() -> None:
+    moved = _detections().to("meta")
+    assert {t.device.type for t in (moved.boxes, moved.scores, moved.labels, moved.masks)} == {"meta"}
+
+
+def test_coco_results() -> None:
+    rows = _detections(2).to_coco(image_id=7)
+    assert [row["image_id"] for row in rows] == [7, 7]
+    assert [row["category_id"] for row in rows] == [1, 2]
+    assert rows[0]["bbox"] == [2, 3, 8, 6]  # x, y, width, height
+    assert rows[0]["score"] == pytest.approx(0.9)
+    for row, rle in zip(rows, _detections(2).to_rle(), strict=True):
+        assert row["segmentation"]["size"] == [24, 32]
+        assert isinstance(row["segmentation"]["counts"], str)
+        assert np.array_equal(coco_mask.decode(row["segmentation"]), coco_mask.decode(rle))
+
+
+def test_masks_fill_their_boxes() -> None:
+    mask = coco_mask.decode(_detections(1).to_rle()[0])
+    assert mask.shape == (24, 32)
+    rows, columns = np.nonzero(mask)
+    # a mask of ones fills the box, give or take the pixel that resampling adds at its rim
+    assert abs(columns.min() - 2) <= 1
+    assert abs(columns.max() - 9) <= 1
+    assert abs(rows.min() - 3) <= 1
+    assert abs(rows.max() - 8) <= 1
+
+
+def test_labels_picture_lets_the_higher_score_win() -> None:
+    found = _detections()
+    labels = found.to_labels()
+    assert labels.dtype == torch.int32
+    assert labels.shape == (24, 32)
+    assert set(labels.unique().tolist()) == {0, 1, 2, 3}
+    assert labels[6, 7] == 1  # in both of the first two boxes
+    assert labels[15, 15] == 2
+
+
+def test_rescale() -> None:
+    larger = _detections().rescale(2.0)
+    assert larger.size == (48, 64)
+    assert torch.equal(larger.boxes, _detections().boxes * 2)
+    assert torch.equal(larger.masks, _detections().masks)

@@ -79,17 +79,19 @@ class BuildKernels(build_ext):
     def cpu_rules(self, package: Path, objects: Path, sanitize: bool) -> list[str]:
         compiler = os.environ.get("CXX", "g++")
         # Not -march=native: the binary must run everywhere (csrc/cpu/multiversion.h chooses at run time).
-        flags = f"-std=c++17 -O3 -fPIC -Wall -fvisibility=hidden {TORCH_TARGET} -isystem {self.torch}/include"
+        flags = f"-std=c++17 -O3 -fPIC -Wall -Wno-psabi -fvisibility=hidden {TORCH_TARGET} -isystem {self.torch}/include"
         if sanitize:
             flags += " -g -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer"
         rules = [
             "ninja_required_version = 1.5",
             "rule cpu",
             f"  command = {compiler} {flags} $flags -MMD -MF $out.d -c $in -o $out",
+            "  description = C++ $in",
             "  depfile = $out.d",
             "  deps = gcc",
             "rule link",
             f"  command = {compiler} -shared $in -o $out $libs {'-fsanitize=address,undefined' if sanitize else ''}",
+            "  description = link $out",
         ]
         outputs = []
         for source in [ROOT / "csrc" / "ops.cpp", *sorted((ROOT / "csrc" / "cpu").glob("*.cpp"))]:
@@ -114,10 +116,12 @@ class BuildKernels(build_ext):
         rules = [
             "rule cuda",
             f"  command = {nvcc} {flags} -MMD -MF $out.d -c $in -o $out",
+            "  description = CUDA $in",
             "  depfile = $out.d",
             "  deps = gcc",
             "rule linkcuda",
             f"  command = {nvcc} -shared -cudart static $in -o $out -L{self.torch}/lib -ltorch_cuda -ltorch_cpu -lc10",
+            "  description = link $out",
         ]
         outputs = []
         for source in sorted((ROOT / "csrc" / "cuda").glob("*.cu")):
@@ -149,6 +153,7 @@ class BuildKernels(build_ext):
         return [
             "rule info",
             f"  command = {compiler} {flags} $in -o $out",
+            "  description = C++ $in",
             f"build {module}: info {source} | {header}",
         ]
 

@@ -3,6 +3,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <limits>
 
 #ifdef __CUDACC__
 #define MASKRCNN_HD __host__ __device__ __forceinline__
@@ -32,6 +33,14 @@ MASKRCNN_HD T box_iou(const Box<T>& a, T area_a, const Box<T>& b, T area_b) {
     const T height = bottom - top > T(0) ? bottom - top : T(0);
     const T intersection = width * height;
     return intersection / (area_a + area_b - intersection);
+}
+
+// The largest T not above the threshold of NMS: as torchvision's CPU code does, an IoU in T is compared with the
+// threshold in double.
+template <typename T>
+T round_down(double threshold) {
+    const T nearest = static_cast<T>(threshold);
+    return nearest > threshold ? std::nextafter(nearest, -std::numeric_limits<T>::infinity()) : nearest;
 }
 
 // One axis of a RoI: RoIAlign's sampling points are a grid, and bilinear weights are products of one weight an axis.

@@ -246,13 +246,6 @@ void suppress_group(const Box<T>* boxes, int64_t count, T threshold, bool* keep)
     }
 }
 
-// The largest T not above the threshold: as torchvision does, an IoU in T is compared with the threshold in double.
-template <typename T>
-T round_down(double threshold) {
-    const T nearest = static_cast<T>(threshold);
-    return nearest > threshold ? std::nextafter(nearest, -std::numeric_limits<T>::infinity()) : nearest;
-}
-
 template <typename T>
 void suppress(const Tensor& boxes, const Tensor& group, double threshold, Tensor& keep) {
     const int64_t count = boxes.size(0);

@@ -1,0 +1,47 @@
+// What every CUDA kernel's launch needs.
+#pragma once
+
+#include <cuda_runtime.h>
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <algorithm>
+#include <cstdint>
+
+namespace maskrcnn {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+constexpr int kThreads = 256;
+
+// Makes a tensor's device the current one while it lives, and knows the stream to launch on.
+class Launch {
+  public:
+    explicit Launch(const Tensor& tensor) : guard_(tensor.get_device_index()) {
+        void* stream = nullptr;
+        STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream));
+        stream_ = static_cast<cudaStream_t>(stream);
+    }
+
+    cudaStream_t stream() const { return stream_; }
+
+    // Blocks for `count` items; kernels go through more of them in a loop.
+    static unsigned blocks(int64_t count, int threads = kThreads) {
+        return static_cast<unsigned>(std::clamp<int64_t>((count + threads - 1) / threads, 1, 1 << 20));
+    }
+
+  private:
+    torch::stable::accelerator::DeviceGuard guard_;
+    cudaStream_t stream_;
+};
+
+// The items of a thread, where there may be more of them than threads.
+#define MASKRCNN_FOR_EACH(index, count)                                                                \
+    for (int64_t index = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; index < (count); \
+         index += static_cast<int64_t>(gridDim.x) * blockDim.x)
+
+}  // namespace maskrcnn

@@ -79,7 +79,9 @@ class BuildKernels(build_ext):
     def cpu_rules(self, package: Path, objects: Path, sanitize: bool) -> list[str]:
         compiler = os.environ.get("CXX", "g++")
         # Not -march=native: the binary must run everywhere (csrc/cpu/multiversion.h chooses at run time).
-        flags = f"-std=c++17 -O3 -fPIC -Wall -Wno-psabi -fvisibility=hidden {TORCH_TARGET} -isystem {self.torch}/include"
+        flags = (
+            f"-std=c++17 -O3 -fPIC -Wall -Wno-psabi -fvisibility=hidden {TORCH_TARGET} -isystem {self.torch}/include"
+        )
         if sanitize:
             flags += " -g -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer"
         rules = [
@@ -134,7 +136,9 @@ class BuildKernels(build_ext):
         import pybind11
 
         compiler = os.environ.get("CXX", "g++")
-        version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout.split("\n")[0]
+        version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout.split(
+            "\n"
+        )[0]
         header = objects / "build_info.h"
         strings = {
             "LIBRARIES": library_names(archs),
@@ -148,7 +152,9 @@ class BuildKernels(build_ext):
             header.write_text(text)
         python = sysconfig.get_paths()["include"]
         module = package / f"_build_info{sysconfig.get_config_var('EXT_SUFFIX')}"
-        flags = f"-std=c++17 -O2 -shared -fPIC -fvisibility=hidden -include {header} -I{pybind11.get_include()} -I{python}"
+        flags = (
+            f"-std=c++17 -O2 -shared -fPIC -fvisibility=hidden -include {header} -I{pybind11.get_include()} -I{python}"
+        )
         source = ROOT / "csrc" / "build_info.cpp"
         return [
             "rule info",

@@ -31,7 +31,7 @@ _HOME = {
 __all__ = ["Detections", "InputError", "MaskRCNN", "Predictor", "build_info", "load", "mask_rcnn_resnet50_fpn"]
 
 
-def __getattr__(name: str) -> Any:  # noqa: ANN401 (classes and functions)
+def __getattr__(name: str) -> Any:
     if name in _HOME:
         return getattr(importlib.import_module(_HOME[name]), name)
     raise AttributeError(f"module 'maskrcnn' has no attribute {name!r}")

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
 
-from maskrcnn.engine.config import DataOptions, ModelOptions, OptimOptions, TrainConfig
+if TYPE_CHECKING:
+    from maskrcnn.engine.config import TrainConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -53,6 +55,8 @@ def tiny_run(tiny_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 def tiny_config(data: Path, out: Path, epochs: int = 2, seed: int = 0) -> TrainConfig:
+    from maskrcnn.engine.config import DataOptions, ModelOptions, OptimOptions, TrainConfig
+
     return TrainConfig(
         data_options=DataOptions(data=data, crop=64, val_fraction=0.2),
         model_options=ModelOptions(depth=18, mask_loss="dice", roi_batch_per_image=32, detections_per_image=20),

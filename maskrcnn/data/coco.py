@@ -27,7 +27,8 @@ from maskrcnn.errors import InputError, one_line_errors
 
 def to_coco(dataset: CellDataset) -> dict[str, Any]:
     """COCO ground truth of every picture: RLE with text counts, boxes [x, y, w, h], areas, categories 1..K."""
-    images, annotations = [], []
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     for index, image_id in enumerate(dataset.image_ids):
         labels = dataset.labels(index)
         height, width = labels.size
@@ -53,8 +54,8 @@ def to_coco(dataset: CellDataset) -> dict[str, Any]:
 class CocoDataset(CellDataset):
     """Pictures and instances of a COCO annotation file: RLE, uncompressed RLE and polygons; crowds are skipped.
 
-    Categories become classes 1..K in the order of their ids. Instances that overlap go to different label planes, as few
-    as a first fit gives.
+    Categories become classes 1..K in the order of their ids. Instances that overlap go to different label planes, as
+    few as a first fit gives.
 
     Args:
         path: the annotation file.
@@ -63,8 +64,8 @@ class CocoDataset(CellDataset):
         num_classes: default: the number of categories.
 
     Raises:
-        InputError: for a file that is missing or no COCO file, or more categories than ``num_classes``; when a picture is
-            read, for one that is missing, or of another size, or a segmentation that does not fit.
+        InputError: for a file that is missing or no COCO file, or more categories than ``num_classes``; when a picture
+            is read, for one that is missing, or of another size, or a segmentation that does not fit.
     """
 
     def __init__(
@@ -169,16 +170,14 @@ class _PlanePacker:
         x, y, w, h = (int(v) for v in coco_mask.toBbox(rle))
         if w == 0 or h == 0:
             return False
-        mask = coco_mask.decode(rle)[y : y + h, x : x + w].astype(bool)
-        for number, plane in enumerate(self.planes):
-            if not plane[y : y + h, x : x + w][mask].any():
-                break
-        else:
-            number, plane = len(self.planes), np.zeros((self.height, self.width), np.int32)
-            self.planes.append(plane)
+        window = (slice(y, y + h), slice(x, x + w))
+        mask = coco_mask.decode(rle)[window].astype(bool)
+        number = next((n for n, plane in enumerate(self.planes) if not plane[window][mask].any()), len(self.planes))
+        if number == len(self.planes):
+            self.planes.append(np.zeros((self.height, self.width), np.int32))
         self.plane.append(number)
         self.ids.append(len(self.ids) + 1)
-        plane[y : y + h, x : x + w][mask] = self.ids[-1]
+        self.planes[number][window][mask] = self.ids[-1]
         return True
 
     def labels(self, classes: Sequence[int]) -> InstanceLabels:

@@ -1,4 +1,4 @@
-"""The HW3 folder layout: ``train/<name>/image.tif`` with ``class1.tif`` ..., and ``test_release/`` with its id mapping."""
+"""The HW3 layout: ``train/<name>/image.tif`` with ``class1.tif`` ..., and ``test_release/`` with its id mapping."""
 
 from __future__ import annotations
 

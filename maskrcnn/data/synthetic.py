@@ -181,11 +181,13 @@ def _add_cell(
 
 
 def _depth(cell: CellType, dy: FloatArray, dx: FloatArray, rng: np.random.Generator) -> FloatArray:
-    """How deep a point (offset from the centre) lies inside the cell: 1 at its heart, 0 on the outline, below outside."""
+    """How deep points (offsets from the centre) lie inside the cell: 1 at its heart, 0 on the outline, else below."""
     radius = rng.uniform(*cell.radius)
     if cell.lobes > 1:
         angles = rng.uniform(0, 2 * np.pi) + 2 * np.pi / cell.lobes * np.arange(cell.lobes)
-        parts = [1 - np.hypot(dy - 0.5 * radius * np.sin(a), dx - 0.5 * radius * np.cos(a)) / (0.58 * radius) for a in angles]
+        parts = [
+            1 - np.hypot(dy - 0.5 * radius * np.sin(a), dx - 0.5 * radius * np.cos(a)) / (0.58 * radius) for a in angles
+        ]
         return np.max(parts, axis=0)
     turn, stretch = rng.uniform(0, np.pi), np.sqrt(rng.uniform(1, cell.elongation))
     u = (np.cos(turn) * dx + np.sin(turn) * dy) / stretch

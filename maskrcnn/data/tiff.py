@@ -246,7 +246,7 @@ def _range_of_counts(counts: npt.NDArray[np.int64], percentiles: tuple[float, fl
 def _stretch(values: Array, low: float, high: float) -> npt.NDArray[np.uint8]:
     """Map low..high to 0..255, clipped and rounded; a picture of one value becomes black."""
     # float32 holds an 8- or 16-bit value exactly; wider ones need float64 until the range is subtracted.
-    wide = np.float32 if values.dtype.itemsize <= 2 else np.float64
+    wide: Any = np.float32 if values.dtype.itemsize <= 2 else np.float64
     scale = 255 / (high - low) if high > low else 0.0
     return np.clip(np.rint((values.astype(wide) - wide(low)) * wide(scale)), 0, 255).astype(np.uint8)
 

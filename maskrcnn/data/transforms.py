@@ -171,7 +171,7 @@ def _window(sample: Sample, top: int, left: int, height: int, width: int) -> Sam
 
 
 def _drop_slivers(crop: Sample, before: InstanceLabels, areas: Tensor, min_visible: float) -> Sample:
-    """Take out the cells whose visible share is too small, and their pixels from the planes."""
+    """Take out the cells whose visible share is too small; their pixels belong to nobody then."""
     labels = crop.labels
     whole = dict(zip(zip(before.plane.tolist(), before.ids.tolist(), strict=True), areas.tolist(), strict=True))
     keys = zip(labels.plane.tolist(), labels.ids.tolist(), strict=True)

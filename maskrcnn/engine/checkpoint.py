@@ -74,16 +74,14 @@ def load_model_state(model: MaskRCNN, state: dict[str, torch.Tensor], path: Path
     ]
     if wrong:
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-        raise InputError(
-            f"{path}: weights of another architecture or class count; keys that do not fit: {', '.join(wrong[:3])}{more}"
-        )
+        raise InputError(f"{path}: weights of another architecture or class count: {', '.join(wrong[:3])}{more}")
     model.load_state_dict(state)
 
 
 def _model_arguments(options: dict[str, Any]) -> dict[str, Any]:
     """Lists back to tuples: checkpoints hold plain types."""
 
-    def tuples(value: Any) -> Any:  # noqa: ANN401 (any plain type)
+    def tuples(value: Any) -> Any:
         return tuple(tuples(v) for v in value) if isinstance(value, list | tuple) else value
 
     return {key: tuples(value) for key, value in options.items()}

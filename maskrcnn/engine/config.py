@@ -36,7 +36,7 @@ class DataOptions:
     rare_class_probability: float = 0.5
     """Share of the crops that are centred on a cell, its class drawn evenly among the picture's classes."""
     repeat_threshold: float = 0.1
-    """Pictures of a class found in less than this share of them are shown more often (repeat-factor sampling). 0: off."""
+    """A class that fewer than this share of the pictures have is shown more often (repeat-factor sampling). 0: off."""
     percentiles: tuple[float, float] | None = (0.1, 99.9)
     """Each picture's intensities between these percentiles are stretched to 0..255; None: left as they are.
     Recorded in the checkpoint: inference does the same."""
@@ -140,7 +140,7 @@ class TrainConfig:
     def check(self) -> None:
         """Raise InputError for values that no run can use."""
         data, model, optim = self.data_options, self.model_options, self.optim_options
-        rules = [
+        rules: list[tuple[str, object, bool, str]] = [
             ("--crop", data.crop, data.crop >= 32 and data.crop % 32 == 0, "a multiple of 32"),
             ("--val-fraction", data.val_fraction, 0 < data.val_fraction < 1, "between 0 and 1"),
             ("--scale-min", data.scale_min, 0 < data.scale_min <= data.scale_max, "above 0 and at most --scale-max"),
@@ -174,7 +174,8 @@ class TrainConfig:
             sizes = ((0.0,),)
         if not all(size > 0 for level in sizes for size in level):
             raise InputError(
-                f"--anchor-sizes is {' '.join(self.model_options.anchor_sizes)}; expected sizes in pixels such as 8,4 16 32 64 128"
+                f"--anchor-sizes is {' '.join(self.model_options.anchor_sizes)}; "
+                "expected sizes in pixels such as 8,4 16 32 64 128"
             )
         return sizes
 
@@ -183,7 +184,7 @@ TrainCli = Annotated[TrainConfig, tyro.conf.OmitArgPrefixes]
 """The same options as one flat list on the command line."""
 
 
-def _plain(value: Any) -> Any:  # noqa: ANN401 (any JSON value)
+def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {k: _plain(v) for k, v in value.items()}
     if isinstance(value, (tuple, list)):
@@ -192,5 +193,5 @@ def _plain(value: Any) -> Any:  # noqa: ANN401 (any JSON value)
 
 
 def _tuples(values: dict[str, Any], paths: tuple[str, ...] = ()) -> dict[str, Any]:
-    result = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    result: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
     return result | {k: Path(result[k]) for k in paths if result.get(k) is not None}

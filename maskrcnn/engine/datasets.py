@@ -9,6 +9,7 @@ import numpy as np
 
 from maskrcnn.data import transforms as T
 from maskrcnn.data.coco import CocoDataset
+from maskrcnn.data.dataset import Transform
 from maskrcnn.data.hw3 import Hw3Folder
 from maskrcnn.data.split import repeat_factors, train_val_split
 from maskrcnn.engine.config import DataOptions, TrainConfig
@@ -63,7 +64,7 @@ def build_datasets(config: TrainConfig, folder: Path) -> Datasets:
 
 def training_transform(options: DataOptions) -> T.Compose:
     """A random crop at a random scale, turned, mirrored and with its colours changed."""
-    steps = [
+    steps: list[Transform] = [
         T.RandomCrop(
             options.crop,
             scale=(options.scale_min, options.scale_max),

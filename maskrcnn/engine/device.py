@@ -10,7 +10,7 @@ from maskrcnn.errors import InputError
 
 
 def choose_device(name: str) -> torch.device:
-    """``auto`` (cuda where there is one), ``cpu`` or ``cuda``; raises InputError where cuda is asked for and not there."""
+    """``auto`` (cuda where there is one), ``cpu`` or ``cuda``; raises InputError where cuda is asked for in vain."""
     if name == "cuda" and not torch.cuda.is_available():
         raise InputError("--device is cuda; no CUDA device is available to this PyTorch")
     if name == "auto":

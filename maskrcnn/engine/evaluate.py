@@ -10,11 +10,12 @@ import numpy as np
 import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from maskrcnn.data.coco import to_coco
-from maskrcnn.data.sample import Batch, Sample, collate
+from maskrcnn.data.dataset import CellDataset
+from maskrcnn.data.sample import Batch, collate
 from maskrcnn.model import MaskRCNN
 
 COCO_MAX_DETECTIONS = 100
@@ -22,10 +23,10 @@ COCO_MAX_DETECTIONS = 100
 
 
 @torch.inference_mode()
-def predict_dataset(model: MaskRCNN, dataset: Dataset[Sample], device: torch.device) -> list[dict[str, Any]]:
+def predict_dataset(model: MaskRCNN, dataset: CellDataset, device: torch.device) -> list[dict[str, Any]]:
     """COCO results (RLE as text, 1-based classes) of the model on every picture, each at its own size."""
     model.eval()
-    loader: DataLoader[Batch] = DataLoader(dataset, batch_size=1, collate_fn=collate)
+    loader: DataLoader[Batch] = DataLoader(dataset, batch_size=1, collate_fn=collate)  # type: ignore[arg-type] # samples in, batches out
     results: list[dict[str, Any]] = []
     for batch in tqdm(loader, desc="validate", leave=False):
         batch = batch.to(device)
@@ -67,7 +68,7 @@ def coco_metrics(
 
 
 def evaluate(
-    model: MaskRCNN, dataset: Dataset[Sample], device: torch.device, truth: dict[str, Any] | None = None
+    model: MaskRCNN, dataset: CellDataset, device: torch.device, truth: dict[str, Any] | None = None
 ) -> dict[str, float]:
     """Mask and box metrics of ``model`` on ``dataset``: keys ``mask/AP``, ``mask/AP50/class1``, ``box/AP``, ..."""
     truth = truth if truth is not None else to_coco(dataset)
@@ -80,7 +81,7 @@ def evaluate(
 
 
 def _precision_without_results(evaluation: COCOeval) -> np.ndarray:
-    """pycocotools' precision array [IoU, recall, class, area, limit] for no detection at all: 0 where there are cells."""
+    """pycocotools' precision [IoU, recall, class, area, limit] for no detection at all: 0 where there are cells."""
     params = evaluation.params
     shape = (len(params.iouThrs), len(params.recThrs), len(params.catIds), len(params.areaRng), len(params.maxDets))
     precision = -np.ones(shape)

@@ -54,10 +54,12 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
         return -(-self.draws_per_epoch // self.batch_size)
 
 
-def build_loader(dataset: Dataset[Sample], sampler: EpochSampler, workers: int, device: torch.device) -> DataLoader[Batch]:
+def build_loader(
+    dataset: Dataset[Sample], sampler: EpochSampler, workers: int, device: torch.device
+) -> DataLoader[Batch]:
     """Batches for training. Workers are started anew each epoch: they share the pictures decoded before the fork."""
     return DataLoader(
-        dataset,
+        dataset,  # type: ignore[arg-type] # samples in, batches out
         batch_sampler=sampler,
         num_workers=workers,
         collate_fn=collate,

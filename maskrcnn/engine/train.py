@@ -59,8 +59,6 @@ class Run:
             "step_in_epoch": self.step_in_epoch,
             "step": self.step,
             "best": self.best,
-            "rng": torch.get_rng_state(),
-            "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
         }
 
     def restore(self, state: dict[str, Any], path: Path) -> None:
@@ -68,9 +66,6 @@ class Run:
         self.optimizer.load_state_dict(state["optimizer"])
         self.epoch, self.step_in_epoch = state["epoch"], state["step_in_epoch"]
         self.step, self.best = state["step"], state["best"]
-        torch.set_rng_state(state["rng"])
-        if torch.cuda.is_available() and len(state["cuda_rng"]) == torch.cuda.device_count():
-            torch.cuda.set_rng_state_all(state["cuda_rng"])
 
 
 def train(config: TrainConfig) -> Path:
@@ -175,6 +170,8 @@ def train_epoch(
         lr = optim.lr * learning_rate_factor(run.step, total_steps, optim.warmup_steps)
         for group in run.optimizer.param_groups:
             group["lr"] = lr
+        # the sampling of a step depends on the seed and its number alone, so that a resumed run repeats it
+        torch.manual_seed(int(np.random.SeedSequence([config.seed, run.step]).generate_state(1)[0]))
         batch = batch.to(device)
         images = batch.images.contiguous(memory_format=torch.channels_last)
         with autocast(config.precision, device):

@@ -38,7 +38,9 @@ def mask_loss(
         ValueError: for another name, or shapes that differ.
     """
     if logits.shape != targets.shape or logits.dim() != 3:
-        raise ValueError(f"logits {tuple(logits.shape)} and targets {tuple(targets.shape)}; expected the same [R, S, S]")
+        raise ValueError(
+            f"logits {tuple(logits.shape)} and targets {tuple(targets.shape)}; expected the same [R, S, S]"
+        )
     if kind not in ("bce", "dice", "bce+dice", "tversky"):
         raise ValueError(f"kind is {kind!r}; expected bce, dice, bce+dice or tversky")
     logits = logits if logits.dtype == torch.float64 else logits.float()

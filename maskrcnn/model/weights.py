@@ -44,8 +44,8 @@ def load_weights(model: MaskRCNN, source: str | os.PathLike[str]) -> str:
 
     Args:
         model: its norm decides what fits: weights with batch statistics need ``batch`` or ``frozen_batch``.
-        source: a file (``.pth``, ``.pt``, ``.bin``, ``.safetensors``, ``.pkl``) or an http(s) or file URL; a URL is kept
-            in PyTorch's hub folder, and checked against the hash prefix in its name (``resnet50-0676ba61.pth``).
+        source: a file (``.pth``, ``.pt``, ``.bin``, ``.safetensors``, ``.pkl``) or an http(s) or file URL; a URL is
+            kept in PyTorch's hub folder, and checked against the hash prefix in its name (``resnet50-0676ba61.pth``).
 
     Returns:
         One line that says which format was found and how many tensors were loaded.
@@ -78,11 +78,13 @@ def _recognise(state: State, model: MaskRCNN, path: Path) -> tuple[str, nn.Modul
         resnet = {key: value for key, value in kept.items() if key.startswith(("stem.", "res"))}
         ignored = sorted(stripped.keys() - resnet.keys())
         if not all(b.conv1.stride >= b.conv2.stride for b in backbone.modules() if isinstance(b, Bottleneck)):
-            raise InputError(f"{path}: detectron2's ResNet has its strides in the 1x1 convolutions; build the model with stride_in_1x1")
+            raise InputError(
+                f"{path}: detectron2's ResNet strides in its 1x1 convolutions; build the model with stride_in_1x1"
+            )
         return "ResNet of detectron2", backbone, _from_detectron2(resnet, model), ignored
     raise InputError(
-        f"{path}: neither a ResNet of torchvision, timm or detectron2 nor a torchvision Mask R-CNN; its keys begin with "
-        f"{', '.join(list(state)[:3]) or 'none'}"
+        f"{path}: neither a ResNet of torchvision, timm or detectron2 nor a torchvision Mask R-CNN; its keys "
+        f"begin with {', '.join(list(state)[:3]) or 'none'}"
     )
 
 
@@ -124,7 +126,9 @@ def _check_fit(target: nn.Module, state: State, path: Path) -> None:
     own = {k: v for k, v in target.state_dict().items() if not k.endswith("num_batches_tracked")}
     own = {k: v for k, v in own.items() if k not in ("pixel_mean", "pixel_std")}
     if any("running_mean" in key for key in state) and not any("running_mean" in key for key in own):
-        raise InputError(f"{path}: weights with batch norm, but the model has group norm; choose --norm frozen_batch or batch")
+        raise InputError(
+            f"{path}: weights with batch norm, but the model has group norm; choose --norm frozen_batch or batch"
+        )
     wrong = [f"{key} (missing in the file)" for key in own if key not in state]
     wrong += [f"{key} (not in the model)" for key in state if key not in own]
     wrong += [
@@ -150,8 +154,6 @@ def _read(path: Path) -> State:
                 contents = _NumpyUnpickler(file, encoding="latin1").load()
         else:
             contents = torch.load(path, map_location="cpu", weights_only=True)
-    except InputError:
-        raise
     except Exception as error:  # each format has its own exceptions for a damaged file
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise InputError(f"{path}: not a weights file that can be read: {reason}") from error
@@ -176,13 +178,25 @@ class _NumpyUnpickler(pickle.Unpickler):
 
     _ALLOWED = frozenset(
         (module, name)
-        for core in ("numpy", "numpy.core.multiarray", "numpy._core.multiarray", "numpy.core.numeric", "numpy._core.numeric")
-        for module, name in ((core, "ndarray"), (core, "dtype"), (core, "_reconstruct"), (core, "scalar"), (core, "_frombuffer"))
+        for core in (
+            "numpy",
+            "numpy.core.multiarray",
+            "numpy._core.multiarray",
+            "numpy.core.numeric",
+            "numpy._core.numeric",
+        )
+        for module, name in (
+            (core, "ndarray"),
+            (core, "dtype"),
+            (core, "_reconstruct"),
+            (core, "scalar"),
+            (core, "_frombuffer"),
+        )
     ) | {("_codecs", "encode"), ("collections", "OrderedDict")}
 
-    def find_class(self, module: str, name: str) -> Any:  # noqa: ANN401 (a class or function)
+    def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in self._ALLOWED:
-            raise InputError(f"a pickle that refers to {module}.{name}; only numpy arrays are read")
+            raise pickle.UnpicklingError(f"it refers to {module}.{name}; only numpy arrays are read")
         return super().find_class(module, name)
 
 

@@ -1,5 +1,5 @@
-"""Mask targets of RoIs, cut from label planes (He et al. 2017, Mask R-CNN, section 3.1: "the intersection between an RoI
-and its associated ground-truth mask")."""
+"""Mask targets of RoIs, cut from label planes (He et al. 2017, Mask R-CNN, section 3.1: "the intersection between an
+RoI and its associated ground-truth mask")."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def _check(planes: Tensor, rois: Tensor, plane: Tensor, ids: Tensor) -> None:
         raise ValueError(f"planes is {planes.dtype} {tuple(planes.shape)}; expected int32 [P, H, W]")
     check_boxes("rois", rois)
     for name, values in (("plane", plane), ("ids", ids)):
-        check_vector(name, values, len(rois))
+        check_vector(name, values, rois.shape[0])
         if values.dtype != torch.int64:
             raise ValueError(f"{name} has dtype {values.dtype}; expected int64")
         check_device(name, values, "planes", planes)

@@ -25,7 +25,7 @@ def load_libraries() -> None:
 
 def build_info() -> str:
     """One line: which libraries were built, for which processors, with which compiler and PyTorch headers."""
-    from maskrcnn._build_info import build_info as info  # type: ignore[import-not-found]
+    from maskrcnn._build_info import build_info as info
 
     parts: dict[str, str] = info()
     return (

@@ -13,7 +13,7 @@ from torch import Tensor
 from maskrcnn.ops.checks import check_boxes
 
 PADDING = 1
-"""Zeros around each mask before it is enlarged, so that outlines end inside the box as bilinear samples of them would."""
+"""Zeros around each mask before it is enlarged, so that its outline can end inside the box."""
 
 
 def masks_to_rle(masks: Tensor, boxes: Tensor, size: tuple[int, int], threshold: float = 0.5) -> list[dict[str, Any]]:
@@ -97,9 +97,7 @@ def _axis_samples(mask_size: int, box_size: int, start: int, stop: int) -> tuple
     return low, high, position - low
 
 
-def _bilinear(
-    mask: Tensor, rows: tuple[Tensor, Tensor, Tensor], columns: tuple[Tensor, Tensor, Tensor]
-) -> Tensor:
+def _bilinear(mask: Tensor, rows: tuple[Tensor, Tensor, Tensor], columns: tuple[Tensor, Tensor, Tensor]) -> Tensor:
     (top, bottom, y), (left, right, x) = rows, columns
     x0, y0, y = 1 - x, (1 - y)[:, None], y[:, None]
     upper, lower = mask[top], mask[bottom]

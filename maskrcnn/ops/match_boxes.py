@@ -46,7 +46,7 @@ def match_boxes(anchors: Tensor, targets: Tensor, high: float, low: float, allow
 def match_boxes_reference(anchors: Tensor, targets: Tensor, high: float, low: float, allow_low_quality: bool) -> Tensor:
     """:func:`match_boxes` on the full matrix of overlaps, in pure PyTorch."""
     _check(anchors, targets, high, low)
-    if len(targets) == 0:
+    if len(targets) == 0 or len(anchors) == 0:
         return torch.full((len(anchors),), BELOW_LOW, dtype=torch.int64, device=anchors.device)
     side = torch.minimum(targets[:, None, 2:], anchors[:, 2:]) - torch.maximum(targets[:, None, :2], anchors[:, :2])
     intersection = side.clamp(min=0).prod(2)

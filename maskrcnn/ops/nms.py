@@ -29,7 +29,7 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
     """
     _check(boxes, scores, scores)
     order = scores.argsort(descending=True, stable=True)
-    group = torch.zeros(len(boxes), dtype=torch.int64, device=boxes.device)
+    group = torch.zeros(boxes.shape[0], dtype=torch.int64, device=boxes.device)
     return order[torch.ops.maskrcnn.nms(at_least_float32(boxes)[order], group, iou_threshold)]
 
 
@@ -57,7 +57,7 @@ def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: floa
     group, by_group = idxs[order].to(torch.int64).sort(stable=True)
     suppressing = order[by_group]  # grouped, and from high to low score in each group
     keep = torch.ops.maskrcnn.nms(at_least_float32(boxes)[suppressing].contiguous(), group, iou_threshold)
-    kept = torch.zeros(len(boxes), dtype=torch.bool, device=boxes.device)
+    kept = torch.zeros(boxes.shape[0], dtype=torch.bool, device=boxes.device)
     kept[suppressing] = keep
     return order[kept[order]]
 
@@ -83,15 +83,15 @@ def _iou(a: Tensor, b: Tensor) -> Tensor:
 
 def _check(boxes: Tensor, scores: Tensor, idxs: Tensor) -> None:
     check_boxes("boxes", boxes)
-    check_vector("scores", scores, len(boxes))
-    check_vector("idxs", idxs, len(boxes))
+    check_vector("scores", scores, boxes.shape[0])
+    check_vector("idxs", idxs, boxes.shape[0])
     check_device("scores", scores, "boxes", boxes)
     check_device("idxs", idxs, "boxes", boxes)
 
 
 @torch.library.register_fake("maskrcnn::nms")
 def _(boxes: Tensor, group: Tensor, iou_threshold: float) -> Tensor:
-    return torch.empty(len(boxes), dtype=torch.bool, device=boxes.device)
+    return torch.empty(boxes.shape[0], dtype=torch.bool, device=boxes.device)
 
 
 for _device in ("cpu", "cuda"):  # boxes in bfloat16 would be off by pixels

@@ -40,12 +40,12 @@ def roi_align(
 
     Raises:
         ValueError: for a wrong shape, dtype or device.
-        RuntimeError: for a box that is not finite or of an image outside the batch (on the CPU; on a GPU its bins are 0).
+        RuntimeError: for a box that is not finite or of no image of the batch (on the CPU; on a GPU its bins are 0).
     """
     if input.dim() != 4 or not input.is_floating_point():
         raise ValueError(f"input is {input.dtype} {tuple(input.shape)}; expected floating point [B, C, H, W]")
     rois = _as_rois(boxes, input)
-    level = torch.zeros(len(rois), dtype=torch.int64, device=input.device)
+    level = torch.zeros(rois.shape[0], dtype=torch.int64, device=input.device)
     size = (output_size, output_size) if isinstance(output_size, int) else tuple(output_size)
     return _pyramid_align([input], rois, level, [spatial_scale], size, sampling_ratio, aligned)
 
@@ -197,7 +197,7 @@ def _(
     return [grad.new_empty(batch, h, w, grad.shape[3]) for h, w in zip(heights, widths, strict=True)]
 
 
-def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def] # noqa: ANN001
+def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
     features, rois, level, scales, _, _, sampling_ratio, aligned = inputs
     ctx.save_for_backward(rois, level)
     ctx.scales, ctx.sampling_ratio, ctx.aligned = scales, sampling_ratio, aligned
@@ -205,7 +205,7 @@ def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
     ctx.heights, ctx.widths = [f.shape[1] for f in features], [f.shape[2] for f in features]
 
 
-def _backward(ctx, grad):  # type: ignore[no-untyped-def] # noqa: ANN001, ANN202
+def _backward(ctx, grad):  # type: ignore[no-untyped-def]
     rois, level = ctx.saved_tensors
     grads = torch.ops.maskrcnn.roi_align_backward(
         grad.contiguous(),

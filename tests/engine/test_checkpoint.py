@@ -18,7 +18,12 @@ from maskrcnn.model import mask_rcnn_resnet_fpn
 
 @pytest.fixture
 def contents() -> dict:
-    options = {"depth": 18, "num_classes": 2, "norm": "group", "anchor_sizes": ((8.0, 4.0), (16,), (32,), (64,), (128,))}
+    options = {
+        "depth": 18,
+        "num_classes": 2,
+        "norm": "group",
+        "anchor_sizes": ((8.0, 4.0), (16,), (32,), (64,), (128,)),
+    }
     return {"model": mask_rcnn_resnet_fpn(**options).state_dict(), "model_options": options}
 
 
@@ -100,7 +105,8 @@ def test_kill_while_writing_leaves_a_whole_file(tmp_path: Path) -> None:
         step = 0
         while True:
             step += 1
-            save_checkpoint(Path({str(path)!r}), {{"step": step, "model": {{"w": torch.full((4_000_000,), float(step))}}}})
+            contents = {{"step": step, "model": {{"w": torch.full((4_000_000,), float(step))}}}}
+            save_checkpoint(Path({str(path)!r}), contents)
     """)
     for delay in (0.03, 0.07, 0.11):
         process = subprocess.Popen([sys.executable, "-c", script])

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import math
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from PIL import Image
 
@@ -125,7 +128,7 @@ def test_learning_rate_warms_up_and_falls_to_zero() -> None:
     assert factors[10] == 1
     assert factors[60] == pytest.approx(0.5)
     assert factors[-1] < 1e-3
-    assert all(a >= b for a, b in zip(factors[10:], factors[11:], strict=False))
+    assert all(a >= b for a, b in itertools.pairwise(factors[10:]))
 
 
 @pytest.mark.parametrize(
@@ -150,7 +153,9 @@ def test_options_that_no_run_can_use(
 @pytest.mark.slow
 def test_ctrl_c_leaves_a_run_to_resume(tiny_dataset: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    options = f"--data {tiny_dataset} --out {run} --depth 18 --crop 64 --epochs 50 --roi-batch-per-image 32 --device cpu"
+    options = (
+        f"--data {tiny_dataset} --out {run} --depth 18 --crop 64 --epochs 50 --roi-batch-per-image 32 --device cpu"
+    )
     process = subprocess.Popen(
         [sys.executable, "train.py", *options.split()], cwd=ROOT, stderr=subprocess.PIPE, text=True
     )
@@ -165,3 +170,71 @@ def test_ctrl_c_leaves_a_run_to_resume(tiny_dataset: Path, tmp_path: Path) -> No
     assert f"go on with: python train.py --resume {run}" in errors
     assert "Traceback" not in errors
     assert load_checkpoint(run / "last.pt")["step"] == len(_loss_rows(run))
+
+
+def _damage(root: Path, kind: str) -> str:
+    """Break a data folder; returns what the error must name."""
+    picture = sorted((root / "train").iterdir())[0]
+    if kind == "empty":
+        shutil.rmtree(root / "train")
+        (root / "train").mkdir()
+        return "train: holds no folder"
+    if kind == "no image":
+        (picture / "image.tif").unlink()
+        return f"{picture.name}: no image.tif"
+    if kind == "truncated":
+        content = (picture / "image.tif").read_bytes()
+        (picture / "image.tif").write_bytes(content[: len(content) // 2])
+        return f"{picture.name}/image.tif"
+    if kind == "negative id":
+        tifffile.imwrite(picture / "class1.tif", np.full((96, 96), -3, np.int16))
+        return f"{picture.name}/class1.tif: holds the negative id -3"
+    (picture / "class9x.tif").write_bytes(b"")
+    return f"{picture.name}/class9x.tif: not a file of a class"
+
+
+@pytest.mark.parametrize("kind", ["empty", "no image", "truncated", "negative id", "unknown class"])
+def test_bad_data_ends_with_one_line_and_status_2(tiny_dataset: Path, tmp_path: Path, kind: str) -> None:
+    shutil.copytree(tiny_dataset, tmp_path / "data")
+    expected = _damage(tmp_path / "data", kind)
+    options = [
+        "--data",
+        tmp_path / "data",
+        "--out",
+        tmp_path / "run",
+        "--depth",
+        "18",
+        "--crop",
+        "64",
+        "--val-fraction",
+        "0.5",
+    ]
+    command = [sys.executable, "train.py", *map(str, options), "--device", "cpu", "--epochs", "5"]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert ended.returncode == 2
+    assert ended.stderr.strip().splitlines()[-1].startswith("error: ")
+    assert expected in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_a_run_folder_that_cannot_be_made(tiny_dataset: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="the run folder cannot be written"):
+        train(tiny_config(tiny_dataset, tmp_path / "file" / "run"))
+
+
+def test_pictures_without_cells_train(tiny_dataset: Path, tmp_path: Path) -> None:
+    """One of the two pictures of each step has no cell; some steps have none at all."""
+    shutil.copytree(tiny_dataset, tmp_path / "data")
+    for picture in sorted((tmp_path / "data" / "train").iterdir())[::2]:
+        for path in picture.glob("class*.tif"):
+            path.unlink()
+    folder = train(tiny_config(tmp_path / "data", tmp_path / "run", epochs=1))
+    assert all(math.isfinite(row["loss"]) for row in _loss_rows(folder))
+
+
+def test_training_lowers_the_loss(tiny_dataset: Path, tmp_path: Path) -> None:
+    config = tiny_config(tiny_dataset, tmp_path / "run", epochs=8)
+    config = dataclasses.replace(config, optim_options=dataclasses.replace(config.optim_options, lr=5e-4), val_every=8)
+    losses = [row["loss"] for row in _loss_rows(train(config))]
+    assert np.mean(losses[-8:]) < 0.75 * np.mean(losses[:4])

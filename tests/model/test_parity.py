@@ -3,8 +3,6 @@ computes, step by step, and in training the same losses and gradients."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 import torch
@@ -179,7 +177,7 @@ def _cells(height: int, width: int, seed: int, count: int = 6) -> InstanceLabels
 
 
 @pytest.fixture(scope="module")
-def training_pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[MaskRCNN, nn.Module]]:
+def training_pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[MaskRCNN, nn.Module]:
     """Both sample every example, so that no random choice comes between them."""
     theirs = _torchvision_model(
         2,
@@ -197,7 +195,7 @@ def training_pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Ma
         roi_positive_fraction=0.5,
         rpn_post_nms=(200, 1000),
     )
-    yield ours.train(), theirs.train()
+    return ours.train(), theirs.train()
 
 
 CHOSEN_WEIGHTS = {

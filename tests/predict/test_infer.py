@@ -99,7 +99,7 @@ def test_bad_input_ends_with_one_line_and_status_2(
 
 @pytest.mark.parametrize("options", [(), ("--data", "nowhere"), ("--images", "nowhere.png")])
 def test_nothing_to_predict(tiny_run: Path, options: tuple[str, ...]) -> None:
-    with pytest.raises(InputError, match="--data|nowhere"):
+    with pytest.raises(InputError, match=r"--data|nowhere"):
         infer(
             InferConfig(
                 tiny_run / "best.pt",

@@ -1,0 +1,111 @@
+"""Augmentation: pictures and labels move together, and the same seed gives the same sample."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from maskrcnn.data import transforms as T
+from maskrcnn.data.labels import InstanceLabels
+from maskrcnn.data.sample import Sample
+
+
+def cells(height: int = 60, width: int = 80) -> Sample:
+    """Rectangles whose pixels carry their id times ten in every channel: picture and labels can be compared."""
+    planes = torch.zeros(2, height, width, dtype=torch.int32)
+    planes[0, 5:15, 10:30], planes[0, 40:50, 5:25] = 1, 4
+    planes[1, 20:28, 50:70] = 3
+    image = (planes.max(dim=0).values * 10).to(torch.uint8)[:, :, None].repeat(1, 1, 3)
+    return Sample(image, InstanceLabels.from_planes(planes, [1, 2]), "cells", 1)
+
+
+def agree(sample: Sample) -> bool:
+    expected = (sample.labels.planes.max(dim=0).values * 10).to(torch.uint8)
+    return all(torch.equal(sample.image[:, :, c], expected) for c in range(3))
+
+
+def rng(seed: int = 0) -> np.random.Generator:
+    return np.random.default_rng(seed)
+
+
+@pytest.mark.parametrize(
+    "transform", [T.RandomFlip(), T.RandomRotate90(), T.Pad((90, 100)), T.RandomCrop(48), T.RandomCrop(96)]
+)
+def test_picture_and_labels_move_together(transform: object) -> None:
+    for seed in range(20):
+        moved = transform(cells(), rng(seed))  # type: ignore[operator]
+        if isinstance(transform, T.RandomCrop):
+            # cells of which only a sliver is left are taken out of the planes, not out of the picture
+            shown = moved.labels.planes.max(dim=0).values > 0
+            assert torch.equal(
+                moved.image[shown][:, 0], (moved.labels.planes.max(0).values[shown] * 10).to(torch.uint8)
+            )
+        else:
+            assert agree(moved)
+        for number in range(len(moved.labels)):
+            mask = moved.labels.mask(number)
+            ys, xs = torch.nonzero(mask, as_tuple=True)
+            box = [xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]
+            assert moved.labels.boxes[number].tolist() == [float(v) for v in box]
+            assert moved.labels.areas[number] == mask.sum()
+
+
+def test_the_same_seed_gives_the_same_sample() -> None:
+    augment = T.Compose([T.RandomCrop(40, scale=(0.7, 1.4)), T.RandomFlip(), T.RandomRotate90(), T.ColorJitter()])
+    a, b, c = (augment(cells(), rng(seed)) for seed in (5, 5, 6))
+    assert torch.equal(a.image, b.image)
+    assert torch.equal(a.labels.planes, b.labels.planes)
+    assert not torch.equal(a.image, c.image)
+
+
+def test_crops_have_their_size_whatever_the_picture() -> None:
+    for height, width in ((33, 86), (200, 30), (64, 64), (1, 1)):
+        sample = Sample(torch.zeros(height, width, 3, dtype=torch.uint8), InstanceLabels.empty(height, width), "x", 1)
+        crop = T.RandomCrop(64, scale=(0.8, 1.25), rare_class_probability=0.5)(sample, rng())
+        assert crop.size == (64, 64)
+        assert crop.labels.size == (64, 64)
+
+
+def test_rare_classes_are_cropped_as_often_as_others() -> None:
+    """One cell of class 2 beside a hundred of class 1, far apart: half of the centred crops show the one."""
+    planes = torch.zeros(2, 400, 400, dtype=torch.int32)
+    for number in range(100):
+        y, x = divmod(number, 10)
+        planes[0, 10 * y : 10 * y + 5, 10 * x : 10 * x + 5] = number + 1
+    planes[1, 350:360, 350:360] = 1
+    sample = Sample(torch.zeros(400, 400, 3, dtype=torch.uint8), InstanceLabels.from_planes(planes, [1, 2]), "x", 1)
+    shown = [
+        sum(2 in T.RandomCrop(64, rare_class_probability=p)(sample, rng(seed)).labels.classes for seed in range(200))
+        for p in (1.0, 0.0)
+    ]
+    assert 70 <= shown[0] <= 130
+    assert shown[1] <= 30
+
+
+def test_slivers_are_background() -> None:
+    planes = torch.zeros(1, 40, 40, dtype=torch.int32)
+    planes[0, 5:15, 0:40] = 1
+    sample = Sample(torch.zeros(40, 40, 3, dtype=torch.uint8), InstanceLabels.from_planes(planes, [1]), "x", 1)
+    crops = [T.RandomCrop(16, min_visible=0.3)(sample, rng(seed)) for seed in range(50)]
+    for crop in crops:
+        if len(crop.labels):
+            assert crop.labels.areas[0] >= 0.3 * 400
+    assert {len(crop.labels) for crop in crops} == {0, 1}
+
+
+def test_scaling_changes_areas_by_the_square() -> None:
+    big = T.Resize((120, 160))(cells(), rng())
+    assert big.labels.areas.tolist() == (cells().labels.areas * 4).tolist()
+    assert big.labels.boxes.tolist() == (cells().labels.boxes * 2).tolist()
+    sizes = {T.RandomScale(0.5, 2.0)(cells(), rng(seed)).size for seed in range(20)}
+    assert len(sizes) > 10
+    assert all(30 <= h <= 120 for h, _ in sizes)
+
+
+def test_colours_change_and_labels_do_not() -> None:
+    sample = cells()
+    jittered = T.ColorJitter(0.3, 0.3, 0.3)(sample, rng(1))
+    assert not torch.equal(jittered.image, sample.image)
+    assert torch.equal(jittered.labels.planes, sample.labels.planes)
+    assert torch.equal(T.ColorJitter(0, 0, 0)(sample, rng(1)).image, sample.image)

@@ -1,0 +1,97 @@
+"""Run lengths of predicted masks against pasted masks encoded by pycocotools."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pycocotools import mask as coco_mask
+from torch import Tensor
+
+from maskrcnn import ops
+
+
+def smooth_masks(count: int, seed: int, size: int = 28) -> Tensor:
+    """Blobs with some holes, as networks predict them: float32 [K, size, size] in 0..1."""
+    noise = torch.randn(count, 1, 7, 7, generator=torch.Generator().manual_seed(seed))
+    return F.interpolate(noise, size=(size, size), mode="bicubic").sigmoid()[:, 0].contiguous()
+
+
+def boxes_over(height: int, width: int, count: int, seed: int) -> Tensor:
+    """Boxes that have at least a pixel in the picture; some reach out of it, some are smaller than a pixel."""
+    generator = torch.Generator().manual_seed(seed)
+    center = torch.rand(count, 2, generator=generator) * torch.tensor([width - 2.0, height - 2.0]) + 1
+    half = torch.rand(count, 2, generator=generator) ** 3 * 60
+    return torch.cat([center - half, center + half], dim=1)
+
+
+def decode(rle: dict) -> np.ndarray:
+    return coco_mask.decode(rle)
+
+
+@pytest.mark.parametrize(("height", "width"), [(200, 150), (33, 86), (64, 64)])
+def test_equals_torchvision_pasted_and_encoded(height: int, width: int) -> None:
+    roi_heads = pytest.importorskip("torchvision.models.detection.roi_heads")
+    masks, boxes = smooth_masks(300, seed=height), boxes_over(height, width, 300, seed=1)
+    pasted = roi_heads.paste_masks_in_image(masks[:, None], boxes, (height, width))[:, 0] > 0.5
+    expected = [coco_mask.encode(np.asfortranarray(mask.numpy().astype(np.uint8))) for mask in pasted]
+    ours = ops.masks_to_rle(masks, boxes, (height, width))
+    same = sum(a == b for a, b in zip(ours, expected, strict=True))
+    assert same >= 299, f"{same} of 300 equal"
+    for a, b in zip(ours, expected, strict=True):
+        assert (decode(a) != decode(b)).sum() <= 1  # a pixel on the threshold
+
+
+@settings(deadline=None, max_examples=80)
+@given(
+    st.integers(0, 1000),
+    st.lists(st.tuples(*[st.floats(-60, 100, width=32)] * 2, *[st.floats(-2, 90, width=32)] * 2), max_size=5),
+    st.sampled_from([0.3, 0.5, 0.9]),
+)
+def test_equals_its_definition(seed: int, rows: list, threshold: float) -> None:
+    """Boxes partly or wholly outside the picture, upside down or without area."""
+    corners = torch.tensor(rows, dtype=torch.float32).reshape(-1, 4)
+    boxes = torch.cat([corners[:, :2], corners[:, :2] + corners[:, 2:]], dim=1)
+    masks = smooth_masks(len(rows), seed)
+    ours = ops.masks_to_rle(masks, boxes, (40, 50), threshold)
+    expected = ops.masks_to_rle_reference(masks, boxes, (40, 50), threshold)
+    assert len(ours) == len(rows)
+    for a, b in zip(ours, expected, strict=True):
+        assert a["size"] == [40, 50]
+        assert (decode(a) != decode(b)).sum() <= 1
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_empty_and_full_masks(value: float) -> None:
+    boxes = torch.tensor([[-30.0, -30, 90, 90], [5, 5, 9, 9], [200, 200, 300, 300]])
+    rles = ops.masks_to_rle(torch.full((3, 28, 28), value), boxes, (20, 30))
+    areas = [int(decode(rle).sum()) for rle in rles]
+    assert areas[0] == value * 600
+    assert (areas[1] >= 16) == bool(value)
+    assert areas[2] == 0
+
+
+def test_a_box_far_larger_than_the_picture_costs_the_picture() -> None:
+    boxes = torch.tensor([[-1e7, -1e7, 1e7, 1e7]])
+    assert decode(ops.masks_to_rle(torch.ones(1, 28, 28), boxes, (50, 60))[0]).all()
+
+
+def test_of_nothing() -> None:
+    assert ops.masks_to_rle(torch.empty(0, 28, 28), torch.empty(0, 4), (10, 10)) == []
+
+
+@pytest.mark.parametrize(
+    ("masks", "boxes", "message"),
+    [
+        (torch.zeros(2, 28, 27), torch.zeros(2, 4), "masks has shape"),
+        (torch.zeros(3, 28, 28), torch.zeros(2, 4), "masks has shape"),
+        (torch.zeros(2, 28, 28, dtype=torch.int64), torch.zeros(2, 4), "masks has dtype"),
+        (torch.zeros(1, 28, 28), torch.full((1, 4), torch.nan), "boxes: a coordinate is not finite"),
+    ],
+)
+def test_bad_arguments_are_named(masks: Tensor, boxes: Tensor, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ops.masks_to_rle(masks, boxes, (10, 10))

@@ -1,0 +1,92 @@
+"""Matching against torchvision's Matcher on the full matrix, and against its definition."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from maskrcnn import ops
+
+
+def random_boxes(count: int, extent: float, side: float, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    corner = torch.rand(count, 2, generator=generator) * extent
+    return torch.cat([corner, corner + torch.rand(count, 2, generator=generator) * side], dim=1)
+
+
+@pytest.mark.parametrize("allow_low_quality", [False, True])
+@pytest.mark.parametrize(("high", "low"), [(0.7, 0.3), (0.5, 0.5)])
+@pytest.mark.parametrize(
+    ("count", "targets", "extent"), [(3000, 40, 200), (500, 300, 100), (3000, 1, 5000), (7, 90, 50)]
+)
+@pytest.mark.parametrize("whole", [False, True])
+def test_equals_torchvision(
+    count: int, targets: int, extent: float, whole: bool, high: float, low: float, allow_low_quality: bool
+) -> None:
+    torchvision = pytest.importorskip("torchvision")
+    from torchvision.models.detection._utils import Matcher
+
+    anchors, cells = random_boxes(count, extent, 40, 0), random_boxes(targets, extent, 40, 1)
+    if whole:  # many equal overlaps
+        anchors, cells = (anchors / 8).round() * 8, (cells / 8).round() * 8
+        anchors[:, 2:] += 8
+        cells[:, 2:] += 8
+    expected = Matcher(high, low, allow_low_quality)(torchvision.ops.box_iou(cells, anchors))
+    assert torch.equal(ops.match_boxes(anchors, cells, high, low, allow_low_quality), expected)
+
+
+box = st.tuples(*[st.integers(-6, 6)] * 2, *[st.integers(1, 6)] * 2)
+
+
+@settings(deadline=None, max_examples=150)
+@given(st.lists(box, max_size=40), st.lists(box, max_size=12), st.booleans(), st.sampled_from([(0.7, 0.3), (0.5, 0.5)]))
+def test_equals_its_definition(a: list, t: list, allow_low_quality: bool, thresholds: tuple[float, float]) -> None:
+    anchors, targets = (torch.tensor(rows, dtype=torch.float64).reshape(-1, 4) for rows in (a, t))
+    anchors[:, 2:] += anchors[:, :2]
+    targets[:, 2:] += targets[:, :2]
+    ours = ops.match_boxes(anchors, targets, *thresholds, allow_low_quality)
+    assert torch.equal(ours, ops.match_boxes_reference(anchors, targets, *thresholds, allow_low_quality))
+
+
+def test_by_hand() -> None:
+    targets = torch.tensor([[0.0, 0, 10, 10], [20, 0, 30, 10]])
+    anchors = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 5], [0, 0, 10, 1], [20, 0, 30, 4], [50, 50, 60, 60]])
+    assert ops.match_boxes(anchors, targets, 0.7, 0.3, False).tolist() == [0, -2, -1, -2, -1]
+    assert ops.match_boxes(anchors, targets, 0.7, 0.3, True).tolist() == [0, -2, -1, 1, -1]  # its best, though 0.4
+
+
+def test_of_nothing() -> None:
+    boxes = random_boxes(5, 10, 5, 0)
+    assert ops.match_boxes(boxes, torch.empty(0, 4), 0.7, 0.3, True).tolist() == [-1] * 5
+    assert ops.match_boxes(torch.empty(0, 4), boxes, 0.7, 0.3, True).shape == (0,)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"anchors": torch.zeros(3, 5)}, "anchors has shape"),
+        ({"targets": torch.zeros(4)}, "targets has shape"),
+        ({"low": 0.8}, "low is 0.8, high 0.7"),
+    ],
+)
+def test_bad_arguments_are_named(change: dict, message: str) -> None:
+    arguments = {"anchors": torch.zeros(3, 4), "targets": torch.zeros(2, 4), "high": 0.7, "low": 0.3} | change
+    with pytest.raises(ValueError, match=message):
+        ops.match_boxes(**arguments, allow_low_quality=True)
+
+
+def test_registration() -> None:
+    arguments = (random_boxes(40, 20, 10, 0), random_boxes(6, 20, 10, 1), 0.7, 0.3, True)
+    torch.library.opcheck(torch.ops.maskrcnn.match_boxes.default, arguments)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("allow_low_quality", [False, True])
+def test_cuda_equals_cpu(allow_low_quality: bool) -> None:
+    for targets in (0, 1, 300, 700):
+        anchors, cells = random_boxes(5000, 300, 40, 0), random_boxes(targets, 300, 40, 1)
+        ours = ops.match_boxes(anchors.cuda(), cells.cuda(), 0.7, 0.3, allow_low_quality)
+        assert torch.equal(ours.cpu(), ops.match_boxes(anchors, cells, 0.7, 0.3, allow_low_quality))

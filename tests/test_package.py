@@ -1,0 +1,83 @@
+"""The package as a whole: what it imports, what it says it was built with, and that its wheel serves other PyTorchs."""
+
+from __future__ import annotations
+
+import ast
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import maskrcnn
+from tests.conftest import ROOT
+
+
+def imported_modules(path: Path) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names.add(node.module or "")
+    return names
+
+
+# Imports run one way: scripts -> engine, predict -> model, data -> ops.
+ABOVE = {
+    "ops": {"model", "data", "engine", "predict"},
+    "data": {"model", "engine", "predict"},
+    "model": {"engine", "predict"},
+    "engine": {"predict"},
+    "predict": set(),
+}
+
+
+@pytest.mark.parametrize("layer", ABOVE)
+def test_imports_run_one_way(layer: str) -> None:
+    for path in (ROOT / "maskrcnn" / layer).glob("*.py"):
+        imported = imported_modules(path)
+        assert not {name for name in imported if name.split(".")[0] == "torchvision"}, path
+        for upper in ABOVE[layer]:
+            assert not {name for name in imported if name.startswith(f"maskrcnn.{upper}")}, path
+
+
+def test_build_info_is_one_line() -> None:
+    info = maskrcnn.build_info()
+    assert info.count("\n") == 0
+    assert "x86-64" in info or "aarch64" in info
+    assert "PyTorch" in info
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_the_wheel_runs_under_another_torch(tmp_path: Path) -> None:
+    """Built against the PyTorch that is installed here, the wheel passes the op tests under 2.13, and under that alone.
+
+    PyTorch 2.13 is fetched; without a network the test fails.
+    """
+    environment = {"MASKRCNN_CUDA": "0", "PATH": f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin"}
+    wheel_command = ["pip", "wheel", ".", "--no-deps", "--no-build-isolation", "--quiet", "--wheel-dir", str(tmp_path)]
+    subprocess.run([sys.executable, "-m", *wheel_command], cwd=ROOT, env=environment, check=True)
+    (wheel,) = tmp_path.glob("maskrcnn-*.whl")
+    subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "venv")], check=True)
+    python = str(tmp_path / "venv" / "bin" / "python")
+    install = [python, "-m", "pip", "install", "--quiet"]
+    # only what the ops need: PyTorch 2.13 for the CPU where the index has it, and the tests' own tools
+    subprocess.run(
+        [*install, "torch==2.13.0", "numpy", "pytest", "pytest-timeout", "hypothesis", "pycocotools"], check=True
+    )
+    subprocess.run([*install, "--no-deps", str(wheel)], check=True)
+    shutil.copytree(ROOT / "tests" / "ops", tmp_path / "tests" / "ops")
+    shutil.copy(ROOT / "tests" / "conftest.py", tmp_path / "tests")
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    versions = "import torch, maskrcnn; print(torch.__version__, maskrcnn.__file__)"
+    where = subprocess.run([python, "-c", versions], cwd=tmp_path, check=True, capture_output=True, text=True).stdout
+    assert where.startswith("2.13")
+    assert str(tmp_path / "venv") in where
+    tests = subprocess.run(
+        [python, "-m", "pytest", "-q", "tests/ops"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert tests.returncode == 0, tests.stdout[-3000:]
+    assert " passed" in tests.stdout

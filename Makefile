@@ -1,6 +1,7 @@
 # make demo   a model trained on synthetic cells, its curves, metrics, submission and overlays in runs/demo
 # make test   the whole test suite          make lint   ruff, mypy, clang-format
 # make wheel  a wheel in dist/              make cuda   compile the CUDA kernels too (needs nvcc, no GPU)
+# make sanitize   the op tests under AddressSanitizer and UBSan
 PYTHON ?= python3
 VENV ?= .venv
 PY := $(VENV)/bin/python
@@ -43,6 +44,14 @@ format: $(VENV)/.installed
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 	$(VENV)/bin/clang-format -i $(CPP)
+
+# The op tests with the CPU kernels under AddressSanitizer and UBSan; the usual library is built again afterwards.
+SANITIZED = LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" \
+	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1
+sanitize: $(VENV)/.installed
+	rm -f maskrcnn/lib/libmaskrcnn_cpu.so $(VENV)/.built
+	MASKRCNN_SANITIZE=1 MASKRCNN_CUDA=0 $(PY) setup.py build_ext --inplace
+	$(SANITIZED) $(PY) -m pytest tests/ops; status=$$?; rm -f maskrcnn/lib/libmaskrcnn_cpu.so; exit $$status
 
 cuda: $(VENV)/.installed
 	MASKRCNN_CUDA=1 $(PY) setup.py build_ext --inplace

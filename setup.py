@@ -5,7 +5,7 @@ module that tells what was built. They go to ``maskrcnn/lib/`` and ``maskrcnn/``
 
 Environment:
     MASKRCNN_CUDA        1: build the CUDA kernels or fail; 0: do not; unset: where nvcc is found
-    MASKRCNN_CUDA_ARCHS  compute capabilities, default "75;80;86;89;90;100;120"
+    MASKRCNN_CUDA_ARCHS  compute capabilities, default "75;80;86;90;100;120"
     MASKRCNN_SANITIZE    1: address and undefined-behaviour sanitizers in the CPU library
     CXX                  C++ compiler, default g++
 """
@@ -25,7 +25,7 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
 TORCH_TARGET = "-DTORCH_TARGET_VERSION=0x020b000000000000"  # the oldest PyTorch that the binary runs under: 2.11
-DEFAULT_ARCHS = "75;80;86;89;90;100;120"
+DEFAULT_ARCHS = "75;80;86;90;100;120"  # 8.9 runs what is compiled for 8.6
 CPU_ARCHS = "x86-64, AVX2, AVX-512 (chosen at run time)"
 
 

@@ -51,7 +51,6 @@ def test_build_info_is_one_line() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
 def test_the_wheel_runs_under_another_torch(tmp_path: Path) -> None:
     """Built against the PyTorch that is installed here, the wheel passes the op tests under 2.13, and under that alone.
 
@@ -65,9 +64,7 @@ def test_the_wheel_runs_under_another_torch(tmp_path: Path) -> None:
     python = str(tmp_path / "venv" / "bin" / "python")
     install = [python, "-m", "pip", "install", "--quiet"]
     # only what the ops need: PyTorch 2.13 for the CPU where the index has it, and the tests' own tools
-    subprocess.run(
-        [*install, "torch==2.13.0", "numpy", "pytest", "pytest-timeout", "hypothesis", "pycocotools"], check=True
-    )
+    subprocess.run([*install, "torch==2.13.0", "numpy", "pytest", "hypothesis", "pycocotools"], check=True)
     subprocess.run([*install, "--no-deps", str(wheel)], check=True)
     shutil.copytree(ROOT / "tests" / "ops", tmp_path / "tests" / "ops")
     shutil.copy(ROOT / "tests" / "conftest.py", tmp_path / "tests")

@@ -7,6 +7,7 @@ import os
 import torch
 
 from maskrcnn.errors import InputError
+from maskrcnn.ops.library import CUDA_LIBRARY
 
 
 def choose_device(name: str) -> torch.device:
@@ -15,6 +16,11 @@ def choose_device(name: str) -> torch.device:
         raise InputError("--device is cuda; no CUDA device is available to this PyTorch")
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not CUDA_LIBRARY.is_file():
+        raise InputError(
+            "--device: there is a GPU, but the CUDA kernels were not built; install the CUDA toolkit or "
+            "nvidia-cuda-nvcc and run python setup.py build_ext --inplace, or choose --device cpu"
+        )
     return torch.device(name)
 
 

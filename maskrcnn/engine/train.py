@@ -92,7 +92,7 @@ def train(config: TrainConfig) -> Path:
     model_options = _model_options(config, datasets.num_classes)
     model = mask_rcnn_resnet_fpn(**model_options)
     if config.model_options.backbone_weights is not None and saved is None:
-        print(load_weights(model, config.model_options.backbone_weights))
+        print(load_weights(model, config.model_options.backbone_weights, adapt=True))
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     run = Run(model, build_optimizer(model, config.optim_options))
     if saved is not None:
@@ -276,6 +276,7 @@ def _model_options(config: TrainConfig, num_classes: int) -> dict[str, Any]:
         "depth": options.depth,
         "num_classes": num_classes,
         "norm": norm,
+        "stride_in_1x1": options.stride_in_1x1,
         "anchor_sizes": config.anchor_sizes(),
         "anchor_ratios": options.anchor_ratios,
         "detections_per_image": options.detections_per_image,

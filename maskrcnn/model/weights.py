@@ -34,18 +34,22 @@ _TORCHVISION_PREFIXES = {
     "roi_heads.mask_head.": "mask_head.convs.",
     "roi_heads.mask_predictor.": "mask_head.",
 }
+_LAST_LAYERS = ("rpn.head.cls_logits.", "rpn.head.bbox_pred.", "box_head.cls_score.", "box_head.bbox_pred.")
+_LAST_LAYERS += ("mask_head.mask_fcn_logits.",)
 _HASH = re.compile(r"-([0-9a-f]{8,64})\.[a-z]+$")
 # What detectron2's ImageNet models were fed: BGR in 0..255, minus this mean, not scaled.
 _DETECTRON2_MEAN_BGR = (103.53, 116.28, 123.675)
 
 
-def load_weights(model: MaskRCNN, source: str | os.PathLike[str]) -> str:
+def load_weights(model: MaskRCNN, source: str | os.PathLike[str], adapt: bool = False) -> str:
     """Copy weights of another program into ``model`` (in place).
 
     Args:
         model: its norm decides what fits: weights with batch statistics need ``batch`` or ``frozen_batch``.
         source: a file (``.pth``, ``.pt``, ``.bin``, ``.safetensors``, ``.pkl``) or an http(s) or file URL; a URL is
             kept in PyTorch's hub folder, and checked against the hash prefix in its name (``resnet50-0676ba61.pth``).
+        adapt: for a whole Mask R-CNN: its last layers, whose shapes follow from the numbers of classes and anchors, may
+            differ; where they do, the model's own stay (fine-tuning on other classes).
 
     Returns:
         One line that says which format was found and how many tensors were loaded.
@@ -57,10 +61,14 @@ def load_weights(model: MaskRCNN, source: str | os.PathLike[str]) -> str:
     path = _download(str(source)) if "://" in str(source) else Path(source)
     state = _read(path)
     name, target, converted, ignored = _recognise(state, model, path)
+    if adapt and target is model:
+        ignored += _drop_other_last_layers(converted, target)
+    loaded = len(converted.keys() - set(ignored))
     _check_fit(target, converted, path)
     target.load_state_dict(converted, strict=False)
-    note = f", {len(ignored)} of its tensors not used" if ignored else ""
-    return f"{path}: {name}, {len(converted)} tensors loaded{note}"
+    more = ", ..." if len(ignored) > 3 else ""
+    note = f", {len(ignored)} of its tensors not used ({', '.join(ignored[:3])}{more})" if ignored else ""
+    return f"{path}: {name}, {loaded} tensors loaded{note}"
 
 
 def _recognise(state: State, model: MaskRCNN, path: Path) -> tuple[str, nn.Module, State, list[str]]:
@@ -79,7 +87,7 @@ def _recognise(state: State, model: MaskRCNN, path: Path) -> tuple[str, nn.Modul
         ignored = sorted(stripped.keys() - resnet.keys())
         if not all(b.conv1.stride >= b.conv2.stride for b in backbone.modules() if isinstance(b, Bottleneck)):
             raise InputError(
-                f"{path}: detectron2's ResNet strides in its 1x1 convolutions; build the model with stride_in_1x1"
+                f"{path}: detectron2's ResNet strides in its 1x1 convolutions; build the model so (--stride-in-1x1)"
             )
         return "ResNet of detectron2", backbone, _from_detectron2(resnet, model), ignored
     raise InputError(
@@ -120,6 +128,14 @@ def _from_detectron2(state: State, model: MaskRCNN) -> State:
 def _without_counters(state: State) -> State:
     """BatchNorm counts its batches; frozen norms do not, and nothing depends on it."""
     return {key: value for key, value in state.items() if not key.endswith("num_batches_tracked")}
+
+
+def _drop_other_last_layers(state: State, model: nn.Module) -> list[str]:
+    """Replace the last layers of another shape by the model's own; returns their keys."""
+    own = model.state_dict()
+    layers = [key for key in state if key.startswith(_LAST_LAYERS) and state[key].shape != own[key].shape]
+    state.update({key: own[key] for key in layers})
+    return layers
 
 
 def _check_fit(target: nn.Module, state: State, path: Path) -> None:

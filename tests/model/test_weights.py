@@ -103,7 +103,7 @@ def test_detectron2(tmp_path: Path, prefix: str) -> None:
     pixel = torch.tensor([10.0, 20.0, 30.0])  # RGB
     seen = (pixel / 255 - network.pixel_mean.flatten()) / network.pixel_std.flatten()
     torch.testing.assert_close(seen.flip(0), pixel.flip(0) - DETECTRON2_BGR_MEAN, rtol=1e-4, atol=1e-3)
-    with pytest.raises(InputError, match="stride_in_1x1"):
+    with pytest.raises(InputError, match="--stride-in-1x1"):
         load_weights(model(), path)
 
 
@@ -139,6 +139,13 @@ def test_a_whole_torchvision_mask_rcnn(tmp_path: Path) -> None:
         assert torch.equal(network.state_dict()[ours], state[name])
     with pytest.raises(InputError, match=r"cls_logits\.weight \(\(3, 256, 1, 1\), the model has \(8, 256, 1, 1\)\)"):
         load_weights(model("batch"), path)
+    other = mask_rcnn_resnet_fpn(50, 7, norm="batch")  # other classes, other anchors
+    before = {key: value.clone() for key, value in other.state_dict().items()}
+    message = load_weights(other, path, adapt=True)
+    assert "10 of its tensors not used (rpn.head.cls_logits" in message
+    assert torch.equal(other.state_dict()["box_head.fc7.weight"], state["roi_heads.box_head.fc7.weight"])
+    for layer in ("rpn.head.bbox_pred", "box_head.cls_score", "mask_head.mask_fcn_logits"):
+        assert torch.equal(other.state_dict()[f"{layer}.weight"], before[f"{layer}.weight"])
 
 
 def test_batch_statistics_need_batch_norm(tmp_path: Path) -> None:

@@ -17,4 +17,6 @@ STABLE_TORCH_LIBRARY(maskrcnn, m) {
     m.def("match_boxes(Tensor anchors, Tensor targets, float high, float low, bool allow_low_quality) -> Tensor");
     // planes int32 [P, H, W], rois [K, 4], plane int64 [K], ids int64 [K] -> float32 [K, size, size]
     m.def("crop_labels(Tensor planes, Tensor rois, Tensor plane, Tensor ids, int size, bool binary) -> Tensor");
+    // masks [K, M, M], boxes [K, 4] -> COCO's run-length texts one after another, uint8, and where each ends, int64 [K]
+    m.def("masks_to_rle(Tensor masks, Tensor boxes, int height, int width, float threshold) -> (Tensor, Tensor)");
 }

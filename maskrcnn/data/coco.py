@@ -22,7 +22,7 @@ from maskrcnn.data.dataset import CellDataset, Transform
 from maskrcnn.data.hw3 import Hw3Folder
 from maskrcnn.data.labels import InstanceLabels
 from maskrcnn.data.tiff import DEFAULT_PERCENTILES, image_size, read_image
-from maskrcnn.errors import InputError, one_line_errors
+from maskrcnn.errors import InputError, one_line_errors, writing
 
 
 def to_coco(dataset: CellDataset) -> dict[str, Any]:
@@ -217,11 +217,9 @@ def convert(options: ConvertOptions) -> None:
     """Write ``options.output``, beside first and then renamed."""
     contents = to_coco(Hw3Folder(options.data))
     beside = options.output.with_name(options.output.name + ".part")
-    try:
+    with writing(options.output):
         beside.write_text(json.dumps(contents))
         os.replace(beside, options.output)
-    except OSError as error:
-        raise InputError(f"{options.output}: cannot be written: {error.strerror}") from error
     print(f"{options.output}: {len(contents['images'])} pictures, {len(contents['annotations'])} cells")
 
 

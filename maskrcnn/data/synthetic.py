@@ -21,7 +21,7 @@ import tyro
 from scipy.ndimage import gaussian_filter
 
 from maskrcnn.data.hw3 import IMAGE, MAPPING
-from maskrcnn.errors import InputError, one_line_errors
+from maskrcnn.errors import InputError, one_line_errors, writing
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -110,7 +110,7 @@ def write_dataset(root: str | Path, train: int = 64, test: int = 16, size: int =
     root = Path(root)
     if train < 2 or test < 0 or size < 32:
         raise InputError(f"--train {train} --test {test} --size {size}: expected at least 2, 0 and 32")
-    try:
+    with writing(root):
         root.mkdir(parents=True, exist_ok=True)
         if any(root.iterdir()):
             raise InputError(f"{root}: is not empty; name a new folder")
@@ -124,8 +124,6 @@ def write_dataset(root: str | Path, train: int = 64, test: int = 16, size: int =
             _write_tiff(root / "test_release" / name, image)
             mapping.append({"file_name": name, "id": index, "height": size, "width": size})
         (root / MAPPING).write_text(json.dumps(mapping, indent=1) + "\n")
-    except OSError as error:
-        raise InputError(f"{root}: the data set cannot be written: {error.strerror}") from error
 
 
 def _write_training_picture(folder: Path, size: int, rng: np.random.Generator) -> None:

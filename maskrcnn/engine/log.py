@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from maskrcnn.errors import writing
+
 TOTAL = "loss"
 
 
@@ -22,12 +24,13 @@ class MetricsLog:
         if resume_step is not None and path.is_file():
             self.rows = [row for row in read_metrics(path) if row["step"] <= resume_step]
         beside = path.with_name(path.name + ".part")
-        beside.write_text("".join(json.dumps(row) + "\n" for row in self.rows))
-        beside.replace(path)
+        with writing(path):
+            beside.write_text("".join(json.dumps(row) + "\n" for row in self.rows))
+            beside.replace(path)
 
     def write(self, row: dict[str, Any]) -> None:
         self.rows.append(row)
-        with open(self.path, "a") as file:
+        with writing(self.path), open(self.path, "a") as file:
             file.write(json.dumps(row) + "\n")
 
 
@@ -73,5 +76,6 @@ def plot_metrics(rows: list[dict[str, Any]], path: Path, title: str) -> None:
     for axis in axes:
         axis.grid(alpha=0.3)
     beside = path.with_name(path.stem + ".part.png")
-    figure.savefig(beside, dpi=100)
-    beside.replace(path)
+    with writing(path):
+        figure.savefig(beside, dpi=100)
+        beside.replace(path)

@@ -29,7 +29,7 @@ from maskrcnn.engine.device import autocast, choose_device, default_workers
 from maskrcnn.engine.evaluate import evaluate
 from maskrcnn.engine.loader import EpochSampler, build_loader
 from maskrcnn.engine.log import TOTAL, MetricsLog, plot_metrics
-from maskrcnn.errors import InputError
+from maskrcnn.errors import InputError, writing
 from maskrcnn.model import MaskRCNN, mask_rcnn_resnet_fpn
 from maskrcnn.model.weights import load_weights
 
@@ -216,13 +216,11 @@ def prepare_run_folder(config: TrainConfig) -> Path:
     folder = config.out if config.out is not None else Path("runs") / name
     if config.resume is None and (folder / "last.pt").exists():
         raise InputError(f"--out {folder}: holds a run already; go on with --resume {folder} or name another folder")
-    try:
+    versions = {"torch": torch.__version__, "numpy": np.__version__, "python": sys.version.split()[0]}
+    contents = {**config.to_dict(), "command": sys.argv, "versions": versions}
+    with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        versions = {"torch": torch.__version__, "numpy": np.__version__, "python": sys.version.split()[0]}
-        contents = {**config.to_dict(), "command": sys.argv, "versions": versions}
         (folder / "config.json").write_text(json.dumps(contents, indent=2) + "\n")
-    except OSError as error:
-        raise InputError(f"--out {folder}: the run folder cannot be written: {error.strerror}") from error
     return folder
 
 

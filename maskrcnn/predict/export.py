@@ -15,7 +15,7 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from maskrcnn.data.hw3 import TestImage
-from maskrcnn.errors import InputError
+from maskrcnn.errors import writing
 
 RESULTS = "test-results.json"
 SUBMISSION = "submission.zip"
@@ -43,14 +43,12 @@ def write_results(
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr(RESULTS, text)
-    try:
+    with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         for name, contents in ((RESULTS, text.encode()), (SUBMISSION, packed.getvalue())):
             beside = folder / (name + ".part")
             beside.write_bytes(contents)
             os.replace(beside, folder / name)
-    except OSError as error:
-        raise InputError(f"--out {folder}: the results cannot be written: {error.strerror}") from error
     return folder / RESULTS, folder / SUBMISSION
 
 

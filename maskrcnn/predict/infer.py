@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from maskrcnn.data.hw3 import TestImage, read_test_release
 from maskrcnn.data.tiff import image_size
-from maskrcnn.errors import InputError
+from maskrcnn.errors import InputError, writing
 from maskrcnn.predict.export import write_results
 from maskrcnn.predict.overlay import draw_overlay
 from maskrcnn.predict.predictor import load
@@ -60,11 +60,9 @@ def infer(config: InferConfig) -> Path:
         if index in drawn:
             overlay = draw_overlay(picture, detections, predictor.class_names, config.overlay_score)
             path = folder / "overlays" / f"{Path(image.file_name).stem}.png"
-            try:
+            with writing(path):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 overlay.save(path, optimize=True)
-            except OSError as error:
-                raise InputError(f"--out {path}: the overlay cannot be written: {error.strerror}") from error
     json_path, zip_path = write_results(folder, results, images, len(predictor.class_names))
     print(f"{len(results)} cells in {len(images)} pictures: {json_path}, {zip_path}")
     return folder

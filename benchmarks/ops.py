@@ -1,0 +1,220 @@
+"""How fast are the ops, against torchvision and against what the machine can do at best?
+
+    python -m benchmarks.ops [--device cuda] [--only nms]
+
+Both sides run in turns in one process with the same threads; torchvision gets its best memory layout and so do we.
+"floor" is the time that the op's bytes need at the measured copy bandwidth (read once, written once); for NMS it is the
+sorting of the scores alone. "memory" is what the op needs at its peak, results included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import torchvision
+import tyro
+from pycocotools import mask as coco_mask
+from torch import Tensor
+from torchvision.models.detection._utils import Matcher
+from torchvision.models.detection.roi_heads import paste_masks_in_image
+
+from benchmarks.measure import copy_bandwidth, machine, peak_extra_memory, seconds, side_by_side, table
+from maskrcnn import ops
+
+
+@dataclass
+class Case:
+    """One row: the same work by both, and the bytes that must move (or the seconds that nothing can do without)."""
+
+    op: str
+    size: str
+    theirs: Callable[[], object]
+    ours: Callable[[], object]
+    floor_bytes: float = 0
+    floor_seconds: float = 0
+
+
+def cells(count: int, extent: float, side: float = 30.0, seed: int = 0) -> Tensor:
+    """Boxes of cells spread over a picture: float32 [count, 4]."""
+    generator = torch.Generator().manual_seed(seed)
+    corner = torch.rand(count, 2, generator=generator) * (extent - side)
+    return torch.cat([corner, corner + side * (0.5 + torch.rand(count, 2, generator=generator))], dim=1).clamp(
+        max=extent
+    )
+
+
+def nms_cases(device: str) -> list[Case]:
+    cases = []
+    for count in (1_000, 10_000, 50_000):
+        extent = 30.0 * count**0.5  # some three boxes on each place
+        boxes = cells(count, extent).to(device)
+        scores = torch.rand(count, generator=torch.Generator().manual_seed(1)).to(device)
+        floor = min(seconds(lambda s=scores: s.argsort(descending=True, stable=True), device) for _ in range(5))
+        cases.append(
+            Case(
+                "nms",
+                f"{count:,} boxes",
+                lambda b=boxes, s=scores: torchvision.ops.nms(b, s, 0.5),
+                lambda b=boxes, s=scores: ops.nms(b, s, 0.5),
+                floor_seconds=floor,
+            )
+        )
+    return cases
+
+
+def roi_align_cases(device: str) -> list[Case]:
+    cases = []
+    channels = 256
+    for count, bins in ((512, 7), (128, 14)):
+        features = torch.randn(2, channels, 128, 128, generator=torch.Generator().manual_seed(0)).to(device)
+        last = features.to(memory_format=torch.channels_last)
+        boxes = cells(count, 512.0, 60.0).to(device)
+        rois = torch.cat([(torch.arange(count, device=device) % 2)[:, None].float(), boxes], dim=1)
+        arguments = (rois, bins, 0.25, 2)
+        size = f"{count} RoIs {bins}x{bins}, {channels} channels"
+        moved = 4 * (count * bins * bins * channels + features.numel())
+        cases.append(
+            Case(
+                "roi_align forward",
+                size,
+                lambda f=features, a=arguments: torchvision.ops.roi_align(f, *a),
+                lambda f=last, a=arguments: ops.roi_align(f, *a),
+                moved,
+            )
+        )
+        cases.append(
+            Case(
+                "roi_align backward",
+                size,
+                _backward(torchvision.ops.roi_align, features, arguments),
+                _backward(ops.roi_align, last, arguments),
+                moved + 4 * features.numel(),  # the gradient is cleared before it is summed
+            )
+        )
+    return cases
+
+
+def _backward(op: Callable[..., Tensor], features: Tensor, arguments: tuple) -> Callable[[], object]:
+    """The backward pass alone, its graph kept."""
+    leaf = features.detach().requires_grad_()
+    out = op(leaf, *arguments)
+    upstream = torch.randn_like(out)
+    return lambda: torch.autograd.grad(out, leaf, upstream, retain_graph=True)
+
+
+def match_cases(device: str) -> list[Case]:
+    strides = [(s, (4, 8) if s == 4 else (2 * s,)) for s in (4, 8, 16, 32, 64)]
+    anchors = torch.cat([_anchors(stride, sizes) for stride, sizes in strides])
+    anchors = anchors[torch.randperm(len(anchors), generator=torch.Generator().manual_seed(0))[:87_000].sort().values]
+    anchors, matcher = anchors.to(device), Matcher(0.7, 0.3, allow_low_quality_matches=True)
+    cases = []
+    for count in (50, 500):
+        targets = cells(count, 512.0).to(device)
+        cases.append(
+            Case(
+                "match_boxes",
+                f"{len(anchors):,} anchors, {count} cells",
+                lambda t=targets: matcher(torchvision.ops.box_iou(t, anchors)),
+                lambda t=targets: ops.match_boxes(anchors, t, 0.7, 0.3, True),
+                len(anchors) * (16 + 8),
+            )
+        )
+    return cases
+
+
+def _anchors(stride: int, sizes: tuple[int, ...]) -> Tensor:
+    """Anchors of one level of a 512-pixel picture, four shapes of each size."""
+    centers = torch.arange(0, 512, stride, dtype=torch.float32)
+    shapes = [(s / r**0.5, s * r**0.5) for s in sizes for r in (0.5, 1.0, 1.5, 2.0)]
+    half = torch.tensor([(-w / 2, -h / 2, w / 2, h / 2) for w, h in shapes])
+    y, x = torch.meshgrid(centers, centers, indexing="ij")
+    return (torch.stack([x, y, x, y], dim=-1).reshape(-1, 1, 4) + half).reshape(-1, 4)
+
+
+def crop_cases(device: str) -> list[Case]:
+    cases = []
+    for count, rois in ((50, 128), (500, 128)):
+        boxes = cells(count, 512.0)
+        plane = torch.zeros(1, 512, 512, dtype=torch.int32)
+        for number, (x1, y1, x2, y2) in enumerate(boxes.int().tolist(), start=1):
+            plane[0, y1:y2, x1:x2] = number
+        ids = torch.arange(1, count + 1).repeat(rois)[:rois]
+        masks = (plane == torch.arange(1, count + 1)[:, None, None]).float().to(device)
+        sampled, plane, ids = boxes[ids - 1].to(device), plane.to(device), ids.to(device)
+        index = torch.zeros(rois, dtype=torch.int64, device=device)
+        with_index = torch.cat([(ids - 1)[:, None].float(), sampled], dim=1)
+        pixels = float(((sampled[:, 2:] - sampled[:, :2]).prod(1)).sum())
+        cases.append(
+            Case(
+                "crop_labels",
+                f"{rois} RoIs of {count} cells in 512x512",
+                # what torchvision's project_masks_on_boxes does with its full-size masks
+                lambda m=masks, b=with_index: torchvision.ops.roi_align(m[:, None], b, 28, 1.0)[:, 0],
+                lambda p=plane, s=sampled, i=ids, z=index: ops.crop_labels(p, s, z, i, 28),
+                4 * (rois * 28 * 28 + pixels),
+            )
+        )
+    return cases
+
+
+def rle_cases(device: str) -> list[Case]:
+    cases = []
+    for count, side in ((300, 1024), (100, 1024)):
+        noise = torch.randn(count, 1, 5, 5, generator=torch.Generator().manual_seed(0))
+        masks = F.interpolate(noise, size=(28, 28), mode="bicubic").sigmoid()[:, 0].to(device)
+        boxes = cells(count, float(side), 40.0).to(device)
+
+        def theirs(m: Tensor = masks, b: Tensor = boxes, s: int = side) -> object:
+            pasted = (paste_masks_in_image(m[:, None], b, (s, s))[:, 0] > 0.5).cpu().numpy()
+            return [coco_mask.encode(np.asfortranarray(one, dtype=np.uint8)) for one in pasted]
+
+        def mine(m: Tensor = masks, b: Tensor = boxes, s: int = side) -> object:
+            return ops.masks_to_rle(m, b, (s, s))
+
+        same = sum(a == b for a, b in zip(theirs(), mine(), strict=True))
+        size = f"{count} masks in {side}x{side} ({same} of {count} equal)"
+        cases.append(Case("masks_to_rle", size, theirs, mine, 4.0 * masks.numel()))
+    return cases
+
+
+GROUPS = {
+    "nms": nms_cases,
+    "roi_align": roi_align_cases,
+    "match_boxes": match_cases,
+    "crop_labels": crop_cases,
+    "masks_to_rle": rle_cases,
+}
+
+
+@dataclass(frozen=True)
+class Options:
+    """Time the ops against torchvision's."""
+
+    device: Literal["cpu", "cuda"] = "cpu"
+    only: Annotated[str | None, tyro.conf.arg(metavar="OP")] = None
+    """One of nms, roi_align, match_boxes, crop_labels, masks_to_rle; default: all."""
+
+
+def main(options: Options) -> None:
+    bandwidth = copy_bandwidth(options.device)
+    rows = []
+    for name, make in GROUPS.items():
+        if options.only not in (None, name):
+            continue
+        for case in make(options.device):
+            theirs, ours = side_by_side([case.theirs, case.ours], options.device)
+            floor = case.floor_seconds or case.floor_bytes / bandwidth
+            memory = [peak_extra_memory(run, options.device) / 1e6 for run in (case.theirs, case.ours)]
+            times = [f"{theirs * 1e3:.2f} ms", f"{ours * 1e3:.3f} ms", f"{theirs / ours:.1f}x", f"{floor * 1e3:.3f} ms"]
+            rows.append([case.op, case.size, *times, f"{memory[0]:.1f} MB", f"{memory[1]:.1f} MB"])
+    print(f"{machine(options.device)}; copy bandwidth {bandwidth / 1e9:.1f} GB/s\n")
+    print(table(["op", "size", "torchvision", "ours", "ratio", "floor", "memory torchvision", "memory ours"], rows))
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options))

@@ -34,8 +34,13 @@ _TORCHVISION_PREFIXES = {
     "roi_heads.mask_head.": "mask_head.convs.",
     "roi_heads.mask_predictor.": "mask_head.",
 }
-_LAST_LAYERS = ("rpn.head.cls_logits.", "rpn.head.bbox_pred.", "box_head.cls_score.", "box_head.bbox_pred.")
-_LAST_LAYERS += ("mask_head.mask_fcn_logits.",)
+_LAST_LAYERS = (
+    "rpn.head.cls_logits.",
+    "rpn.head.bbox_pred.",
+    "box_head.cls_score.",
+    "box_head.bbox_pred.",
+    "mask_head.mask_fcn_logits.",
+)
 _HASH = re.compile(r"-([0-9a-f]{8,64})\.[a-z]+$")
 # What detectron2's ImageNet models were fed: BGR in 0..255, minus this mean, not scaled.
 _DETECTRON2_MEAN_BGR = (103.53, 116.28, 123.675)

@@ -21,7 +21,7 @@ import tyro
 from pycocotools import mask as coco_mask
 from torch import Tensor
 from torchvision.models.detection._utils import Matcher
-from torchvision.models.detection.roi_heads import paste_masks_in_image
+from torchvision.models.detection.roi_heads import paste_masks_in_image, project_masks_on_boxes
 
 from benchmarks.measure import copy_bandwidth, machine, peak_extra_memory, seconds, side_by_side, table
 from maskrcnn import ops
@@ -144,17 +144,16 @@ def crop_cases(device: str) -> list[Case]:
         for number, (x1, y1, x2, y2) in enumerate(boxes.int().tolist(), start=1):
             plane[0, y1:y2, x1:x2] = number
         ids = torch.arange(1, count + 1).repeat(rois)[:rois]
-        masks = (plane == torch.arange(1, count + 1)[:, None, None]).float().to(device)
+        masks = (plane == torch.arange(1, count + 1)[:, None, None]).to(torch.uint8).to(device)
         sampled, plane, ids = boxes[ids - 1].to(device), plane.to(device), ids.to(device)
         index = torch.zeros(rois, dtype=torch.int64, device=device)
-        with_index = torch.cat([(ids - 1)[:, None].float(), sampled], dim=1)
+        owner = ids - 1
         pixels = float(((sampled[:, 2:] - sampled[:, :2]).prod(1)).sum())
         cases.append(
             Case(
                 "crop_labels",
                 f"{rois} RoIs of {count} cells in 512x512",
-                # what torchvision's project_masks_on_boxes does with its full-size masks
-                lambda m=masks, b=with_index: torchvision.ops.roi_align(m[:, None], b, 28, 1.0)[:, 0],
+                lambda m=masks, s=sampled, o=owner: project_masks_on_boxes(m, s, o, 28),
                 lambda p=plane, s=sampled, i=ids, z=index: ops.crop_labels(p, s, z, i, 28),
                 4 * (rois * 28 * 28 + pixels),
             )

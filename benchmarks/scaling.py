@@ -94,7 +94,7 @@ def main(options: Options) -> None:
             axis.loglog(counts, [t[side] for t in times], "o-", color=color, label=name, markersize=4)
         axis.set(title=title, xlabel=unit, ylabel="seconds")
         axis.grid(alpha=0.3)
-        axis.legend()
+        axis.legend(loc="upper left")
         rows += [
             [title, f"{n:,} {unit}", *("left out" if np.isnan(t) else f"{t * 1e3:.2f} ms" for t in pair_of)]
             for n, pair_of in zip(counts, times, strict=True)

@@ -26,6 +26,8 @@ from torchvision.models.detection.roi_heads import paste_masks_in_image, project
 from benchmarks.measure import copy_bandwidth, machine, peak_extra_memory, seconds, side_by_side, table
 from maskrcnn import ops
 
+PICTURE = 1024  # side of the picture that masks are encoded for
+
 
 @dataclass
 class Case:
@@ -51,20 +53,17 @@ def cells(count: int, extent: float, side: float = 30.0, seed: int = 0) -> Tenso
 def nms_cases(device: str) -> list[Case]:
     cases = []
     for count in (1_000, 10_000, 50_000):
-        extent = 30.0 * count**0.5  # some three boxes on each place
-        boxes = cells(count, extent).to(device)
-        scores = torch.rand(count, generator=torch.Generator().manual_seed(1)).to(device)
+        scores = torch.rand(count, device=device)
         floor = min(seconds(lambda s=scores: s.argsort(descending=True, stable=True), device) for _ in range(5))
-        cases.append(
-            Case(
-                "nms",
-                f"{count:,} boxes",
-                lambda b=boxes, s=scores: torchvision.ops.nms(b, s, 0.5),
-                lambda b=boxes, s=scores: ops.nms(b, s, 0.5),
-                floor_seconds=floor,
-            )
-        )
+        cases.append(Case("nms", f"{count:,} boxes", *nms_pair(count, device), floor_seconds=floor))
     return cases
+
+
+def nms_pair(count: int, device: str) -> tuple[Callable[[], Tensor], Callable[[], Tensor]]:
+    """NMS of ``count`` boxes over a picture that grows with them, by torchvision and by us."""
+    boxes = cells(count, 30.0 * count**0.5).to(device)  # some three boxes on each place
+    scores = torch.rand(count, generator=torch.Generator().manual_seed(1)).to(device)
+    return lambda: torchvision.ops.nms(boxes, scores, 0.5), lambda: ops.nms(boxes, scores, 0.5)
 
 
 def roi_align_cases(device: str) -> list[Case]:
@@ -163,22 +162,26 @@ def crop_cases(device: str) -> list[Case]:
 
 def rle_cases(device: str) -> list[Case]:
     cases = []
-    for count, side in ((300, 1024), (100, 1024)):
-        noise = torch.randn(count, 1, 5, 5, generator=torch.Generator().manual_seed(0))
-        masks = F.interpolate(noise, size=(28, 28), mode="bicubic").sigmoid()[:, 0].to(device)
-        boxes = cells(count, float(side), 40.0).to(device)
-
-        def theirs(m: Tensor = masks, b: Tensor = boxes, s: int = side) -> object:
-            pasted = (paste_masks_in_image(m[:, None], b, (s, s))[:, 0] > 0.5).cpu().numpy()
-            return [coco_mask.encode(np.asfortranarray(one, dtype=np.uint8)) for one in pasted]
-
-        def mine(m: Tensor = masks, b: Tensor = boxes, s: int = side) -> object:
-            return ops.masks_to_rle(m, b, (s, s))
-
+    for count in (300, 100):
+        theirs, mine = rle_pair(count, device)
         same = sum(a == b for a, b in zip(theirs(), mine(), strict=True))
-        size = f"{count} masks in {side}x{side} ({same} of {count} equal)"
-        cases.append(Case("masks_to_rle", size, theirs, mine, 4.0 * masks.numel()))
+        size = f"{count} masks in {PICTURE}x{PICTURE} ({same} of {count} equal)"
+        cases.append(Case("masks_to_rle", size, theirs, mine, 4.0 * count * 28 * 28))
     return cases
+
+
+def rle_pair(count: int, device: str) -> tuple[Callable[[], list], Callable[[], list]]:
+    """Run lengths of ``count`` predicted masks in one picture, by torchvision with pycocotools and by us."""
+    noise = torch.randn(count, 1, 5, 5, generator=torch.Generator().manual_seed(0))
+    masks = F.interpolate(noise, size=(28, 28), mode="bicubic").sigmoid()[:, 0].to(device)
+    boxes = cells(count, float(PICTURE), 40.0).to(device)
+    size = (PICTURE, PICTURE)
+
+    def theirs() -> list:
+        pasted = (paste_masks_in_image(masks[:, None], boxes, size)[:, 0] > 0.5).cpu().numpy()
+        return [coco_mask.encode(np.asfortranarray(one, dtype=np.uint8)) for one in pasted]
+
+    return theirs, lambda: ops.masks_to_rle(masks, boxes, size)
 
 
 GROUPS = {

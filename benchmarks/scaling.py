@@ -14,24 +14,16 @@ from typing import Annotated, Literal
 
 import matplotlib
 import numpy as np
-import torch
-import torch.nn.functional as F
-import torchvision
 import tyro
-from pycocotools import mask as coco_mask
-from torch import Tensor
-from torchvision.models.detection.roi_heads import paste_masks_in_image
 
 from benchmarks.measure import machine, seconds, table
-from benchmarks.ops import cells
-from maskrcnn import ops
+from benchmarks.ops import PICTURE, nms_pair, rle_pair
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 BOXES = (1_000, 3_000, 10_000, 30_000, 100_000, 300_000, 1_000_000)
 MASKS = (10, 30, 100, 300, 1_000, 2_000, 5_000)
-PICTURE = 1024
 
 
 @dataclass(frozen=True)
@@ -45,24 +37,6 @@ class Options:
     """Longest time of one call, in seconds; larger sizes are left out."""
     memory: float = 10.0
     """Most memory for the full-size masks that torchvision pastes, in GB; larger sizes are left out."""
-
-
-def nms_pair(count: int, device: str) -> tuple[Callable[[], object], Callable[[], object]]:
-    boxes = cells(count, 30.0 * count**0.5).to(device)
-    scores = torch.rand(count, generator=torch.Generator().manual_seed(1)).to(device)
-    return lambda: torchvision.ops.nms(boxes, scores, 0.5), lambda: ops.nms(boxes, scores, 0.5)
-
-
-def rle_pair(count: int, device: str) -> tuple[Callable[[], object], Callable[[], object]]:
-    noise = torch.randn(count, 1, 5, 5, generator=torch.Generator().manual_seed(0))
-    masks = F.interpolate(noise, size=(28, 28), mode="bicubic").sigmoid()[:, 0].to(device)
-    boxes = cells(count, float(PICTURE), 40.0).to(device)
-    return lambda: _paste_and_encode(masks, boxes), lambda: ops.masks_to_rle(masks, boxes, (PICTURE, PICTURE))
-
-
-def _paste_and_encode(masks: Tensor, boxes: Tensor) -> object:
-    pasted = (paste_masks_in_image(masks[:, None], boxes, (PICTURE, PICTURE))[:, 0] > 0.5).cpu().numpy()
-    return [coco_mask.encode(np.asfortranarray(one, dtype=np.uint8)) for one in pasted]
 
 
 def measure(pair: Callable, counts: tuple[int, ...], options: Options) -> list[list[float]]:

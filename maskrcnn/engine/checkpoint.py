@@ -12,6 +12,7 @@ import torch
 
 from maskrcnn.errors import InputError
 from maskrcnn.model import MaskRCNN, mask_rcnn_resnet_fpn
+from maskrcnn.model.weights import misfits
 
 FORMAT = "maskrcnn-checkpoint-1"
 
@@ -64,17 +65,8 @@ def build_model(contents: dict[str, Any], path: Path) -> MaskRCNN:
 
 def load_model_state(model: MaskRCNN, state: dict[str, torch.Tensor], path: Path) -> None:
     """Load a state dict whose every key and shape must fit; raises InputError that names those that do not."""
-    own = model.state_dict()
-    wrong = [f"{key} (missing)" for key in own if key not in state]
-    wrong += [f"{key} (not in the model)" for key in state if key not in own]
-    wrong += [
-        f"{key} ({tuple(state[key].shape)}, the model has {tuple(own[key].shape)})"
-        for key in own
-        if key in state and state[key].shape != own[key].shape
-    ]
-    if wrong:
-        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-        raise InputError(f"{path}: weights of another architecture or class count: {', '.join(wrong[:3])}{more}")
+    if wrong := misfits(state, model.state_dict()):
+        raise InputError(f"{path}: weights of another architecture or class count: {wrong}")
     model.load_state_dict(state)
 
 

@@ -150,6 +150,12 @@ def _check_fit(target: nn.Module, state: State, path: Path) -> None:
         raise InputError(
             f"{path}: weights with batch norm, but the model has group norm; choose --norm frozen_batch or batch"
         )
+    if wrong := misfits(state, own):
+        raise InputError(f"{path}: weights that do not fit the model: {wrong}")
+
+
+def misfits(state: State, own: State) -> str:
+    """The keys of a file's ``state`` that do not fit the model's ``own``, the first three of them; "" if all fit."""
     wrong = [f"{key} (missing in the file)" for key in own if key not in state]
     wrong += [f"{key} (not in the model)" for key in state if key not in own]
     wrong += [
@@ -157,9 +163,8 @@ def _check_fit(target: nn.Module, state: State, path: Path) -> None:
         for key in own
         if key in state and state[key].shape != own[key].shape
     ]
-    if wrong:
-        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-        raise InputError(f"{path}: weights that do not fit the model: {', '.join(wrong[:3])}{more}")
+    more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+    return ", ".join(wrong[:3]) + more
 
 
 def _read(path: Path) -> State:

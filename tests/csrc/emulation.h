@@ -53,11 +53,6 @@ void launch(dim3 grid, dim3 block, Kernel kernel, Arguments... arguments) {
     }
     for (std::thread& thread : threads) thread.join();
 }
-
-template <typename T>
-T exchange(T* place, T value) {
-    return std::exchange(*place, value);
-}
 }  // namespace emulation
 
 inline void __syncthreads() { emulation::barrier->arrive_and_wait(); }
@@ -80,12 +75,12 @@ T __shfl_sync(unsigned, T value, int lane) {
 template <typename T>
 T atomicAdd(T* place, T value) {
     const std::lock_guard lock(emulation::mutex);
-    return emulation::exchange(place, *place + value);
+    return std::exchange(*place, *place + value);
 }
 template <typename T>
 T atomicMax(T* place, T value) {
     const std::lock_guard lock(emulation::mutex);
-    return emulation::exchange(place, std::max(*place, value));
+    return std::exchange(*place, std::max(*place, value));
 }
 template <typename A, typename B>
 auto min(A a, B b) {

@@ -6,15 +6,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
 from maskrcnn import ops
-
-
-def random_boxes(count: int, extent: float, side: float, seed: int) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    corner = torch.rand(count, 2, generator=generator) * extent
-    return torch.cat([corner, corner + torch.rand(count, 2, generator=generator) * side], dim=1)
+from tests.ops.test_nms import random_boxes
 
 
 @pytest.mark.parametrize("allow_low_quality", [False, True])

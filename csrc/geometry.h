@@ -35,6 +35,9 @@ MASKRCNN_HD T box_iou(const Box<T>& a, T area_a, const Box<T>& b, T area_b) {
     return intersection / (area_a + area_b - intersection);
 }
 
+// What match_boxes says of an anchor that belongs to no target.
+constexpr int64_t kBelowLow = -1, kBetween = -2;
+
 // The largest T not above the threshold of NMS: as torchvision's CPU code does, an IoU in T is compared with the
 // threshold in double.
 template <typename T>

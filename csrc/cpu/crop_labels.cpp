@@ -6,6 +6,7 @@
 #include <cmath>
 #include <vector>
 
+#include "../checks.h"
 #include "axis_taps.h"
 
 namespace maskrcnn {
@@ -34,18 +35,8 @@ void crop(const int32_t* plane, int width, int32_t id, const AxisTaps<float>& ro
 
 Tensor crop_labels(const Tensor& planes, const Tensor& rois, const Tensor& plane, const Tensor& ids, int64_t size,
                    bool binary) {
-    STD_TORCH_CHECK(planes.dim() == 3 && planes.is_contiguous() && planes.scalar_type() == ScalarType::Int,
-                    "planes must be contiguous int32 [P, H, W]");
-    STD_TORCH_CHECK(
-        rois.dim() == 2 && rois.size(1) == 4 && rois.is_contiguous() && rois.scalar_type() == ScalarType::Float,
-        "rois must be contiguous float32 [K, 4]");
+    check_crop_labels(planes, rois, plane, ids, size);
     const int64_t count = rois.size(0);
-    for (const Tensor* index : {&plane, &ids}) {
-        STD_TORCH_CHECK(index->dim() == 1 && index->size(0) == count && index->is_contiguous() &&
-                            index->scalar_type() == ScalarType::Long,
-                        "plane and ids must be contiguous int64 [K]");
-    }
-    STD_TORCH_CHECK(size > 0, "size must be above 0");
     const int height = static_cast<int>(planes.size(1)), width = static_cast<int>(planes.size(2));
     const auto* pixels = static_cast<const int32_t*>(planes.const_data_ptr());
     const auto* roi = static_cast<const float*>(rois.const_data_ptr());

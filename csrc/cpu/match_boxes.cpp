@@ -12,6 +12,7 @@
 #include <numeric>
 #include <vector>
 
+#include "../checks.h"
 #include "../geometry.h"
 
 namespace maskrcnn {
@@ -20,7 +21,6 @@ namespace {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-constexpr int64_t kBelowLow = -1, kBetween = -2;
 constexpr int64_t kGrain = 1024;
 
 template <typename T>
@@ -113,18 +113,13 @@ void match(const Tensor& anchors, const Tensor& targets, T high, T low, bool all
 }
 
 Tensor match_boxes(const Tensor& anchors, const Tensor& targets, double high, double low, bool allow_low_quality) {
-    for (const Tensor* boxes : {&anchors, &targets}) {
-        STD_TORCH_CHECK(boxes->dim() == 2 && boxes->size(1) == 4 && boxes->is_contiguous(),
-                        "anchors and targets must be contiguous [N, 4]");
-    }
-    STD_TORCH_CHECK(anchors.scalar_type() == targets.scalar_type(), "anchors and targets must have the same dtype");
+    check_match_boxes(anchors, targets);
     Tensor out = torch::stable::empty({anchors.size(0)}, ScalarType::Long);
     if (targets.size(0) == 0) {
         std::fill_n(static_cast<int64_t*>(out.mutable_data_ptr()), anchors.size(0), kBelowLow);
     } else if (anchors.scalar_type() == ScalarType::Double) {
         match<double>(anchors, targets, high, low, allow_low_quality, out);
     } else {
-        STD_TORCH_CHECK(anchors.scalar_type() == ScalarType::Float, "anchors must be float32 or float64");
         match<float>(anchors, targets, static_cast<float>(high), static_cast<float>(low), allow_low_quality, out);
     }
     return out;

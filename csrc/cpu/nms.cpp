@@ -13,6 +13,7 @@
 #include <limits>
 #include <vector>
 
+#include "../checks.h"
 #include "../geometry.h"
 #include "multiversion.h"
 #include "simd.h"
@@ -272,16 +273,12 @@ void suppress(const Tensor& boxes, const Tensor& group, double threshold, Tensor
 }
 
 Tensor nms(const Tensor& boxes, const Tensor& group, double threshold) {
-    STD_TORCH_CHECK(boxes.is_contiguous() && group.is_contiguous(), "boxes and group must be contiguous");
-    STD_TORCH_CHECK(boxes.dim() == 2 && boxes.size(1) == 4, "boxes must have shape [N, 4]");
-    STD_TORCH_CHECK(group.dim() == 1 && group.size(0) == boxes.size(0) && group.scalar_type() == ScalarType::Long,
-                    "group must be int64 [N]");
+    check_nms(boxes, group);
     Tensor keep = torch::stable::empty({boxes.size(0)}, ScalarType::Bool);
     if (boxes.size(0) == 0) return keep;
     if (boxes.scalar_type() == ScalarType::Double) {
         suppress<double>(boxes, group, threshold, keep);
     } else {
-        STD_TORCH_CHECK(boxes.scalar_type() == ScalarType::Float, "boxes must be float32 or float64");
         suppress<float>(boxes, group, threshold, keep);
     }
     return keep;

@@ -12,6 +12,7 @@
 #include <tuple>
 #include <vector>
 
+#include "../checks.h"
 #include "axis_taps.h"
 #include "huge_pages.h"
 #include "multiversion.h"
@@ -133,21 +134,10 @@ class RoIWalker {
     std::vector<T> weights_;
 };
 
-constexpr int64_t kMost = 1 << 20;  // keeps products of two sizes far from overflow
-
-void check_size(int64_t height, int64_t width) {
-    STD_TORCH_CHECK(height > 0 && width > 0 && height < kMost && width < kMost, "features: a map of ", height, " x ",
-                    width, " pixels; expected 1 x 1 or more");
-}
-
-void check_rois(const Tensor& rois, const Tensor& level, int64_t levels, int64_t batch) {
-    STD_TORCH_CHECK(rois.dim() == 2 && rois.size(1) == 5 && rois.is_contiguous(), "rois must be contiguous [K, 5]");
-    STD_TORCH_CHECK(level.dim() == 1 && level.size(0) == rois.size(0) && level.is_contiguous() &&
-                        level.scalar_type() == ScalarType::Long,
-                    "level must be contiguous int64 [K]");
+// The values of RoIs: finite, and of an image and a level that are there.
+void check_roi_values(const Tensor& rois, const Tensor& level, int64_t levels, int64_t batch) {
     const auto* l = static_cast<const int64_t*>(level.const_data_ptr());
     const bool is_double = rois.scalar_type() == ScalarType::Double;
-    STD_TORCH_CHECK(is_double || rois.scalar_type() == ScalarType::Float, "rois must be float32 or float64");
     for (int64_t k = 0; k < rois.size(0); ++k) {
         STD_TORCH_CHECK(l[k] >= 0 && l[k] < levels, "level: ", l[k], " of roi ", k, " is not a level");
         double value[5];
@@ -243,19 +233,9 @@ void backward(const Tensor& grad, const Tensor& rois, const Tensor& level, const
 
 Tensor roi_align(std::vector<Tensor> features, const Tensor& rois, const Tensor& level, std::vector<double> scales,
                  int64_t size_h, int64_t size_w, int64_t sampling_ratio, bool aligned) {
-    STD_TORCH_CHECK(!features.empty() && features.size() == scales.size(), "scales: one for each feature map");
-    const ScalarType type = features[0].scalar_type();
-    for (const Tensor& map : features) {
-        STD_TORCH_CHECK(map.dim() == 4 && map.is_contiguous() && map.scalar_type() == type, "features must be ",
-                        "contiguous [B, H, W, C] of one dtype");
-        STD_TORCH_CHECK(map.size(0) == features[0].size(0) && map.size(3) == features[0].size(3),
-                        "features must have the same batch and channels");
-        check_size(map.size(1), map.size(2));
-    }
-    STD_TORCH_CHECK(size_h > 0 && size_w > 0 && size_h < kMost && size_w < kMost, "output_size must be above 0");
-    STD_TORCH_CHECK(sampling_ratio < kMost, "sampling_ratio is ", sampling_ratio);
-    STD_TORCH_CHECK(rois.scalar_type() == type, "rois must have the dtype of the features");
-    check_rois(rois, level, static_cast<int64_t>(features.size()), features[0].size(0));
+    check_roi_align(features, rois, level, scales.size(), size_h, size_w, sampling_ratio);
+    check_roi_values(rois, level, static_cast<int64_t>(features.size()), features[0].size(0));
+    const ScalarType type = rois.scalar_type();
     Tensor out = torch::stable::empty({rois.size(0), size_h, size_w, features[0].size(3)}, type);
     use_huge_pages(out);
     const Bins bins{static_cast<int>(size_h), static_cast<int>(size_w), static_cast<int>(sampling_ratio), aligned};
@@ -268,15 +248,10 @@ std::vector<Tensor> roi_align_backward(const Tensor& grad, const Tensor& rois, c
                                        std::vector<double> scales, int64_t batch, std::vector<int64_t> heights,
                                        std::vector<int64_t> widths, int64_t sampling_ratio, bool aligned,
                                        bool /*deterministic: it always is*/) {
-    STD_TORCH_CHECK(grad.dim() == 4 && grad.is_contiguous() && grad.size(0) == rois.size(0), "grad must be contiguous ",
-                    "[K, size_h, size_w, C]");
-    STD_TORCH_CHECK(rois.scalar_type() == grad.scalar_type(), "rois must have the dtype of grad");
-    STD_TORCH_CHECK(heights.size() == scales.size() && widths.size() == scales.size(),
-                    "heights, widths, scales differ");
-    check_rois(rois, level, static_cast<int64_t>(scales.size()), batch);
+    check_roi_align_backward(grad, rois, level, scales.size(), heights, widths);
+    check_roi_values(rois, level, static_cast<int64_t>(scales.size()), batch);
     std::vector<Tensor> out;
     for (size_t l = 0; l < scales.size(); ++l) {
-        check_size(heights[l], widths[l]);
         Tensor map = torch::stable::empty({batch, heights[l], widths[l], grad.size(3)}, grad.scalar_type());
         use_huge_pages(map);
         torch::stable::zero_(map);

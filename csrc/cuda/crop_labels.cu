@@ -1,4 +1,5 @@
 // Mask targets cut from label planes: a thread a bin.
+#include "../checks.h"
 #include "../geometry.h"
 #include "launch.cuh"
 
@@ -42,18 +43,8 @@ __global__ void crop(const int32_t* planes, int64_t plane_count, int height, int
 
 Tensor crop_labels(const Tensor& planes, const Tensor& rois, const Tensor& plane, const Tensor& ids, int64_t size,
                    bool binary) {
-    STD_TORCH_CHECK(planes.dim() == 3 && planes.is_contiguous() && planes.scalar_type() == ScalarType::Int,
-                    "planes must be contiguous int32 [P, H, W]");
-    STD_TORCH_CHECK(
-        rois.dim() == 2 && rois.size(1) == 4 && rois.is_contiguous() && rois.scalar_type() == ScalarType::Float,
-        "rois must be contiguous float32 [K, 4]");
+    check_crop_labels(planes, rois, plane, ids, size);
     const int64_t count = rois.size(0);
-    for (const Tensor* index : {&plane, &ids}) {
-        STD_TORCH_CHECK(index->dim() == 1 && index->size(0) == count && index->is_contiguous() &&
-                            index->scalar_type() == ScalarType::Long,
-                        "plane and ids must be contiguous int64 [K]");
-    }
-    STD_TORCH_CHECK(size > 0, "size must be above 0");
     Tensor out = torch::stable::new_empty(rois, {count, size, size});
     if (count == 0) return out;
     const Launch launch(planes);

@@ -1,11 +1,10 @@
 // Which target each anchor belongs to: a thread an anchor, targets through shared memory, memory A + G.
+#include "../checks.h"
 #include "../geometry.h"
 #include "launch.cuh"
 
 namespace maskrcnn {
 namespace {
-
-constexpr int64_t kBelowLow = -1, kBetween = -2;
 
 // The bits of numbers >= 0 are ordered as the numbers are, so that the largest of many is found by an integer atomic.
 __device__ void raise_to(float* place, float value) { atomicMax(reinterpret_cast<int*>(place), __float_as_int(value)); }
@@ -84,11 +83,7 @@ void match(const Tensor& anchors, const Tensor& targets, T high, T low, bool all
 }
 
 Tensor match_boxes(const Tensor& anchors, const Tensor& targets, double high, double low, bool allow_low_quality) {
-    for (const Tensor* boxes : {&anchors, &targets}) {
-        STD_TORCH_CHECK(boxes->dim() == 2 && boxes->size(1) == 4 && boxes->is_contiguous(),
-                        "anchors and targets must be contiguous [N, 4]");
-    }
-    STD_TORCH_CHECK(anchors.scalar_type() == targets.scalar_type(), "anchors and targets must have the same dtype");
+    check_match_boxes(anchors, targets);
     STD_TORCH_CHECK(anchors.size(0) < std::numeric_limits<int32_t>::max(), "anchors: too many");
     Tensor out = torch::stable::new_empty(anchors, {anchors.size(0)}, ScalarType::Long);
     if (anchors.size(0) == 0) return out;
@@ -96,7 +91,6 @@ Tensor match_boxes(const Tensor& anchors, const Tensor& targets, double high, do
     if (anchors.scalar_type() == ScalarType::Double) {
         match<double>(anchors, targets, high, low, allow_low_quality, out);
     } else {
-        STD_TORCH_CHECK(anchors.scalar_type() == ScalarType::Float, "anchors must be float32 or float64");
         match<float>(anchors, targets, static_cast<float>(high), static_cast<float>(low), allow_low_quality, out);
     }
     return out;

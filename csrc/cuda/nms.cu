@@ -3,6 +3,7 @@
 // Boxes come from high to low score (in each group), and are settled a tile at a time: which boxes of the tile survive
 // one another is decided by one block from a bit matrix of the tile alone; then every later box is compared with the
 // survivors. A matrix of all pairs, N * N / 8 bytes, is never made.
+#include "../checks.h"
 #include "../geometry.h"
 #include "launch.cuh"
 
@@ -136,17 +137,13 @@ void suppress(const Tensor& boxes, const Tensor& group, double iou_threshold, Te
 }
 
 Tensor nms(const Tensor& boxes, const Tensor& group, double threshold) {
-    STD_TORCH_CHECK(boxes.is_contiguous() && group.is_contiguous(), "boxes and group must be contiguous");
-    STD_TORCH_CHECK(boxes.dim() == 2 && boxes.size(1) == 4, "boxes must have shape [N, 4]");
+    check_nms(boxes, group);
     STD_TORCH_CHECK(boxes.size(0) < std::numeric_limits<int32_t>::max(), "boxes: too many");
-    STD_TORCH_CHECK(group.dim() == 1 && group.size(0) == boxes.size(0) && group.scalar_type() == ScalarType::Long,
-                    "group must be int64 [N]");
     Tensor keep = torch::stable::new_empty(boxes, {boxes.size(0)}, ScalarType::Bool);
     if (boxes.size(0) == 0) return keep;
     if (boxes.scalar_type() == ScalarType::Double) {
         suppress<double>(boxes, group, threshold, keep);
     } else {
-        STD_TORCH_CHECK(boxes.scalar_type() == ScalarType::Float, "boxes must be float32 or float64");
         suppress<float>(boxes, group, threshold, keep);
     }
     return keep;

@@ -5,6 +5,7 @@
 // and visits the RoIs over it in order, so that every sum is taken in the same order each time.
 #include <vector>
 
+#include "../checks.h"
 #include "../geometry.h"
 #include "launch.cuh"
 
@@ -157,15 +158,6 @@ __global__ void backward_by_row(Pyramid<T> pyramid, int level, const T* rois, co
     }
 }
 
-void check_rois(const Tensor& rois, const Tensor& level, ScalarType type) {
-    STD_TORCH_CHECK(rois.dim() == 2 && rois.size(1) == 5 && rois.is_contiguous(), "rois must be contiguous [K, 5]");
-    STD_TORCH_CHECK(level.dim() == 1 && level.size(0) == rois.size(0) && level.is_contiguous() &&
-                        level.scalar_type() == ScalarType::Long,
-                    "level must be contiguous int64 [K]");
-    STD_TORCH_CHECK(rois.scalar_type() == type && (type == ScalarType::Float || type == ScalarType::Double),
-                    "rois must be float32 or float64, as the features");
-}
-
 template <typename T>
 Pyramid<T> make_pyramid(const std::vector<Tensor>& maps, const std::vector<double>& scales) {
     Pyramid<T> pyramid = {};
@@ -221,22 +213,12 @@ void run_backward(const Tensor& grad, const Tensor& rois, const Tensor& level, c
 
 Tensor roi_align(std::vector<Tensor> features, const Tensor& rois, const Tensor& level, std::vector<double> scales,
                  int64_t size_h, int64_t size_w, int64_t sampling_ratio, bool aligned) {
-    STD_TORCH_CHECK(!features.empty() && features.size() == scales.size() && features.size() <= kMostLevels,
-                    "scales: one for each of at most ", kMostLevels, " feature maps");
-    const ScalarType type = features[0].scalar_type();
-    for (const Tensor& map : features) {
-        STD_TORCH_CHECK(map.dim() == 4 && map.is_contiguous() && map.scalar_type() == type, "features must be ",
-                        "contiguous [B, H, W, C] of one dtype");
-        STD_TORCH_CHECK(map.size(0) == features[0].size(0) && map.size(3) == features[0].size(3),
-                        "features must have the same batch and channels");
-        STD_TORCH_CHECK(map.size(1) > 0 && map.size(2) > 0, "features: an empty map; expected 1 x 1 pixels or more");
-    }
-    STD_TORCH_CHECK(size_h > 0 && size_w > 0, "output_size must be above 0");
-    check_rois(rois, level, type);
+    check_roi_align(features, rois, level, scales.size(), size_h, size_w, sampling_ratio);
+    STD_TORCH_CHECK(features.size() <= kMostLevels, "features: more than ", kMostLevels, " levels");
     Tensor out = torch::stable::new_empty(rois, {rois.size(0), size_h, size_w, features[0].size(3)});
     if (out.numel() == 0) return out;
     const Bins bins{static_cast<int>(size_h), static_cast<int>(size_w), static_cast<int>(sampling_ratio), aligned};
-    const auto run = type == ScalarType::Double ? run_forward<double> : run_forward<float>;
+    const auto run = rois.scalar_type() == ScalarType::Double ? run_forward<double> : run_forward<float>;
     run(features, rois, level, scales, bins, out);
     return out;
 }
@@ -245,15 +227,10 @@ std::vector<Tensor> roi_align_backward(const Tensor& grad, const Tensor& rois, c
                                        std::vector<double> scales, int64_t batch, std::vector<int64_t> heights,
                                        std::vector<int64_t> widths, int64_t sampling_ratio, bool aligned,
                                        bool deterministic) {
-    STD_TORCH_CHECK(grad.dim() == 4 && grad.is_contiguous() && grad.size(0) == rois.size(0), "grad must be contiguous ",
-                    "[K, size_h, size_w, C]");
-    STD_TORCH_CHECK(heights.size() == scales.size() && widths.size() == scales.size() && !scales.empty() &&
-                        scales.size() <= kMostLevels,
-                    "heights, widths, scales differ");
-    check_rois(rois, level, grad.scalar_type());
+    check_roi_align_backward(grad, rois, level, scales.size(), heights, widths);
+    STD_TORCH_CHECK(scales.size() <= kMostLevels, "features: more than ", kMostLevels, " levels");
     std::vector<Tensor> out;
     for (size_t l = 0; l < scales.size(); ++l) {
-        STD_TORCH_CHECK(heights[l] > 0 && widths[l] > 0, "features: an empty map; expected 1 x 1 pixels or more");
         out.push_back(torch::stable::new_zeros(grad, {batch, heights[l], widths[l], grad.size(3)}));
     }
     if (grad.numel() == 0 || batch == 0) return out;

@@ -53,8 +53,8 @@ def _launch_header(source: str) -> str:
 def emulated(tmp_path_factory: pytest.TempPathFactory) -> object:
     folder = tmp_path_factory.mktemp("emulated")
     (folder / "cuda").mkdir()
-    shutil.copy(CSRC / "geometry.h", folder)
-    shutil.copy(Path(__file__).parent / "emulation.h", folder)
+    for header in (*CSRC.glob("*.h"), Path(__file__).parent / "emulation.h"):
+        shutil.copy(header, folder)
     (folder / "cuda" / "launch.cuh").write_text(_launch_header((CSRC / "cuda" / "launch.cuh").read_text()))
     (folder / "ops.cpp").write_text((CSRC / "ops.cpp").read_text().replace("LIBRARY(maskrcnn", "LIBRARY(emulated"))
     for path in (CSRC / "cuda").glob("*.cu"):

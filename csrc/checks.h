@@ -5,53 +5,90 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <cstdint>
+#include <limits>
+#include <optional>
 #include <vector>
 
 namespace maskrcnn {
 
-inline void check_floating(const torch::stable::Tensor& tensor, const char* name) {
-    const auto type = tensor.scalar_type();
-    STD_TORCH_CHECK(type == torch::headeronly::ScalarType::Double || type == torch::headeronly::ScalarType::Float, name,
-                    " must be float32 or float64");
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+inline bool is_16_bit(ScalarType type) { return type == ScalarType::BFloat16 || type == ScalarType::Half; }
+
+inline void check_floating(const Tensor& tensor, const char* name) {
+    const ScalarType type = tensor.scalar_type();
+    STD_TORCH_CHECK(type == ScalarType::Double || type == ScalarType::Float, name, " must be float32 or float64");
 }
 
-inline void check_boxes(const torch::stable::Tensor& boxes, const char* name, int64_t columns = 4) {
+inline void check_boxes(const Tensor& boxes, const char* name, int64_t columns = 4) {
     STD_TORCH_CHECK(boxes.dim() == 2 && boxes.size(1) == columns && boxes.is_contiguous(), name,
                     " must be contiguous [N, ", columns, "]");
     check_floating(boxes, name);
 }
 
-inline void check_index(const torch::stable::Tensor& index, const char* name, int64_t count) {
-    STD_TORCH_CHECK(index.dim() == 1 && index.size(0) == count && index.is_contiguous() &&
-                        index.scalar_type() == torch::headeronly::ScalarType::Long,
-                    name, " must be contiguous int64 [", count, "]");
+inline void check_index(const Tensor& index, const char* name, int64_t count) {
+    STD_TORCH_CHECK(
+        index.dim() == 1 && index.size(0) == count && index.is_contiguous() && index.scalar_type() == ScalarType::Long,
+        name, " must be contiguous int64 [", count, "]");
 }
 
-inline void check_same_type(const torch::stable::Tensor& a, const char* name, const torch::stable::Tensor& b,
-                            const char* other) {
+inline void check_same_type(const Tensor& a, const char* name, const Tensor& b, const char* other) {
     STD_TORCH_CHECK(a.scalar_type() == b.scalar_type(), name, " must have the dtype of ", other);
 }
 
-inline void check_nms(const torch::stable::Tensor& boxes, const torch::stable::Tensor& group) {
-    check_boxes(boxes, "boxes");
-    check_index(group, "group", boxes.size(0));
+// A kernel that is handed memory of another device would read where nothing is.
+inline void check_same_device(const Tensor& a, const char* name, const Tensor& b, const char* other) {
+    STD_TORCH_CHECK(a.is_cpu() == b.is_cpu() && (a.is_cpu() || a.get_device_index() == b.get_device_index()), name,
+                    " must be on the device of ", other);
 }
 
-inline void check_match_boxes(const torch::stable::Tensor& anchors, const torch::stable::Tensor& targets) {
+inline void check_nms(const Tensor& boxes, const Tensor& scores, const std::optional<Tensor>& idxs) {
+    const int64_t count = boxes.dim() == 2 ? boxes.size(0) : 0;
+    check_boxes(boxes, "boxes");
+    STD_TORCH_CHECK(count < std::numeric_limits<int32_t>::max(), "boxes: ", count, " of them are too many");
+    STD_TORCH_CHECK(scores.dim() == 1 && scores.size(0) == count && scores.is_contiguous(),
+                    "scores must be contiguous [", count, "]");
+    check_floating(scores, "scores");
+    check_same_device(scores, "scores", boxes, "boxes");
+    if (!idxs) return;
+    check_index(*idxs, "idxs", count);
+    check_same_device(*idxs, "idxs", boxes, "boxes");
+}
+
+// How many anchors and targets each image has: as many of each as there are.
+inline void check_counts(const std::vector<int64_t>& counts, const char* name, const Tensor& boxes, const char* other) {
+    int64_t total = 0;
+    for (const int64_t count : counts) {
+        STD_TORCH_CHECK(count >= 0, name, ": ", count, " is below 0");
+        total += count;
+    }
+    STD_TORCH_CHECK(total == boxes.size(0), name, " add up to ", total, ", but ", other, " has ", boxes.size(0));
+}
+
+inline void check_match_boxes(const Tensor& anchors, const Tensor& targets, const std::vector<int64_t>& anchor_counts,
+                              const std::vector<int64_t>& target_counts) {
     check_boxes(anchors, "anchors");
     check_boxes(targets, "targets");
     check_same_type(targets, "targets", anchors, "anchors");
+    check_same_device(targets, "targets", anchors, "anchors");
+    STD_TORCH_CHECK(anchor_counts.size() == target_counts.size(), "anchor_counts has ", anchor_counts.size(),
+                    " images, target_counts ", target_counts.size());
+    check_counts(anchor_counts, "anchor_counts", anchors, "anchors");
+    check_counts(target_counts, "target_counts", targets, "targets");
 }
 
-inline void check_crop_labels(const torch::stable::Tensor& planes, const torch::stable::Tensor& rois,
-                              const torch::stable::Tensor& plane, const torch::stable::Tensor& ids, int64_t size) {
-    using torch::headeronly::ScalarType;
+inline void check_crop_labels(const Tensor& planes, const Tensor& rois, const Tensor& plane, const Tensor& ids,
+                              int64_t size) {
     STD_TORCH_CHECK(planes.dim() == 3 && planes.is_contiguous() && planes.scalar_type() == ScalarType::Int,
                     "planes must be contiguous int32 [P, H, W]");
     check_boxes(rois, "rois");
     STD_TORCH_CHECK(rois.scalar_type() == ScalarType::Float, "rois must be float32");
     check_index(plane, "plane", rois.size(0));
     check_index(ids, "ids", rois.size(0));
+    check_same_device(rois, "rois", planes, "planes");
+    check_same_device(plane, "plane", planes, "planes");
+    check_same_device(ids, "ids", planes, "planes");
     STD_TORCH_CHECK(size > 0, "size must be above 0");
 }
 
@@ -62,37 +99,56 @@ inline void check_map_size(int64_t height, int64_t width) {
                     width, " pixels; expected 1 x 1 or more");
 }
 
-inline void check_rois(const torch::stable::Tensor& rois, const torch::stable::Tensor& level) {
+// Coordinates are float32, also over maps of 16 bits, and float64 over maps of float64.
+inline void check_rois(const Tensor& rois, const Tensor& level, const Tensor& maps, const char* name) {
+    const ScalarType type = maps.scalar_type();
+    STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::Double || is_16_bit(type), name,
+                    " must be float16, bfloat16, float32 or float64");
     check_boxes(rois, "rois", 5);
+    STD_TORCH_CHECK(rois.scalar_type() == (is_16_bit(type) ? ScalarType::Float : type), "rois must be ",
+                    type == ScalarType::Double ? "float64" : "float32", " over such ", name);
     check_index(level, "level", rois.size(0));
+    check_same_device(rois, "rois", maps, name);
+    check_same_device(level, "level", maps, name);
 }
 
-inline void check_roi_align(const std::vector<torch::stable::Tensor>& features, const torch::stable::Tensor& rois,
-                            const torch::stable::Tensor& level, size_t scales, int64_t size_h, int64_t size_w,
-                            int64_t sampling_ratio) {
+inline void check_roi_align(const std::vector<Tensor>& features, const Tensor& rois, const Tensor& level, size_t scales,
+                            int64_t size_h, int64_t size_w, int64_t sampling_ratio) {
     STD_TORCH_CHECK(!features.empty() && features.size() == scales, "scales: one for each feature map");
     for (const auto& map : features) {
         STD_TORCH_CHECK(map.dim() == 4 && map.is_contiguous(), "features must be contiguous [B, H, W, C]");
-        check_same_type(map, "features", rois, "rois");
+        check_same_type(map, "features", features[0], "one another");
+        check_same_device(map, "features", features[0], "one another");
         STD_TORCH_CHECK(map.size(0) == features[0].size(0) && map.size(3) == features[0].size(3),
                         "features must have the same batch and channels");
         check_map_size(map.size(1), map.size(2));
     }
     STD_TORCH_CHECK(size_h > 0 && size_w > 0 && size_h < kMost && size_w < kMost, "output_size must be above 0");
     STD_TORCH_CHECK(sampling_ratio < kMost, "sampling_ratio is ", sampling_ratio);
-    check_rois(rois, level);
+    check_rois(rois, level, features[0], "features");
 }
 
-inline void check_roi_align_backward(const torch::stable::Tensor& grad, const torch::stable::Tensor& rois,
-                                     const torch::stable::Tensor& level, size_t scales,
+inline void check_roi_align_backward(const Tensor& grad, const Tensor& rois, const Tensor& level, size_t scales,
                                      const std::vector<int64_t>& heights, const std::vector<int64_t>& widths) {
-    STD_TORCH_CHECK(grad.dim() == 4 && grad.is_contiguous() && grad.size(0) == rois.size(0), "grad must be contiguous ",
-                    "[K, size_h, size_w, C]");
-    check_same_type(rois, "rois", grad, "grad");
+    STD_TORCH_CHECK(grad.dim() == 4 && grad.is_contiguous() && rois.dim() == 2 && grad.size(0) == rois.size(0),
+                    "grad must be contiguous [K, size_h, size_w, C]");
     STD_TORCH_CHECK(scales > 0 && heights.size() == scales && widths.size() == scales,
                     "heights, widths, scales differ");
     for (size_t l = 0; l < scales; ++l) check_map_size(heights[l], widths[l]);
-    check_rois(rois, level);
+    check_rois(rois, level, grad, "grad");
+}
+
+inline void check_mask_runs(const Tensor& masks, const Tensor& boxes, int64_t height, int64_t width) {
+    constexpr int64_t kMostPixels = int64_t(1) << 31;  // of one side
+    STD_TORCH_CHECK(masks.dim() == 3 && masks.size(1) == masks.size(2) && masks.size(1) > 0 && masks.size(1) < kMost &&
+                        masks.is_contiguous() && masks.scalar_type() == ScalarType::Float,
+                    "masks must be contiguous float32 [K, M, M]");
+    check_boxes(boxes, "boxes");
+    STD_TORCH_CHECK(boxes.size(0) == masks.size(0) && boxes.scalar_type() == ScalarType::Float,
+                    "boxes must be float32 [", masks.size(0), ", 4]");
+    check_same_device(boxes, "boxes", masks, "masks");
+    STD_TORCH_CHECK(height > 0 && width > 0 && height < kMostPixels && width < kMostPixels, "size: ", height, " x ",
+                    width, " pixels; expected 1 x 1 or more");
 }
 
 }  // namespace maskrcnn

@@ -3,20 +3,26 @@
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(maskrcnn, m) {
-    // boxes [N, 4] in the order in which they suppress, group [N] ascending -> keep bool [N]
-    m.def("nms(Tensor boxes, Tensor group, float iou_threshold) -> Tensor");
-    // features[l] [B, H_l, W_l, C], rois [K, 5], level [K] -> [K, size_h, size_w, C]
+    // boxes [N, 4], scores [N], idxs int64 [N] (the group of each box; none: one group) -> int64 indices of the kept
+    // boxes, highest score first
+    m.def("nms(Tensor boxes, Tensor scores, Tensor? idxs, float iou_threshold) -> Tensor");
+    // features[l] [B, H_l, W_l, C], rois [K, 5], level [K] -> [K, size_h, size_w, C] in the features' dtype
     m.def(
         "roi_align(Tensor[] features, Tensor rois, Tensor level, float[] scales, int size_h, int size_w, "
         "int sampling_ratio, bool aligned) -> Tensor");
-    // grad [K, size_h, size_w, C] -> gradients of the features, of sizes B x heights[l] x widths[l] x C
+    // grad [K, size_h, size_w, C] -> gradients of the features, of sizes B x heights[l] x widths[l] x C, in its dtype
     m.def(
         "roi_align_backward(Tensor grad, Tensor rois, Tensor level, float[] scales, int batch, int[] heights, "
         "int[] widths, int sampling_ratio, bool aligned, bool deterministic) -> Tensor[]");
-    // anchors [A, 4], targets [G, 4] -> matches int64 [A]
-    m.def("match_boxes(Tensor anchors, Tensor targets, float high, float low, bool allow_low_quality) -> Tensor");
+    // anchors [A, 4], targets [G, 4], how many of each every image has, one image after another -> matches int64 [A]
+    m.def(
+        "match_boxes(Tensor anchors, Tensor targets, int[] anchor_counts, int[] target_counts, float high, float low, "
+        "bool allow_low_quality) -> Tensor");
     // planes int32 [P, H, W], rois [K, 4], plane int64 [K], ids int64 [K] -> float32 [K, size, size]
     m.def("crop_labels(Tensor planes, Tensor rois, Tensor plane, Tensor ids, int size, bool binary) -> Tensor");
-    // masks [K, M, M], boxes [K, 4] -> COCO's run-length texts one after another, uint8, and where each ends, int64 [K]
-    m.def("masks_to_rle(Tensor masks, Tensor boxes, int height, int width, float threshold) -> (Tensor, Tensor)");
+    // masks [K, M, M], boxes [K, 4] -> the run lengths of all masks one after another, int64, and where each mask's
+    // end, int64 [K]: column by column, background first
+    m.def("mask_runs(Tensor masks, Tensor boxes, int height, int width, float threshold) -> (Tensor, Tensor)");
+    // what mask_runs gives, on the CPU -> COCO's texts one after another, uint8, and where each ends, int64 [K]
+    m.def("encode_runs(Tensor runs, Tensor ends) -> (Tensor, Tensor)");
 }

@@ -12,19 +12,16 @@
 namespace maskrcnn {
 namespace {
 
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-
 void crop(const int32_t* plane, int width, int32_t id, const AxisTaps<float>& rows, const AxisTaps<float>& columns,
           int size, bool binary, float* out) {
     for (int y = 0; y < size; ++y) {
         for (int x = 0; x < size; ++x) {
             float sum = 0;
             for (int r = rows.start[y]; r < rows.start[y + 1]; ++r) {
-                const int32_t* row = plane + static_cast<int64_t>(rows.pixel[r]) * width;
+                const int32_t* row = plane + static_cast<int64_t>(rows.pixel[rows.slot[r]]) * width;
                 float covered = 0;
                 for (int c = columns.start[x]; c < columns.start[x + 1]; ++c) {
-                    if (row[columns.pixel[c]] == id) covered += columns.weight[c];
+                    if (row[columns.pixel[columns.slot[c]]] == id) covered += columns.weight[c];
                 }
                 sum += rows.weight[r] * covered;
             }

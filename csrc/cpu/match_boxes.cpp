@@ -2,72 +2,107 @@
 //
 // Two passes over pairs that touch: the first finds the best target of each anchor and the best overlap of each target,
 // the second, if asked for, the anchors that reach a target's best. A pair that does not touch has IoU 0 and is
-// skipped; targets are sorted by their top edge so that most of them are skipped at once.
+// skipped: targets are filed by their upper left corner, and an anchor looks at those whose corner lies near enough.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
 #include <cmath>
-#include <numeric>
+#include <limits>
 #include <vector>
 
 #include "../checks.h"
 #include "../geometry.h"
+#include "axis_cells.h"
 
 namespace maskrcnn {
 namespace {
 
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-
 constexpr int64_t kGrain = 1024;
 
+template <typename T>
+bool is_finite(const Box<T>& b) {
+    return std::isfinite(b.x1) && std::isfinite(b.y1) && std::isfinite(b.x2) && std::isfinite(b.y2);
+}
+
+// Targets in the order of their cells, row by row of cells.
 template <typename T>
 class Targets {
   public:
     Targets(const Box<T>* boxes, int64_t count) : index(count), box(count), area(count) {
-        std::iota(index.begin(), index.end(), 0);
-        std::stable_sort(index.begin(), index.end(), [&](int64_t a, int64_t b) { return boxes[a].y1 < boxes[b].y1; });
+        constexpr T kInfinity = std::numeric_limits<T>::infinity();
+        T x1 = kInfinity, y1 = kInfinity, x2 = -kInfinity, y2 = -kInfinity, reach = 0;
         for (int64_t i = 0; i < count; ++i) {
-            box[i] = boxes[index[i]];
-            area[i] = box[i].area();
-            tallest_ = std::max(tallest_, box[i].y2 - box[i].y1);
+            const Box<T>& b = boxes[i];
+            widest_ = std::max(widest_, b.x2 - b.x1);
+            tallest_ = std::max(tallest_, b.y2 - b.y1);
+            x1 = std::min(x1, b.x1), x2 = std::max(x2, b.x1);
+            y1 = std::min(y1, b.y1), y2 = std::max(y2, b.y1);
+            reach = std::max({reach, std::abs(b.x1), std::abs(b.y1), std::abs(b.x2), std::abs(b.y2)});
         }
+        // for the rounding of widest_ and tallest_; what is rounded when an anchor subtracts them only falls
+        const T margin = reach * std::numeric_limits<T>::epsilon() * 8;
+        widest_ += margin;
+        tallest_ += margin;
+        const T most = std::ceil(std::sqrt(static_cast<T>(count)));
+        columns_ = AxisCells<T>(x1, x2, widest_ / 2, most);
+        rows_ = AxisCells<T>(y1, y2, tallest_ / 2, most);
+        file(boxes, count);
     }
 
     // Calls visit(position, IoU) for every target that touches the anchor.
     template <typename Visit>
     void visit_touching(const Box<T>& anchor, const Visit& visit) const {
         const T area_of_anchor = anchor.area();
-        // a target that starts above this line ends above the anchor
-        const T highest = anchor.y1 - tallest_ - std::abs(anchor.y1) * T(1e-6) - T(1e-6);
-        auto i = std::lower_bound(box.begin(), box.end(), highest, [](const Box<T>& b, T y) { return b.y1 < y; }) -
-                 box.begin();
-        for (; i < static_cast<int64_t>(box.size()) && box[i].y1 < anchor.y2; ++i) {
-            const Box<T>& b = box[i];
-            if (b.x1 < anchor.x2 && b.x2 > anchor.x1 && b.y2 > anchor.y1) {
-                visit(i, box_iou(b, area[i], anchor, area_of_anchor));
+        const T slack = (std::abs(anchor.x1) + std::abs(anchor.y1)) * std::numeric_limits<T>::epsilon() * 2;
+        const int c1 = columns_.cell(anchor.x1 - widest_ - slack), c2 = columns_.cell(anchor.x2);
+        const int r1 = rows_.cell(anchor.y1 - tallest_ - slack), r2 = rows_.cell(anchor.y2);
+        for (int r = r1; r <= r2; ++r) {
+            const int64_t row = static_cast<int64_t>(r) * columns_.count;
+            for (int64_t i = start_[row + c1]; i < start_[row + c2 + 1]; ++i) {
+                const Box<T>& b = box[i];
+                // without a branch for each side: which one fails cannot be foreseen
+                if ((b.x1 < anchor.x2) & (b.x2 > anchor.x1) & (b.y1 < anchor.y2) & (b.y2 > anchor.y1)) {
+                    visit(i, box_iou(b, area[i], anchor, area_of_anchor));
+                }
             }
         }
     }
 
-    std::vector<int64_t> index;  // of the sorted targets in the caller's order
+    std::vector<int64_t> index;  // of the filed targets in the caller's order
     std::vector<Box<T>> box;
     std::vector<T> area;
 
   private:
-    T tallest_ = 0;
+    void file(const Box<T>* boxes, int64_t count) {
+        const auto cell = [&](const Box<T>& b) {
+            return static_cast<int64_t>(rows_.cell(b.y1)) * columns_.count + columns_.cell(b.x1);
+        };
+        start_.assign(static_cast<int64_t>(rows_.count) * columns_.count + 1, 0);
+        for (int64_t i = 0; i < count; ++i) ++start_[cell(boxes[i]) + 1];
+        for (size_t c = 1; c < start_.size(); ++c) start_[c] += start_[c - 1];
+        std::vector<int64_t> next(start_.begin(), start_.end() - 1);
+        for (int64_t i = 0; i < count; ++i) {
+            const int64_t at = next[cell(boxes[i])]++;
+            index[at] = i;
+            box[at] = boxes[i];
+            area[at] = boxes[i].area();
+        }
+    }
+
+    T widest_ = 0, tallest_ = 0;
+    AxisCells<T> columns_, rows_;
+    std::vector<int64_t> start_;  // of each cell's targets, and the end
 };
 
+// The anchors of one image with its targets, of which the first is number `first` of all.
 template <typename T>
-void match(const Tensor& anchors, const Tensor& targets, T high, T low, bool allow_low_quality, Tensor& out) {
-    const int64_t count = anchors.size(0), target_count = targets.size(0);
-    const auto* anchor = static_cast<const Box<T>*>(anchors.const_data_ptr());
-    auto* matches = static_cast<int64_t*>(out.mutable_data_ptr());
-    const Targets<T> sorted(static_cast<const Box<T>*>(targets.const_data_ptr()), target_count);
+void match(const Box<T>* anchor, int64_t count, const Box<T>* target, int64_t target_count, int64_t first, T high,
+           T low, bool allow_low_quality, int64_t* matches) {
+    const Targets<T> targets(target, target_count);
+    // Best overlap of every target; a worker has a row of its own, and the rows are joined afterwards.
     const int64_t chunks = (count + kGrain - 1) / kGrain;
-    // Best overlap of every target; a chunk of anchors writes to its own row, and the rows are joined afterwards.
     const int64_t workers = std::max<int64_t>(1, std::min<int64_t>(chunks, torch::stable::get_num_threads()));
     std::vector<std::vector<T>> best_rows(workers, std::vector<T>(allow_low_quality ? target_count : 0, T(0)));
     std::vector<T> value_of(count);
@@ -78,17 +113,17 @@ void match(const Tensor& anchors, const Tensor& targets, T high, T low, bool all
             for (int64_t a = count * w / workers; a < count * (w + 1) / workers; ++a) {
                 T value = 0;
                 int64_t which = 0;  // the first target, where none touches: as max() over a column of zeros
-                sorted.visit_touching(anchor[a], [&](int64_t position, T iou) {
-                    const int64_t target = sorted.index[position];
-                    if (iou > value || (iou == value && iou > 0 && target < which)) {
+                targets.visit_touching(anchor[a], [&](int64_t position, T iou) {
+                    const int64_t index = targets.index[position];
+                    if (iou > value || (iou == value && iou > 0 && index < which)) {
                         value = iou;
-                        which = target;
+                        which = index;
                     }
-                    if (allow_low_quality && iou > best[target]) best[target] = iou;
+                    if (allow_low_quality && iou > best[position]) best[position] = iou;
                 });
-                nearest[a] = which;
+                nearest[a] = first + which;
                 value_of[a] = value;
-                matches[a] = value < low ? kBelowLow : value < high ? kBetween : which;
+                matches[a] = value < low ? kBelowLow : value < high ? kBetween : nearest[a];
             }
         }
     });
@@ -103,24 +138,51 @@ void match(const Tensor& anchors, const Tensor& targets, T high, T low, bool all
         for (int64_t a = begin; a < end; ++a) {
             bool reached = any_untouched;
             if (!reached && value_of[a] > 0) {
-                sorted.visit_touching(anchor[a], [&](int64_t position, T iou) {
-                    reached = reached || iou == best[sorted.index[position]];
-                });
+                targets.visit_touching(anchor[a],
+                                       [&](int64_t position, T iou) { reached = reached || iou == best[position]; });
             }
             if (reached) matches[a] = nearest[a];
         }
     });
 }
 
-Tensor match_boxes(const Tensor& anchors, const Tensor& targets, double high, double low, bool allow_low_quality) {
-    check_match_boxes(anchors, targets);
+template <typename T>
+void check_finite(const Box<T>* boxes, int64_t count, const char* name) {
+    for (int64_t i = 0; i < count; ++i) {
+        STD_TORCH_CHECK(is_finite(boxes[i]), name, ": a coordinate of box ", i, " is not finite");
+    }
+}
+
+template <typename T>
+void match_images(const Tensor& anchors, const Tensor& targets, const std::vector<int64_t>& anchor_counts,
+                  const std::vector<int64_t>& target_counts, T high, T low, bool allow_low_quality, Tensor& out) {
+    const auto* anchor = static_cast<const Box<T>*>(anchors.const_data_ptr());
+    const auto* target = static_cast<const Box<T>*>(targets.const_data_ptr());
+    auto* matches = static_cast<int64_t*>(out.mutable_data_ptr());
+    check_finite(anchor, anchors.size(0), "anchors");
+    check_finite(target, targets.size(0), "targets");
+    int64_t a = 0, g = 0;
+    for (size_t image = 0; image < anchor_counts.size(); ++image) {
+        const int64_t count = anchor_counts[image], target_count = target_counts[image];
+        if (target_count == 0) {
+            std::fill_n(matches + a, count, kBelowLow);
+        } else {
+            match(anchor + a, count, target + g, target_count, g, high, low, allow_low_quality, matches + a);
+        }
+        a += count;
+        g += target_count;
+    }
+}
+
+Tensor match_boxes(const Tensor& anchors, const Tensor& targets, std::vector<int64_t> anchor_counts,
+                   std::vector<int64_t> target_counts, double high, double low, bool allow_low_quality) {
+    check_match_boxes(anchors, targets, anchor_counts, target_counts);
     Tensor out = torch::stable::empty({anchors.size(0)}, ScalarType::Long);
-    if (targets.size(0) == 0) {
-        std::fill_n(static_cast<int64_t*>(out.mutable_data_ptr()), anchors.size(0), kBelowLow);
-    } else if (anchors.scalar_type() == ScalarType::Double) {
-        match<double>(anchors, targets, high, low, allow_low_quality, out);
+    if (anchors.scalar_type() == ScalarType::Double) {
+        match_images<double>(anchors, targets, anchor_counts, target_counts, high, low, allow_low_quality, out);
     } else {
-        match<float>(anchors, targets, static_cast<float>(high), static_cast<float>(low), allow_low_quality, out);
+        match_images<float>(anchors, targets, anchor_counts, target_counts, static_cast<float>(high),
+                            static_cast<float>(low), allow_low_quality, out);
     }
     return out;
 }

@@ -7,4 +7,6 @@
 #else
 #define MASKRCNN_MULTIVERSION
 #endif
+// What such a function calls is compiled for its processor only if it becomes a part of it.
 #define MASKRCNN_INLINE inline __attribute__((always_inline))
+#define MASKRCNN_INLINE_LAMBDA __attribute__((always_inline))

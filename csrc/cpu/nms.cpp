@@ -2,7 +2,8 @@
 //
 // Greedy NMS compares each box with the boxes kept so far. A pair with an IoU above the threshold has similar sides and
 // lies close together: the kept boxes are filed by width, height and corner, and a box is compared only with those that
-// these bounds leave over, eight at a time. The bounds have a margin for rounding; the comparison itself is exact.
+// these bounds leave over, a vector of them at a time. The bounds have a margin for rounding; the comparison itself is
+// exact.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -11,98 +12,75 @@
 #include <array>
 #include <cmath>
 #include <limits>
+#include <memory>
+#include <optional>
 #include <vector>
 
 #include "../checks.h"
 #include "../geometry.h"
+#include "axis_cells.h"
 #include "multiversion.h"
+#include "radix_sort.h"
 #include "simd.h"
 
 namespace maskrcnn {
 namespace {
 
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-
-// Boxes as columns, so that several are compared at once. A fresh entry's area is NaN, so it suppresses nothing.
+// Kept boxes as columns, so that they are compared side by side. The area of an empty lane is NaN: it suppresses
+// nothing.
 template <typename T>
-class Columns {
-  public:
-    // `count` entries, and some behind them that a vector may reach into.
-    explicit Columns(int64_t count) {
-        for (auto& c : column_) c.assign(count + Simd<T>::kLanes, std::numeric_limits<T>::quiet_NaN());
-    }
+struct Block {
+    static constexpr int kLanes = Simd<T>::kLanes;
+    T x1[kLanes], y1[kLanes], x2[kLanes], y2[kLanes], area[kLanes];
 
-    void set(int64_t at, const Box<T>& b) {
-        column_[0][at] = b.x1;
-        column_[1][at] = b.y1;
-        column_[2][at] = b.x2;
-        column_[3][at] = b.y2;
-        column_[4][at] = b.area();
+    void set(int lane, const Box<T>& b) {
+        if (lane == 0) {
+            std::fill_n(x1, 4 * kLanes, T(0));
+            std::fill_n(area, kLanes, std::numeric_limits<T>::quiet_NaN());
+        }
+        x1[lane] = b.x1, y1[lane] = b.y1, x2[lane] = b.x2, y2[lane] = b.y2;
+        area[lane] = b.area();
     }
-
-    std::array<const T*, 5> from(int64_t at) const {
-        return {&column_[0][at], &column_[1][at], &column_[2][at], &column_[3][at], &column_[4][at]};
-    }
-
-  private:
-    std::array<std::vector<T>, 5> column_;
 };
 
-// Whether one of `count` boxes (or of the next few, rounded up to whole vectors) overlaps `box` by more than the
-// threshold: box_iou of geometry.h, operation by operation.
+// Whether one of the boxes of `count` blocks overlaps `box` by more than the threshold: box_iou of geometry.h,
+// operation by operation.
 template <typename T>
-MASKRCNN_INLINE bool overlaps_impl(const std::array<const T*, 5>& kept, int64_t count, const Box<T>& box, T threshold) {
+MASKRCNN_INLINE bool overlaps(const Block<T>* blocks, int64_t count, const Box<T>& box, T threshold) {
     using Vec = typename Simd<T>::Vec;
-    const auto load = [&](int column, int64_t i) { return *reinterpret_cast<const Vec*>(kept[column] + i); };
+    constexpr int kAtOnce = 4;  // blocks between two looks at the result
     const Vec zero = {};
     const T area = box.area();
-    for (int64_t i = 0; i < count; i += Simd<T>::kLanes) {
-        const Vec x1 = load(0, i), y1 = load(1, i), x2 = load(2, i), y2 = load(3, i);
-        const Vec left = x1 > box.x1 ? x1 : box.x1 + zero, top = y1 > box.y1 ? y1 : box.y1 + zero;
-        const Vec right = x2 < box.x2 ? x2 : box.x2 + zero, bottom = y2 < box.y2 ? y2 : box.y2 + zero;
-        const Vec width = right - left > zero ? right - left : zero;
-        const Vec height = bottom - top > zero ? bottom - top : zero;
-        const Vec intersection = width * height;
-        const auto above = intersection / (load(4, i) + area - intersection) > threshold;
+    for (int64_t begin = 0; begin < count; begin += kAtOnce) {
+        decltype(zero > zero) above = {};
+        for (int64_t i = begin; i < std::min(begin + kAtOnce, count); ++i) {
+            const auto load = [](const T* lanes) { return *reinterpret_cast<const Vec*>(lanes); };
+            const Vec x1 = load(blocks[i].x1), y1 = load(blocks[i].y1), x2 = load(blocks[i].x2);
+            const Vec y2 = load(blocks[i].y2);
+            const Vec left = x1 > box.x1 ? x1 : box.x1 + zero, top = y1 > box.y1 ? y1 : box.y1 + zero;
+            const Vec right = x2 < box.x2 ? x2 : box.x2 + zero, bottom = y2 < box.y2 ? y2 : box.y2 + zero;
+            const Vec width = right - left > zero ? right - left : zero;
+            const Vec height = bottom - top > zero ? bottom - top : zero;
+            const Vec intersection = width * height;
+            above |= intersection / (load(blocks[i].area) + area - intersection) > threshold;
+        }
         const auto bits = reinterpret_cast<const Simd<int64_t>::Vec&>(above);
         if (bits[0] | bits[1] | bits[2] | bits[3]) return true;
     }
     return false;
 }
 
-MASKRCNN_MULTIVERSION bool overlaps(const std::array<const float*, 5>& kept, int64_t count, const Box<float>& box,
-                                    float threshold) {
-    return overlaps_impl(kept, count, box, threshold);
-}
-MASKRCNN_MULTIVERSION bool overlaps(const std::array<const double*, 5>& kept, int64_t count, const Box<double>& box,
-                                    double threshold) {
-    return overlaps_impl(kept, count, box, threshold);
-}
-
-// Cuts an axis into cells. Positions off the axis belong to its ends.
-template <typename T>
-struct Axis {
-    T origin = 0, per_unit = 0;
-    int cells = 1;
-
-    int cell(T position) const {
-        const T at = (position - origin) * per_unit;
-        return !(at > 0) ? 0 : at < T(cells - 1) ? static_cast<int>(at) : cells - 1;
-    }
-};
-
 // Sides from 4^k up to 4^(k+1) are of one class.
 constexpr int kClasses = 16;
 
-// The kept boxes of one class of widths and heights, filed by their upper left corner.
+// The boxes of one class of widths and heights, filed by their upper left corner.
 template <typename T>
 struct Shelf {
     int64_t boxes = 0, kept = 0;
-    T widest = 0, highest = 0, most_area = 0;
+    T widest = 0, highest = 0;
     T x1 = std::numeric_limits<T>::infinity(), y1 = x1, x2 = -x1, y2 = -x1;  // of the corners
-    Axis<T> columns, rows;
-    int64_t first_cell = 0, first_entry = 0;
+    AxisCells<T> columns, rows;
+    int64_t first_cell = 0;
 
     void count(const Box<T>& b) {
         ++boxes;
@@ -112,23 +90,16 @@ struct Shelf {
         y1 = std::min(y1, b.y1), y2 = std::max(y2, b.y1);
     }
 
-    // Cells as large as the largest box, but no more of them than boxes.
+    // Cells as large as the largest box, and so large that a vector of boxes falls into one.
     void cut() {
-        const T most = std::ceil(std::sqrt(static_cast<T>(boxes)));
-        columns = cut_axis(x1, x2, widest, most);
-        rows = cut_axis(y1, y2, highest, most);
+        const T most = std::ceil(std::sqrt(static_cast<T>(boxes) / Simd<T>::kLanes));
+        columns = AxisCells<T>(x1, x2, widest, most);
+        rows = AxisCells<T>(y1, y2, highest, most);
     }
 
-    int64_t cells() const { return boxes ? static_cast<int64_t>(columns.cells) * rows.cells : 0; }
-    int64_t cell(int row, int column) const { return first_cell + static_cast<int64_t>(row) * columns.cells + column; }
+    int64_t cells() const { return boxes ? static_cast<int64_t>(columns.count) * rows.count : 0; }
+    int64_t cell(int row, int column) const { return first_cell + static_cast<int64_t>(row) * columns.count + column; }
     int64_t cell_of(const Box<T>& b) const { return cell(rows.cell(b.y1), columns.cell(b.x1)); }
-
-  private:
-    static Axis<T> cut_axis(T low, T high, T side, T most) {
-        const T extent = high - low, cell = std::max(side, extent / most);
-        if (!(cell > 0) || !std::isfinite(extent)) return {low, 0, 1};
-        return {low, 1 / cell, static_cast<int>(std::min(extent / cell, most)) + 1};
-    }
 };
 
 // A box takes part in suppression if it can have an intersection at all.
@@ -140,70 +111,91 @@ bool is_proper(const Box<T>& b) {
 template <typename T>
 class Shelves {
   public:
-    Shelves(const Box<T>* boxes, int64_t count, T threshold) : threshold_(threshold), filed_(count), linear_(count) {
+    Shelves(const Box<T>* boxes, int64_t count, T threshold)
+        : threshold_(threshold),
+          shrink_(threshold * T(1 - 1e-5)),
+          grow_(1 / shrink_),
+          shelf_of_(count),
+          cell_of_(count) {
         T largest = 0;
         for (int64_t i = 0; i < count; ++i) {
-            if (!is_proper(boxes[i])) continue;
             const Box<T>& b = boxes[i];
+            if (!is_proper(b)) continue;
             largest = std::max({largest, b.x2 - b.x1, b.y2 - b.y1});
             reach_ = std::max({reach_, std::abs(b.x1), std::abs(b.y1), std::abs(b.x2), std::abs(b.y2)});
         }
         top_ = half_log(largest);
         for (int64_t i = 0; i < count; ++i) {
-            if (is_proper(boxes[i])) shelf_of(boxes[i]).count(boxes[i]);
+            if (!is_proper(boxes[i])) continue;
+            shelf_of_[i] = static_cast<uint8_t>(size_class(boxes[i].x2 - boxes[i].x1) * kClasses +
+                                                size_class(boxes[i].y2 - boxes[i].y1));
+            shelves_[shelf_of_[i]].count(boxes[i]);
         }
-        int64_t cells = 0, entries = 0;
-        for (Shelf<T>& shelf : shelves_) {
-            if (shelf.boxes) shelf.cut();
-            shelf.first_cell = cells;
-            shelf.first_entry = entries;
-            cells += shelf.cells();
-            entries += shelf.boxes;
-        }
-        start_.assign(cells + 1, 0);
-        filled_.assign(cells, 0);
-        for (int64_t i = 0; i < count; ++i) {
-            if (is_proper(boxes[i])) ++start_[shelf_of(boxes[i]).cell_of(boxes[i]) + 1];
-        }
-        for (int64_t c = 0; c < cells; ++c) start_[c + 1] += start_[c];
+        file(boxes, count);
     }
 
-    bool suppresses(const Box<T>& box) const {
+    MASKRCNN_INLINE bool suppresses(const Box<T>& box) const {
         // IoU > t needs both sides of the smaller box to be more than t times the larger box's.
-        const T t = threshold_ * T(1 - 1e-5), width = box.x2 - box.x1, height = box.y2 - box.y1;
-        const int w1 = size_class(width * t), w2 = t > 0 ? size_class(width / t) : kClasses - 1;
-        const int h1 = size_class(height * t), h2 = t > 0 ? size_class(height / t) : kClasses - 1;
+        const T width = box.x2 - box.x1, height = box.y2 - box.y1;
+        const int w1 = size_class(width * shrink_), w2 = size_class(width * grow_);
+        const int h1 = size_class(height * shrink_), h2 = size_class(height * grow_);
         for (int w = w1; w <= w2; ++w) {
             for (int h = h1; h <= h2; ++h) {
                 const Shelf<T>& shelf = shelves_[w * kClasses + h];
-                if (shelf.kept && on_shelf(shelf, box, width * t, height * t)) return true;
+                if (shelf.kept && on_shelf(shelf, box, width * shrink_, height * shrink_)) return true;
             }
         }
         return false;
     }
 
-    void add(const Box<T>& box) {
-        Shelf<T>& shelf = shelf_of(box);
-        const int64_t cell = shelf.cell_of(box);
-        filed_.set(start_[cell] + filled_[cell]++, box);
-        linear_.set(shelf.first_entry + shelf.kept++, box);
+    // Keeps box i.
+    void add(int64_t i, const Box<T>& box) {
+        ++shelves_[shelf_of_[i]].kept;
+        Cell& cell = cells_[cell_of_[i]];
+        blocks_[cell.first + cell.kept / Simd<T>::kLanes].set(cell.kept % Simd<T>::kLanes, box);
+        ++cell.kept;
     }
 
   private:
+    struct Cell {
+        int32_t first = 0, kept = 0;  // its first block, and the boxes in its blocks
+    };
+
+    // Room for every box in its cell's blocks.
+    void file(const Box<T>* boxes, int64_t count) {
+        int64_t cells = 0;
+        for (Shelf<T>& shelf : shelves_) {
+            if (shelf.boxes) shelf.cut();
+            shelf.first_cell = cells;
+            cells += shelf.cells();
+        }
+        cells_.resize(cells);
+        for (int64_t i = 0; i < count; ++i) {
+            if (!is_proper(boxes[i])) continue;
+            cell_of_[i] = static_cast<int32_t>(shelves_[shelf_of_[i]].cell_of(boxes[i]));
+            ++cells_[cell_of_[i]].first;
+        }
+        int32_t blocks = 0;
+        for (Cell& cell : cells_) {
+            const int32_t wanted = (cell.first + Simd<T>::kLanes - 1) / Simd<T>::kLanes;
+            cell.first = blocks;
+            blocks += wanted;
+        }
+        blocks_.reset(new Block<T>[blocks]);  // written before they are read
+    }
+
     // Compares with the boxes whose corner lies where an overlap of at least overlap_w x overlap_h allows it.
-    bool on_shelf(const Shelf<T>& shelf, const Box<T>& box, T overlap_w, T overlap_h) const {
+    MASKRCNN_INLINE bool on_shelf(const Shelf<T>& shelf, const Box<T>& box, T overlap_w, T overlap_h) const {
         const T margin = reach_ * std::numeric_limits<T>::epsilon() * 8;
         const int c1 = shelf.columns.cell(box.x1 + overlap_w - shelf.widest - margin);
         const int c2 = shelf.columns.cell(box.x2 - overlap_w + margin);
         const int r1 = shelf.rows.cell(box.y1 + overlap_h - shelf.highest - margin);
         const int r2 = shelf.rows.cell(box.y2 - overlap_h + margin);
-        if (static_cast<int64_t>(r2 - r1 + 1) * (c2 - c1 + 1) * Simd<T>::kLanes > shelf.kept) {
-            return overlaps(linear_.from(shelf.first_entry), shelf.kept, box, threshold_);
-        }
         for (int r = r1; r <= r2; ++r) {
             for (int c = c1; c <= c2; ++c) {
-                const int64_t cell = shelf.cell(r, c);
-                if (filled_[cell] && overlaps(filed_.from(start_[cell]), filled_[cell], box, threshold_)) return true;
+                const Cell& cell = cells_[shelf.cell(r, c)];
+                const int64_t blocks = (cell.kept + Simd<T>::kLanes - 1) / Simd<T>::kLanes;
+                if (overlaps(&blocks_[cell.first], blocks, box, threshold_)) return true;
             }
         }
         return false;
@@ -214,28 +206,27 @@ class Shelves {
         if (!(side > 0)) return 0;
         return std::isfinite(side) ? std::clamp(half_log(side) - top_ + kClasses - 1, 0, kClasses - 1) : kClasses - 1;
     }
-    Shelf<T>& shelf_of(const Box<T>& b) {
-        return shelves_[size_class(b.x2 - b.x1) * kClasses + size_class(b.y2 - b.y1)];
-    }
 
-    T threshold_;
-    T reach_ = 0;  // largest coordinate
-    int top_ = 0;
+    T threshold_, shrink_, grow_;  // the IoU, and how much smaller or larger a side may be, with a margin
+    T reach_ = 0;                  // largest coordinate
+    int top_ = 0;                  // class of the largest side
     std::array<Shelf<T>, kClasses * kClasses> shelves_;
-    std::vector<int64_t> start_, filled_;  // entries of each cell: where they start, how many there are
-    Columns<T> filed_;                     // kept boxes by cell
-    Columns<T> linear_;                    // and by shelf, for a box that reaches most cells
+    std::vector<uint8_t> shelf_of_;
+    std::vector<int32_t> cell_of_;
+    std::vector<Cell> cells_;
+    std::unique_ptr<Block<T>[]> blocks_;
 };
 
 constexpr int64_t kFew = 48;  // boxes that are compared faster than filed
 
 template <typename T>
-void suppress_group(const Box<T>* boxes, int64_t count, T threshold, bool* keep) {
+MASKRCNN_MULTIVERSION void suppress_group(const Box<T>* boxes, int64_t count, T threshold, bool* keep) {
     if (count <= kFew || !(threshold >= 0)) {  // below 0, boxes suppress one another that do not touch
-        Columns<T> kept(count);
+        constexpr int kLanes = Simd<T>::kLanes;
+        std::vector<Block<T>> kept((count + kLanes - 1) / kLanes);
         for (int64_t i = 0, n = 0; i < count; ++i) {
-            keep[i] = !overlaps(kept.from(0), n, boxes[i], threshold);
-            if (keep[i]) kept.set(n++, boxes[i]);
+            keep[i] = !overlaps(kept.data(), (n + kLanes - 1) / kLanes, boxes[i], threshold);
+            if (keep[i]) kept[n / kLanes].set(n % kLanes, boxes[i]), ++n;
         }
         return;
     }
@@ -243,45 +234,67 @@ void suppress_group(const Box<T>* boxes, int64_t count, T threshold, bool* keep)
     for (int64_t i = 0; i < count; ++i) {
         const bool proper = is_proper(boxes[i]);
         keep[i] = !proper || !shelves.suppresses(boxes[i]);
-        if (proper && keep[i]) shelves.add(boxes[i]);
+        if (proper && keep[i]) shelves.add(i, boxes[i]);
     }
+}
+
+std::vector<int32_t> order_of(const Tensor& scores) {
+    const int64_t count = scores.size(0);
+    return scores.scalar_type() == ScalarType::Double
+               ? order_descending(static_cast<const double*>(scores.const_data_ptr()), count)
+               : order_descending(static_cast<const float*>(scores.const_data_ptr()), count);
+}
+
+// Brings the boxes of a group together, each group in the order in which they came; gives where the groups start, and
+// the end.
+std::vector<int64_t> gather_groups(const int64_t* group, std::vector<int32_t>& order) {
+    std::stable_sort(order.begin(), order.end(), [&](int32_t a, int32_t b) { return group[a] < group[b]; });
+    std::vector<int64_t> starts{0};
+    for (size_t i = 1; i < order.size(); ++i) {
+        if (group[order[i]] != group[order[i - 1]]) starts.push_back(static_cast<int64_t>(i));
+    }
+    starts.push_back(static_cast<int64_t>(order.size()));
+    return starts;
 }
 
 template <typename T>
-void suppress(const Tensor& boxes, const Tensor& group, double threshold, Tensor& keep) {
+Tensor suppress(const Tensor& boxes, const Tensor& scores, const std::optional<Tensor>& idxs, double threshold) {
     const int64_t count = boxes.size(0);
     const auto* box = static_cast<const Box<T>*>(boxes.const_data_ptr());
-    const auto* id = static_cast<const int64_t*>(group.const_data_ptr());
-    auto* out = static_cast<bool*>(keep.mutable_data_ptr());
     for (int64_t i = 0; i < count; ++i) {
         const bool bad =
             std::isnan(box[i].x1) || std::isnan(box[i].y1) || std::isnan(box[i].x2) || std::isnan(box[i].y2);
-        STD_TORCH_CHECK(!bad, "boxes: a coordinate is NaN");
+        STD_TORCH_CHECK(!bad, "boxes: a coordinate of box ", i, " is NaN");
     }
-    std::vector<int64_t> starts{0};
-    for (int64_t i = 1; i < count; ++i) {
-        if (id[i] != id[i - 1]) starts.push_back(i);
-    }
-    starts.push_back(count);
-    const int64_t groups = static_cast<int64_t>(starts.size()) - 1;
+    const std::vector<int32_t> by_score = order_of(scores);
+    std::vector<int32_t> order = by_score;
+    std::vector<int64_t> starts{0, count};
+    if (idxs) starts = gather_groups(static_cast<const int64_t*>(idxs->const_data_ptr()), order);
+    std::vector<Box<T>> sorted(count);
+    for (int64_t i = 0; i < count; ++i) sorted[i] = box[order[i]];
+    const auto keep = std::make_unique<bool[]>(count);
     const T limit = round_down<T>(threshold);
-    torch::stable::parallel_for(0, groups, 1, [&](int64_t begin, int64_t end) {
+    torch::stable::parallel_for(0, static_cast<int64_t>(starts.size()) - 1, 1, [&](int64_t begin, int64_t end) {
         for (int64_t g = begin; g < end; ++g) {
-            suppress_group(box + starts[g], starts[g + 1] - starts[g], limit, out + starts[g]);
+            suppress_group(&sorted[starts[g]], starts[g + 1] - starts[g], limit, &keep[starts[g]]);
         }
     });
+    std::vector<uint8_t> kept(count);
+    int64_t total = 0;
+    for (int64_t i = 0; i < count; ++i) total += kept[order[i]] = keep[i];
+    Tensor out = torch::stable::empty({total}, ScalarType::Long);
+    auto* index = static_cast<int64_t*>(out.mutable_data_ptr());
+    for (const int32_t i : by_score) {
+        if (kept[i]) *index++ = i;
+    }
+    return out;
 }
 
-Tensor nms(const Tensor& boxes, const Tensor& group, double threshold) {
-    check_nms(boxes, group);
-    Tensor keep = torch::stable::empty({boxes.size(0)}, ScalarType::Bool);
-    if (boxes.size(0) == 0) return keep;
-    if (boxes.scalar_type() == ScalarType::Double) {
-        suppress<double>(boxes, group, threshold, keep);
-    } else {
-        suppress<float>(boxes, group, threshold, keep);
-    }
-    return keep;
+Tensor nms(const Tensor& boxes, const Tensor& scores, const std::optional<Tensor>& idxs, double threshold) {
+    check_nms(boxes, scores, idxs);
+    if (boxes.size(0) == 0) return torch::stable::empty({0}, ScalarType::Long);
+    const auto run = boxes.scalar_type() == ScalarType::Double ? suppress<double> : suppress<float>;
+    return run(boxes, scores, idxs, threshold);
 }
 
 }  // namespace

@@ -8,162 +8,84 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
+#include <limits>
 #include <tuple>
 #include <vector>
 
 #include "../checks.h"
 #include "axis_taps.h"
 #include "huge_pages.h"
-#include "multiversion.h"
-#include "simd.h"
+#include "roi_passes.h"
 
 namespace maskrcnn {
 namespace {
 
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-
-// A bin's weighted sum over rows of channels: out[c] = sum_t weights[t] * taps[t][c].
-template <typename T>
-MASKRCNN_INLINE void gather_impl(const T* const* taps, const T* weights, int count, T* out, int64_t channels) {
-    using Vec = typename Simd<T>::Vec;
-    constexpr int kVecs = 8;  // as many sums at a time as hide the latency of a multiply-add
-    constexpr int kBlock = kVecs * Simd<T>::kLanes;
-    int64_t c = 0;
-    for (; c + kBlock <= channels; c += kBlock) {
-        Vec sum[kVecs] = {};
-        for (int t = 0; t < count; ++t) {
-            const auto* tap = reinterpret_cast<const Vec*>(taps[t] + c);
-            const T weight = weights[t];
-#pragma GCC unroll 8
-            for (int i = 0; i < kVecs; ++i) sum[i] += weight * tap[i];
-        }
-        auto* to = reinterpret_cast<Vec*>(out + c);
-#pragma GCC unroll 8
-        for (int i = 0; i < kVecs; ++i) to[i] = sum[i];
-    }
-    for (; c < channels; ++c) {
-        T sum = 0;
-        for (int t = 0; t < count; ++t) sum += weights[t] * taps[t][c];
-        out[c] = sum;
-    }
-}
-
-// Its transpose: taps[t][c] += weights[t] * grad[c].
-template <typename T>
-MASKRCNN_INLINE void scatter_impl(T* const* taps, const T* weights, int count, const T* grad, int64_t channels) {
-    using Vec = typename Simd<T>::Vec;
-    constexpr int kVecs = 4;
-    constexpr int kBlock = kVecs * Simd<T>::kLanes;
-    int64_t c = 0;
-    for (; c + kBlock <= channels; c += kBlock) {
-        const auto* from = reinterpret_cast<const Vec*>(grad + c);
-        Vec value[kVecs];
-#pragma GCC unroll 4
-        for (int i = 0; i < kVecs; ++i) value[i] = from[i];
-        for (int t = 0; t < count; ++t) {
-            auto* tap = reinterpret_cast<Vec*>(taps[t] + c);
-            const T weight = weights[t];
-#pragma GCC unroll 4
-            for (int i = 0; i < kVecs; ++i) tap[i] += weight * value[i];
-        }
-    }
-    for (; c < channels; ++c) {
-        for (int t = 0; t < count; ++t) taps[t][c] += weights[t] * grad[c];
-    }
-}
-
-MASKRCNN_MULTIVERSION void gather(const float* const* t, const float* w, int n, float* out, int64_t c) {
-    gather_impl(t, w, n, out, c);
-}
-MASKRCNN_MULTIVERSION void gather(const double* const* t, const double* w, int n, double* out, int64_t c) {
-    gather_impl(t, w, n, out, c);
-}
-MASKRCNN_MULTIVERSION void scatter(float* const* t, const float* w, int n, const float* grad, int64_t c) {
-    scatter_impl(t, w, n, grad, c);
-}
-MASKRCNN_MULTIVERSION void scatter(double* const* t, const double* w, int n, const double* grad, int64_t c) {
-    scatter_impl(t, w, n, grad, c);
-}
-
 // One level of the pyramid, [B, height, width, C].
-template <typename T>
+template <typename T, typename Sum>
 struct Level {
     T* data;
     int height, width;
-    T scale;
+    Sum scale;
+
+    // The channels from `first` on of image `image`.
+    Pixels<T> pixels(int64_t image, int64_t channels, int64_t first) const {
+        const int64_t row_step = width * channels;
+        return {data + image * height * row_step + first, 0, 0, height, width, row_step, channels};
+    }
 };
 
 struct Bins {
     int height, width, sampling_ratio;
     bool aligned;
+
+    int64_t count() const { return static_cast<int64_t>(height) * width; }
 };
 
-// Calls visit(bin, taps, weights, count) for every bin of a RoI; taps point at the pixels' channels in `image`.
-template <typename T, typename Pixel>
-class RoIWalker {
-  public:
-    template <typename Visit>
-    void walk(const T* roi, const Level<Pixel>& level, Pixel* image, int64_t channels, const Bins& bins,
-              const Visit& visit) {
-        const T scale = level.scale;
-        rows_.compute(RoIAxis<T>(roi[2], roi[4], scale, bins.height, bins.sampling_ratio, bins.aligned), bins.height,
-                      level.height);
-        columns_.compute(RoIAxis<T>(roi[1], roi[3], scale, bins.width, bins.sampling_ratio, bins.aligned), bins.width,
-                         level.width);
-        for (int y = 0; y < bins.height; ++y) {
-            for (int x = 0; x < bins.width; ++x) {
-                taps_.clear();
-                weights_.clear();
-                for (int r = rows_.start[y]; r < rows_.start[y + 1]; ++r) {
-                    Pixel* row = image + static_cast<int64_t>(rows_.pixel[r]) * level.width * channels;
-                    for (int c = columns_.start[x]; c < columns_.start[x + 1]; ++c) {
-                        taps_.push_back(row + columns_.pixel[c] * channels);
-                        weights_.push_back(rows_.weight[r] * columns_.weight[c]);
-                    }
-                }
-                visit(y * bins.width + x, taps_.data(), weights_.data(), static_cast<int>(taps_.size()));
-            }
-        }
-    }
+// The rows and columns of a map that a RoI reads.
+template <typename Sum>
+struct RoITaps {
+    AxisTaps<Sum> rows, columns;
 
-  private:
-    AxisTaps<T> rows_, columns_;
-    std::vector<Pixel*> taps_;
-    std::vector<T> weights_;
+    template <typename T>
+    void compute(const Sum* roi, const Level<T, Sum>& level, const Bins& bins) {
+        const int ratio = bins.sampling_ratio;
+        rows.compute(RoIAxis<Sum>(roi[2], roi[4], level.scale, bins.height, ratio, bins.aligned), bins.height,
+                     level.height);
+        columns.compute(RoIAxis<Sum>(roi[1], roi[3], level.scale, bins.width, ratio, bins.aligned), bins.width,
+                        level.width);
+    }
 };
 
 // The values of RoIs: finite, and of an image and a level that are there.
+template <typename Sum>
 void check_roi_values(const Tensor& rois, const Tensor& level, int64_t levels, int64_t batch) {
     const auto* l = static_cast<const int64_t*>(level.const_data_ptr());
-    const bool is_double = rois.scalar_type() == ScalarType::Double;
-    for (int64_t k = 0; k < rois.size(0); ++k) {
+    const auto* roi = static_cast<const Sum*>(rois.const_data_ptr());
+    for (int64_t k = 0; k < rois.size(0); ++k, roi += 5) {
         STD_TORCH_CHECK(l[k] >= 0 && l[k] < levels, "level: ", l[k], " of roi ", k, " is not a level");
-        double value[5];
         for (int i = 0; i < 5; ++i) {
-            value[i] = is_double ? static_cast<const double*>(rois.const_data_ptr())[5 * k + i]
-                                 : static_cast<const float*>(rois.const_data_ptr())[5 * k + i];
-            STD_TORCH_CHECK(std::isfinite(value[i]), "boxes: roi ", k, " has a coordinate that is not finite");
+            STD_TORCH_CHECK(std::isfinite(roi[i]), "boxes: roi ", k, " has a coordinate that is not finite");
         }
-        STD_TORCH_CHECK(value[0] >= 0 && value[0] < static_cast<double>(batch), "boxes: roi ", k, " is of image ",
-                        value[0], ", the batch has ", batch);
+        STD_TORCH_CHECK(roi[0] >= 0 && roi[0] < static_cast<Sum>(batch), "boxes: roi ", k, " is of image ", roi[0],
+                        ", the batch has ", batch);
     }
 }
 
 // The order in which to visit the RoIs: neighbours one after another, so that the pixels that they share are in the
 // cache.
-template <typename T>
-std::vector<int64_t> by_place(const T* rois, const int64_t* level_of, int64_t count) {
+template <typename Sum>
+std::vector<int64_t> by_place(const Sum* rois, const int64_t* level_of, int64_t count) {
     struct Key {
         int64_t level;
-        T image, band, x;
+        Sum image, band, x;
         int64_t k;
     };
-    constexpr T kBand = 64;  // pixels
+    constexpr Sum kBand = 64;  // pixels
     std::vector<Key> keys(count);
     for (int64_t k = 0; k < count; ++k) {
-        const T* roi = rois + 5 * k;
+        const Sum* roi = rois + 5 * k;
         keys[k] = {level_of[k], roi[0], std::floor(roi[2] / kBand), roi[1], k};
     }
     std::sort(keys.begin(), keys.end(), [](const Key& a, const Key& b) {
@@ -174,73 +96,152 @@ std::vector<int64_t> by_place(const T* rois, const int64_t* level_of, int64_t co
     return order;
 }
 
-template <typename T>
+// Calls run(i) for `count` jobs of unequal size; a thread that becomes free takes the next.
+template <typename Run>
+void share_out(int64_t count, const Run& run) {
+    std::atomic<int64_t> next{0};
+    torch::stable::parallel_for(0, torch::stable::get_num_threads(), 1, [&](int64_t, int64_t) {
+        for (int64_t i; (i = next.fetch_add(1)) < count;) run(i);
+    });
+}
+
+template <typename T, typename Sum = typename Channels<T>::Sum>
 void forward(const std::vector<Tensor>& features, const Tensor& rois, const Tensor& level,
              const std::vector<double>& scales, const Bins& bins, Tensor& out) {
-    std::vector<Level<const T>> levels;
+    check_roi_values<Sum>(rois, level, static_cast<int64_t>(features.size()), features[0].size(0));
+    std::vector<Level<const T, Sum>> levels;
     for (size_t l = 0; l < features.size(); ++l) {
         levels.push_back({static_cast<const T*>(features[l].const_data_ptr()), static_cast<int>(features[l].size(1)),
-                          static_cast<int>(features[l].size(2)), static_cast<T>(scales[l])});
+                          static_cast<int>(features[l].size(2)), static_cast<Sum>(scales[l])});
     }
-    const int64_t channels = features[0].size(3), roi_size = channels * bins.height * bins.width;
-    const auto* roi = static_cast<const T*>(rois.const_data_ptr());
+    const int64_t channels = features[0].size(3), roi_size = channels * bins.count();
+    const auto* roi = static_cast<const Sum*>(rois.const_data_ptr());
     const auto* level_of = static_cast<const int64_t*>(level.const_data_ptr());
     auto* result = static_cast<T*>(out.mutable_data_ptr());
     const auto order = by_place(roi, level_of, rois.size(0));
     torch::stable::parallel_for(0, rois.size(0), 1, [&](int64_t begin, int64_t end) {
-        RoIWalker<T, const T> walker;
+        RoITaps<Sum> taps;
+        std::vector<Sum> lines;
         for (int64_t i = begin; i < end; ++i) {
             const int64_t k = order[i];
-            const Level<const T>& map = levels[level_of[k]];
-            const T* image = map.data + static_cast<int64_t>(roi[5 * k]) * map.height * map.width * channels;
-            walker.walk(roi + 5 * k, map, image, channels, bins,
-                        [&](int bin, const T* const* taps, const T* weights, int count) {
-                            gather(taps, weights, count, result + k * roi_size + bin * channels, channels);
-                        });
+            const Level<const T, Sum>& map = levels[level_of[k]];
+            taps.compute(roi + 5 * k, map, bins);
+            lines.resize(static_cast<int64_t>(taps.rows.most()) * bins.width * channels);
+            forward_roi(map.pixels(static_cast<int64_t>(roi[5 * k]), channels, 0), channels, taps.rows, taps.columns,
+                        result + k * roi_size, lines.data());
         }
     });
 }
 
-// Threads share out the channels, so that no two write to the same place and every sum has the same order whatever the
-// number of threads.
-template <typename T>
+// A part of a map whose gradient is summed in one go, by one thread, and the RoIs that read it.
+struct Tile {
+    int level;
+    int64_t image;
+    int y1, x1, y2, x2;
+    std::vector<int64_t> rois;
+};
+
+// Tiles small enough for the sums of one to stay in a core's cache.
+template <typename T, typename Sum>
+class Tiles {
+  public:
+    Tiles(const std::vector<Level<T, Sum>>& levels, int64_t batch) {
+        constexpr int kPixels = (1 << 18) / WideBlock<T>::kWidth / sizeof(Sum);
+        for (const auto& map : levels) {
+            Grid grid{static_cast<int64_t>(tiles.size()), 0, 0, 0, 0};
+            grid.width = std::min(map.width, kPixels / 4);
+            grid.height = std::min(map.height, kPixels / grid.width);
+            grid.columns = (map.width + grid.width - 1) / grid.width;
+            grid.rows = (map.height + grid.height - 1) / grid.height;
+            grids_.push_back(grid);
+            for (int64_t image = 0; image < batch; ++image) {
+                for (int y = 0; y < map.height; y += grid.height) {
+                    for (int x = 0; x < map.width; x += grid.width) {
+                        tiles.push_back({static_cast<int>(&map - levels.data()), image, y, x,
+                                         std::min(y + grid.height, map.height), std::min(x + grid.width, map.width)});
+                    }
+                }
+            }
+        }
+    }
+
+    // Enters RoI k in every tile that it reads.
+    void add(int64_t k, int64_t level, int64_t image, const RoITaps<Sum>& taps) {
+        if (taps.rows.pixel.empty() || taps.columns.pixel.empty()) return;
+        const Grid& grid = grids_[level];
+        const auto [top, bottom] = std::minmax_element(taps.rows.pixel.begin(), taps.rows.pixel.end());
+        const auto [left, right] = std::minmax_element(taps.columns.pixel.begin(), taps.columns.pixel.end());
+        for (int y = *top / grid.height; y <= *bottom / grid.height; ++y) {
+            for (int x = *left / grid.width; x <= *right / grid.width; ++x) {
+                tiles[grid.first + (image * grid.rows + y) * grid.columns + x].rois.push_back(k);
+            }
+        }
+    }
+
+    std::vector<Tile> tiles;
+
+  private:
+    struct Grid {
+        int64_t first;  // its first tile
+        int height, width, rows, columns;
+    };
+    std::vector<Grid> grids_;
+};
+
+// A tile belongs to one thread and visits its RoIs in order, so that no two threads write to the same place and every
+// sum has the same order whatever the number of threads.
+template <typename T, typename Sum = typename Channels<T>::Sum>
 void backward(const Tensor& grad, const Tensor& rois, const Tensor& level, const std::vector<double>& scales,
               const Bins& bins, std::vector<Tensor>& out) {
-    constexpr int64_t kBlock = 64 / sizeof(T);  // a cache line
-    std::vector<Level<T>> levels;
+    const int64_t batch = out[0].size(0), count = rois.size(0), channels = grad.size(3);
+    check_roi_values<Sum>(rois, level, static_cast<int64_t>(scales.size()), batch);
+    std::vector<Level<T, Sum>> levels;
     for (size_t l = 0; l < out.size(); ++l) {
         levels.push_back({static_cast<T*>(out[l].mutable_data_ptr()), static_cast<int>(out[l].size(1)),
-                          static_cast<int>(out[l].size(2)), static_cast<T>(scales[l])});
+                          static_cast<int>(out[l].size(2)), static_cast<Sum>(scales[l])});
     }
-    const int64_t channels = grad.size(3), roi_size = channels * bins.height * bins.width;
-    const auto* roi = static_cast<const T*>(rois.const_data_ptr());
+    const auto* roi = static_cast<const Sum*>(rois.const_data_ptr());
     const auto* level_of = static_cast<const int64_t*>(level.const_data_ptr());
     const auto* gradient = static_cast<const T*>(grad.const_data_ptr());
-    const auto order = by_place(roi, level_of, rois.size(0));
-    torch::stable::parallel_for(0, (channels + kBlock - 1) / kBlock, 1, [&](int64_t begin, int64_t end) {
-        const int64_t first = begin * kBlock, width = std::min(end * kBlock, channels) - first;
-        RoIWalker<T, T> walker;
-        for (const int64_t k : order) {
-            const Level<T>& map = levels[level_of[k]];
-            T* image = map.data + static_cast<int64_t>(roi[5 * k]) * map.height * map.width * channels + first;
-            walker.walk(roi + 5 * k, map, image, channels, bins,
-                        [&](int bin, T* const* taps, const T* weights, int count) {
-                            scatter(taps, weights, count, gradient + k * roi_size + bin * channels + first, width);
-                        });
-        }
+    std::vector<RoITaps<Sum>> taps_of(count);
+    torch::stable::parallel_for(0, count, 16, [&](int64_t begin, int64_t end) {
+        for (int64_t k = begin; k < end; ++k) taps_of[k].compute(roi + 5 * k, levels[level_of[k]], bins);
+    });
+    Tiles<T, Sum> tiles(levels, batch);
+    for (int64_t k = 0; k < count; ++k) tiles.add(k, level_of[k], static_cast<int64_t>(roi[5 * k]), taps_of[k]);
+    share_out(static_cast<int64_t>(tiles.tiles.size()), [&](int64_t i) {
+        const Tile& tile = tiles.tiles[i];
+        std::vector<Sum> sums, line;
+        for_blocks<T>(channels, [&](auto block, int64_t c) {
+            using Block = decltype(block);
+            const int64_t row_step = static_cast<int64_t>(tile.x2 - tile.x1) * Block::kWidth;
+            sums.assign((tile.y2 - tile.y1) * row_step, Sum(0));
+            const Pixels<Sum> own{sums.data(), tile.y1, tile.x1, tile.y2, tile.x2, row_step, Block::kWidth};
+            for (const int64_t k : tile.rois) {
+                line.resize(static_cast<int64_t>(taps_of[k].columns.pixels()) * Block::kWidth);
+                backward_roi<Block>(own, taps_of[k].rows, taps_of[k].columns,
+                                    gradient + k * bins.count() * channels + c, channels, line.data());
+            }
+            round_into<Block>(own, levels[tile.level].pixels(tile.image, channels, c));
+        });
     });
 }
+
+// The instance of a function template for the maps' dtype.
+#define MASKRCNN_FOR_DTYPE(type, function)                 \
+    ((type) == ScalarType::Double     ? function<double>   \
+     : (type) == ScalarType::BFloat16 ? function<BFloat16> \
+     : (type) == ScalarType::Half     ? function<Half>     \
+                                      : function<float>)
 
 Tensor roi_align(std::vector<Tensor> features, const Tensor& rois, const Tensor& level, std::vector<double> scales,
                  int64_t size_h, int64_t size_w, int64_t sampling_ratio, bool aligned) {
     check_roi_align(features, rois, level, scales.size(), size_h, size_w, sampling_ratio);
-    check_roi_values(rois, level, static_cast<int64_t>(features.size()), features[0].size(0));
-    const ScalarType type = rois.scalar_type();
+    const ScalarType type = features[0].scalar_type();
     Tensor out = torch::stable::empty({rois.size(0), size_h, size_w, features[0].size(3)}, type);
     use_huge_pages(out);
     const Bins bins{static_cast<int>(size_h), static_cast<int>(size_w), static_cast<int>(sampling_ratio), aligned};
-    const auto run = type == ScalarType::Double ? forward<double> : forward<float>;
-    run(features, rois, level, scales, bins, out);
+    MASKRCNN_FOR_DTYPE(type, forward)(features, rois, level, scales, bins, out);
     return out;
 }
 
@@ -249,18 +250,14 @@ std::vector<Tensor> roi_align_backward(const Tensor& grad, const Tensor& rois, c
                                        std::vector<int64_t> widths, int64_t sampling_ratio, bool aligned,
                                        bool /*deterministic: it always is*/) {
     check_roi_align_backward(grad, rois, level, scales.size(), heights, widths);
-    check_roi_values(rois, level, static_cast<int64_t>(scales.size()), batch);
     std::vector<Tensor> out;
     for (size_t l = 0; l < scales.size(); ++l) {
-        Tensor map = torch::stable::empty({batch, heights[l], widths[l], grad.size(3)}, grad.scalar_type());
-        use_huge_pages(map);
-        torch::stable::zero_(map);
-        out.push_back(map);
+        out.push_back(torch::stable::empty({batch, heights[l], widths[l], grad.size(3)}, grad.scalar_type()));
+        use_huge_pages(out.back());
     }
     const Bins bins{static_cast<int>(grad.size(1)), static_cast<int>(grad.size(2)), static_cast<int>(sampling_ratio),
                     aligned};
-    const auto run = grad.scalar_type() == ScalarType::Double ? backward<double> : backward<float>;
-    run(grad, rois, level, scales, bins, out);
+    MASKRCNN_FOR_DTYPE(grad.scalar_type(), backward)(grad, rois, level, scales, bins, out);
     return out;
 }
 

@@ -34,6 +34,14 @@ class Launch {
         return static_cast<unsigned>(std::clamp<int64_t>((count + threads - 1) / threads, 1, 1 << 20));
     }
 
+    // Whether the current device adds four floats to memory at once; kernels use it where they are compiled for it.
+    static bool has_wide_atomics() {
+        int device = 0, major = 0;
+        STD_CUDA_CHECK(cudaGetDevice(&device));
+        STD_CUDA_CHECK(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
+        return major >= 9;
+    }
+
   private:
     torch::stable::accelerator::DeviceGuard guard_;
     cudaStream_t stream_;

@@ -1,4 +1,7 @@
 // Which target each anchor belongs to: a thread an anchor, targets through shared memory, memory A + G.
+// Image after image; an anchor sees the targets of its own.
+#include <vector>
+
 #include "../checks.h"
 #include "../geometry.h"
 #include "launch.cuh"
@@ -30,9 +33,11 @@ __device__ void visit_targets(const Box<T>* targets, int64_t target_count, const
     }
 }
 
+// Matches are counted from `first_target` on, the place of the image's targets among all.
 template <typename T>
-__global__ void match_to_best(const Box<T>* anchors, int64_t count, const Box<T>* targets, int64_t target_count, T high,
-                              T low, T* best_of_target, int64_t* nearest, int64_t* matches) {
+__global__ void match_to_best(const Box<T>* anchors, int64_t count, const Box<T>* targets, int64_t target_count,
+                              int64_t first_target, T high, T low, T* best_of_target, int64_t* nearest,
+                              int64_t* matches) {
     const int64_t a = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
     const Box<T> anchor = a < count ? anchors[a] : Box<T>{};
     T value = 0;
@@ -45,8 +50,8 @@ __global__ void match_to_best(const Box<T>* anchors, int64_t count, const Box<T>
         if (best_of_target && iou > T(0) && iou > best_of_target[target]) raise_to(best_of_target + target, iou);
     });
     if (a >= count) return;
-    nearest[a] = which;
-    matches[a] = value < low ? kBelowLow : value < high ? kBetween : which;
+    nearest[a] = first_target + which;
+    matches[a] = value < low ? kBelowLow : value < high ? kBetween : first_target + which;
 }
 
 // An anchor that reaches some target's best overlap belongs to its own best target.
@@ -62,37 +67,48 @@ __global__ void match_low_quality(const Box<T>* anchors, int64_t count, const Bo
 }
 
 template <typename T>
-void match(const Tensor& anchors, const Tensor& targets, T high, T low, bool allow_low_quality, Tensor& out) {
+void match(const Tensor& anchors, const Tensor& targets, const std::vector<int64_t>& anchor_counts,
+           const std::vector<int64_t>& target_counts, double high, double low, bool allow_low_quality, Tensor& out) {
     const Launch launch(anchors);
-    const int64_t count = anchors.size(0), target_count = targets.size(0);
     const auto* anchor = static_cast<const Box<T>*>(anchors.const_data_ptr());
     const auto* target = static_cast<const Box<T>*>(targets.const_data_ptr());
-    auto* matches = static_cast<int64_t*>(out.mutable_data_ptr());
-    Tensor nearest = torch::stable::new_empty(anchors, {count}, ScalarType::Long);
-    Tensor best = torch::stable::new_zeros(anchors, {allow_low_quality ? target_count : 0});
+    Tensor nearest = torch::stable::new_empty(anchors, {anchors.size(0)}, ScalarType::Long);
+    Tensor best = torch::stable::new_zeros(anchors, {allow_low_quality ? targets.size(0) : 0});
     auto* which = static_cast<int64_t*>(nearest.mutable_data_ptr());
-    T* best_of_target = allow_low_quality ? static_cast<T*>(best.mutable_data_ptr()) : nullptr;
-    const auto blocks = static_cast<unsigned>((count + kThreads - 1) / kThreads);
-    match_to_best<T><<<blocks, kThreads, 0, launch.stream()>>>(anchor, count, target, target_count, high, low,
-                                                               best_of_target, which, matches);
-    STD_CUDA_KERNEL_LAUNCH_CHECK();
-    if (!allow_low_quality) return;
-    match_low_quality<T>
-        <<<blocks, kThreads, 0, launch.stream()>>>(anchor, count, target, target_count, best_of_target, which, matches);
-    STD_CUDA_KERNEL_LAUNCH_CHECK();
+    auto* best_of_target = allow_low_quality ? static_cast<T*>(best.mutable_data_ptr()) : nullptr;
+    auto* matches = static_cast<int64_t*>(out.mutable_data_ptr());
+    int64_t first = 0, first_target = 0;
+    for (size_t i = 0; i < anchor_counts.size(); ++i) {
+        const int64_t count = anchor_counts[i], target_count = target_counts[i];
+        const auto blocks = static_cast<unsigned>((count + kThreads - 1) / kThreads);
+        if (count > 0 && target_count == 0) {
+            static_assert(kBelowLow == -1);  // all bits are 1
+            STD_CUDA_CHECK(cudaMemsetAsync(matches + first, 0xff, count * sizeof(int64_t), launch.stream()));
+        } else if (count > 0) {
+            T* best_here = allow_low_quality ? best_of_target + first_target : nullptr;
+            match_to_best<T><<<blocks, kThreads, 0, launch.stream()>>>(
+                anchor + first, count, target + first_target, target_count, first_target, static_cast<T>(high),
+                static_cast<T>(low), best_here, which + first, matches + first);
+            STD_CUDA_KERNEL_LAUNCH_CHECK();
+            if (allow_low_quality) {
+                match_low_quality<T>
+                    <<<blocks, kThreads, 0, launch.stream()>>>(anchor + first, count, target + first_target,
+                                                               target_count, best_here, which + first, matches + first);
+                STD_CUDA_KERNEL_LAUNCH_CHECK();
+            }
+        }
+        first += count;
+        first_target += target_count;
+    }
 }
 
-Tensor match_boxes(const Tensor& anchors, const Tensor& targets, double high, double low, bool allow_low_quality) {
-    check_match_boxes(anchors, targets);
+Tensor match_boxes(const Tensor& anchors, const Tensor& targets, std::vector<int64_t> anchor_counts,
+                   std::vector<int64_t> target_counts, double high, double low, bool allow_low_quality) {
+    check_match_boxes(anchors, targets, anchor_counts, target_counts);
     STD_TORCH_CHECK(anchors.size(0) < std::numeric_limits<int32_t>::max(), "anchors: too many");
     Tensor out = torch::stable::new_empty(anchors, {anchors.size(0)}, ScalarType::Long);
-    if (anchors.size(0) == 0) return out;
-    if (targets.size(0) == 0) return torch::stable::fill_(out, static_cast<double>(kBelowLow));
-    if (anchors.scalar_type() == ScalarType::Double) {
-        match<double>(anchors, targets, high, low, allow_low_quality, out);
-    } else {
-        match<float>(anchors, targets, static_cast<float>(high), static_cast<float>(low), allow_low_quality, out);
-    }
+    const auto run = anchors.scalar_type() == ScalarType::Double ? match<double> : match<float>;
+    run(anchors, targets, anchor_counts, target_counts, high, low, allow_low_quality, out);
     return out;
 }
 

@@ -1,10 +1,12 @@
-// Non-maximum suppression on the device, without a copy to the host and with memory that grows with N.
+// Non-maximum suppression on the device, with no copy to the host before the last step and with memory that grows
+// with N.
 //
-// Boxes come from high to low score (in each group), and are settled a tile at a time: which boxes of the tile survive
-// one another is decided by one block from a bit matrix of the tile alone; then every later box is compared with the
-// survivors. A matrix of all pairs, N * N / 8 bytes, is never made.
+// Boxes are sorted from high to low score (in each group), and are settled a tile at a time: which boxes of the tile
+// survive one another is decided by one block from a bit matrix of the tile alone; then every later box is compared
+// with the survivors. A matrix of all pairs, N * N / 8 bytes, is never made: the tiles' own come to 128 bytes a box.
 #include "../checks.h"
 #include "../geometry.h"
+#include "aten.cuh"
 #include "launch.cuh"
 
 namespace maskrcnn {
@@ -13,6 +15,9 @@ namespace {
 constexpr int kTile = 1024;
 constexpr int kWord = 64;  // boxes in a word of the bit matrix
 constexpr int kWords = kTile / kWord;
+static_assert(kTile % kThreads == 0);
+constexpr int kWarp = 32;
+constexpr unsigned kAllLanes = 0xffffffff;
 
 // The boxes of one tile that survived.
 struct Survivors {
@@ -22,131 +27,156 @@ struct Survivors {
 
 template <typename T>
 __device__ bool overlaps(const Box<T>& a, const Box<T>& b, T threshold) {
+    // Most pairs lie apart: their IoU is 0 or has no value, and need not be divided out. (Below 0, it counts.)
+    const bool apart = a.x1 >= b.x2 || b.x1 >= a.x2 || a.y1 >= b.y2 || b.y1 >= a.y2;
+    if (apart && threshold >= T(0)) return false;
     return box_iou(a, a.area(), b, b.area()) > threshold;
 }
 
-// matrix[i * kWords + w], bit j: box i of the tile suppresses the later box w * 64 + j.
+// group: that of each box, sorted; null: all boxes are of one.
+__device__ bool same_group(const int64_t* group, int64_t a, int64_t b) { return !group || group[a] == group[b]; }
+
+// A thread a box i and a word w of its tile. matrix[tile][w][i of the tile], bit j: box i suppresses the later box
+// w * 64 + j of the tile. Words that lie before box i hold nothing that is looked at, and are left as they are.
 template <typename T>
-__global__ void compare_within_tile(const Box<T>* boxes, const int64_t* group, int count, T threshold,
-                                    uint64_t* matrix) {
-    const int i = blockIdx.x * blockDim.x + threadIdx.x, w = blockIdx.y;
+__global__ void compare_within_tiles(const Box<T>* boxes, const int64_t* group, int64_t count, T threshold,
+                                     uint64_t* matrix) {
+    const int64_t i = static_cast<int64_t>(blockIdx.x) * kWord + threadIdx.x;
+    const int64_t tile = i / kTile * kTile, first = tile + blockIdx.y * kWord;
+    if (first + kWord <= static_cast<int64_t>(blockIdx.x) * kWord || first >= count) return;
     __shared__ Box<T> column[kWord];
-    __shared__ int64_t column_group[kWord];
-    const int mine = w * kWord + threadIdx.x;
-    if (mine < count) {
-        column[threadIdx.x] = boxes[mine];
-        column_group[threadIdx.x] = group[mine];
-    }
+    if (first + threadIdx.x < count) column[threadIdx.x] = boxes[first + threadIdx.x];
     __syncthreads();
-    if (i >= count) return;
-    const Box<T> box = boxes[i];
+    const Box<T> box = i < count ? boxes[i] : Box<T>{};
+    const int later = static_cast<int>(max(int64_t(0), i + 1 - first));
+    const int end = static_cast<int>(min(int64_t(kWord), count - first));
     uint64_t bits = 0;
-    for (int j = 0; j < kWord && w * kWord + j < count; ++j) {
-        const bool later = w * kWord + j > i;
-        if (later && column_group[j] == group[i] && overlaps(box, column[j], threshold)) bits |= uint64_t(1) << j;
+    for (int j = later; j < end; ++j) {
+        const bool suppresses = same_group(group, i, first + j) && overlaps(box, column[j], threshold);
+        if (suppresses) bits |= uint64_t(1) << j;
     }
-    matrix[i * kWords + w] = bits;
+    matrix[tile * kWords + blockIdx.y * kTile + i - tile] = bits;
 }
 
-// One warp: lane w knows which of the boxes w * 64 ... are suppressed, and asks the lane that knows the current one.
-__global__ void settle_tile(const uint64_t* matrix, int count, int first, bool* keep, Survivors* survivors) {
-    constexpr unsigned kAll = 0xffffffff;
-    constexpr int kAhead = 8;  // rows that are read before the first of them is needed
-    const int lane = threadIdx.x;
-    const int mine = lane < kWords ? max(0, min(kWord, count - lane * kWord)) : 0;
-    uint64_t suppressed = 0;
-    for (int j = 0; j < mine; ++j) {
-        if (!keep[lane * kWord + j]) suppressed |= uint64_t(1) << j;  // by an earlier tile
-    }
-    for (int i = 0; i < count; i += kAhead) {
-        uint64_t row[kAhead];
-#pragma unroll
-        for (int u = 0; u < kAhead; ++u) row[u] = i + u < count && lane < kWords ? matrix[(i + u) * kWords + lane] : 0;
-#pragma unroll
-        for (int u = 0; u < kAhead; ++u) {
-            const uint64_t current = __shfl_sync(kAll, suppressed, i / kWord);
-            if (!(current >> ((i + u) % kWord) & 1)) suppressed |= row[u];
+// One block with a warp for each word of the tile. Word after word, its warp settles its boxes among themselves, and
+// the warps of later words strike out what the boxes that are left suppress.
+__global__ void settle_tile(const uint64_t* matrix, int count, int64_t first, bool* keep, Survivors* survivors) {
+    __shared__ uint64_t alive_of[kWords];
+    const int lane = threadIdx.x % kWarp, mine = threadIdx.x / kWarp;
+    const int low = mine * kWord + lane, high = low + kWarp;  // the boxes of this thread
+    const uint64_t alive_low = __ballot_sync(kAllLanes, low < count && keep[low]);
+    const uint64_t alive_high = __ballot_sync(kAllLanes, high < count && keep[high]);
+    uint64_t alive = alive_low | alive_high << kWarp;  // all lanes of a warp know the whole word
+    const int words = (count + kWord - 1) / kWord;
+    for (int w = 0; w < words; ++w) {
+        uint64_t row_low = 0, row_high = 0;  // read before the barrier, so that waiting for one hides the other
+        if (w <= mine && mine < words) {
+            row_low = matrix[mine * kTile + w * kWord + lane];
+            row_high = matrix[mine * kTile + w * kWord + kWarp + lane];
+        }
+        if (w == mine) {
+            for (int j = 0; j < kWord; ++j) {
+                const uint64_t suppressed = __shfl_sync(kAllLanes, j < kWarp ? row_low : row_high, j % kWarp);
+                if (alive >> j & 1) alive &= ~suppressed;
+            }
+            if (lane == 0) alive_of[w] = alive;
+        }
+        __syncthreads();
+        if (w < mine) {
+            uint64_t suppressed = alive_of[w] >> lane & 1 ? row_low : 0;
+            if (alive_of[w] >> (kWarp + lane) & 1) suppressed |= row_high;
+            for (int step = kWarp / 2; step > 0; step /= 2) {
+                suppressed |= __shfl_xor_sync(kAllLanes, suppressed, step);
+            }
+            alive &= ~suppressed;
         }
     }
-    const int alive = mine - __popcll(suppressed);
-    int before = 0;
-    for (int v = 0; v < kWords; ++v) {
-        const int others = __shfl_sync(kAll, alive, v);
-        if (v < lane) before += others;
+    int before = 0, total = 0;
+    for (int w = 0; w < words; ++w) {
+        if (w < mine) before += __popcll(alive_of[w]);
+        total += __popcll(alive_of[w]);
     }
-    if (lane == kWords) survivors->count = before;
-    for (int j = 0; j < mine; ++j) {
-        const bool kept = !(suppressed >> j & 1);
-        keep[lane * kWord + j] = kept;
-        if (kept) survivors->position[before++] = first + lane * kWord + j;
+    if (threadIdx.x == 0) survivors->count = total;
+    for (int bit = lane; bit < kWord && mine * kWord + bit < count; bit += kWarp) {
+        const bool kept = alive >> bit & 1;
+        const uint64_t earlier = alive & ((uint64_t(1) << bit) - 1);
+        keep[mine * kWord + bit] = kept;
+        if (kept) survivors->position[before + __popcll(earlier)] = static_cast<int32_t>(first + mine * kWord + bit);
     }
 }
 
+// A thread a later box; blockIdx.y: which kThreads of the survivors it is compared with.
 template <typename T>
 __global__ void suppress_later(const Box<T>* boxes, const int64_t* group, int64_t begin, int64_t count, T threshold,
                                const Survivors* survivors, bool* keep) {
     __shared__ Box<T> kept[kThreads];
-    __shared__ int64_t kept_group[kThreads];
+    __shared__ bool matters[kThreads];
     const int64_t i = begin + static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-    const bool exists = i < count;
-    const Box<T> box = exists ? boxes[i] : Box<T>{};
-    const int64_t of_group = exists ? group[i] : 0;
-    bool alive = exists && keep[i];
-    for (int base = 0; base < survivors->count; base += kThreads) {
-        const int have = min(kThreads, survivors->count - base);
-        if (static_cast<int>(threadIdx.x) < have) {
-            const int position = survivors->position[base + threadIdx.x];
-            kept[threadIdx.x] = boxes[position];
-            kept_group[threadIdx.x] = group[position];
-        }
-        __syncthreads();
-        for (int k = 0; k < have && alive; ++k) {
-            if (kept_group[k] == of_group && overlaps(kept[k], box, threshold)) alive = false;
-        }
-        if (!__syncthreads_or(alive)) break;
+    const int base = blockIdx.y * kThreads, have = min(kThreads, survivors->count - base);
+    // Groups are sorted: a later box can share that of the tile's last box alone.
+    const bool open = have > 0 && i < count && keep[i] && same_group(group, i, begin - 1);
+    if (!__syncthreads_or(open)) return;
+    if (static_cast<int>(threadIdx.x) < have) {
+        const int position = survivors->position[base + threadIdx.x];
+        kept[threadIdx.x] = boxes[position];
+        matters[threadIdx.x] = same_group(group, position, begin - 1);
     }
-    if (exists && !alive) keep[i] = false;
+    __syncthreads();
+    if (!open) return;
+    const Box<T> box = boxes[i];
+    for (int k = 0; k < have; ++k) {
+        if (matters[k] && overlaps(kept[k], box, threshold)) {
+            keep[i] = false;
+            return;
+        }
+    }
 }
 
+// keep: which of the sorted boxes are kept.
 template <typename T>
-void suppress(const Tensor& boxes, const Tensor& group, double iou_threshold, Tensor& keep) {
+void suppress(const Tensor& boxes, const std::optional<Tensor>& group, double iou_threshold, Tensor& keep) {
     const Launch launch(boxes);
-    const int64_t count = boxes.size(0);
+    const int64_t count = boxes.size(0), tiles = (count + kTile - 1) / kTile;
     const T threshold = round_down<T>(iou_threshold);
     const auto* box = static_cast<const Box<T>*>(boxes.const_data_ptr());
-    const auto* id = static_cast<const int64_t*>(group.const_data_ptr());
+    const auto* id = group ? static_cast<const int64_t*>(group->const_data_ptr()) : nullptr;
     auto* kept = static_cast<bool*>(keep.mutable_data_ptr());
-    Tensor matrix = torch::stable::new_empty(boxes, {kTile * kWords}, ScalarType::Long);
+    Tensor matrix = torch::stable::new_empty(boxes, {tiles * kTile * kWords}, ScalarType::Long);
     Tensor list = torch::stable::new_empty(boxes, {static_cast<int64_t>(sizeof(Survivors))}, ScalarType::Byte);
     auto* bits = static_cast<uint64_t*>(matrix.mutable_data_ptr());
     auto* survivors = static_cast<Survivors*>(list.mutable_data_ptr());
     STD_CUDA_CHECK(cudaMemsetAsync(kept, 1, count, launch.stream()));
+    const dim3 words(static_cast<unsigned>((count + kWord - 1) / kWord), kWords);
+    compare_within_tiles<T><<<words, kWord, 0, launch.stream()>>>(box, id, count, threshold, bits);
+    STD_CUDA_KERNEL_LAUNCH_CHECK();
     for (int64_t first = 0; first < count; first += kTile) {
         const int tile = static_cast<int>(std::min<int64_t>(kTile, count - first));
-        const dim3 grid((tile + kWord - 1) / kWord, kWords);
-        compare_within_tile<T><<<grid, kWord, 0, launch.stream()>>>(box + first, id + first, tile, threshold, bits);
-        STD_CUDA_KERNEL_LAUNCH_CHECK();
-        settle_tile<<<1, 32, 0, launch.stream()>>>(bits, tile, static_cast<int>(first), kept + first, survivors);
+        settle_tile<<<1, kWords * kWarp, 0, launch.stream()>>>(bits + first * kWords, tile, first, kept + first,
+                                                               survivors);
         STD_CUDA_KERNEL_LAUNCH_CHECK();
         const int64_t next = first + tile;
         if (next == count) break;
-        const auto blocks = static_cast<unsigned>((count - next + kThreads - 1) / kThreads);
-        suppress_later<T><<<blocks, kThreads, 0, launch.stream()>>>(box, id, next, count, threshold, survivors, kept);
+        const dim3 later(static_cast<unsigned>((count - next + kThreads - 1) / kThreads), kTile / kThreads);
+        suppress_later<T><<<later, kThreads, 0, launch.stream()>>>(box, id, next, count, threshold, survivors, kept);
         STD_CUDA_KERNEL_LAUNCH_CHECK();
     }
 }
 
-Tensor nms(const Tensor& boxes, const Tensor& group, double threshold) {
-    check_nms(boxes, group);
-    STD_TORCH_CHECK(boxes.size(0) < std::numeric_limits<int32_t>::max(), "boxes: too many");
+Tensor nms(const Tensor& boxes, const Tensor& scores, const std::optional<Tensor>& idxs, double threshold) {
+    check_nms(boxes, scores, idxs);
     Tensor keep = torch::stable::new_empty(boxes, {boxes.size(0)}, ScalarType::Bool);
-    if (boxes.size(0) == 0) return keep;
-    if (boxes.scalar_type() == ScalarType::Double) {
-        suppress<double>(boxes, group, threshold, keep);
-    } else {
-        suppress<float>(boxes, group, threshold, keep);
+    if (boxes.size(0) == 0) return torch::stable::new_empty(boxes, {0}, ScalarType::Long);
+    const auto run = boxes.scalar_type() == ScalarType::Double ? suppress<double> : suppress<float>;
+    const Tensor order = aten::stable_order(scores, true);
+    if (!idxs) {
+        run(aten::index_select(boxes, order), std::nullopt, threshold, keep);
+        return aten::masked_select(order, keep);
     }
-    return keep;
+    const Tensor group = aten::index_select(*idxs, order);
+    const Tensor by_group = aten::stable_order(group, false);  // from high to low score in each group
+    run(aten::index_select(boxes, aten::index_select(order, by_group)), aten::index_select(group, by_group), threshold,
+        keep);
+    return aten::masked_select(order, aten::scatter(by_group, keep));
 }
 
 }  // namespace

@@ -11,7 +11,7 @@ from pycocotools import mask as coco_mask
 from torch import Tensor
 
 from maskrcnn.ops import library  # noqa: F401 (registers the kernels)
-from maskrcnn.ops.checks import check_boxes
+from maskrcnn.ops.checks import check_boxes, check_device
 
 PADDING = 1
 """Zeros around each mask before it is enlarged, so that its outline can end inside the box."""
@@ -41,11 +41,12 @@ def masks_to_rle(masks: Tensor, boxes: Tensor, size: tuple[int, int], threshold:
         raise ValueError(f"masks has shape {tuple(masks.shape)}; expected [{boxes.shape[0]}, M, M]")
     if not masks.is_floating_point():
         raise ValueError(f"masks has dtype {masks.dtype}; expected a floating point type")
+    check_device("masks", masks, "boxes", boxes)
     if not len(masks):
         return []
-    # the texts are needed on the host, and the masks are small: from a GPU they come over before they are encoded
-    arguments = (tensor.detach().float().cpu().contiguous() for tensor in (masks, boxes))
-    texts, ends = torch.ops.maskrcnn.masks_to_rle(*arguments, *size, float(threshold))
+    masks, boxes = (tensor.detach().float().contiguous() for tensor in (masks, boxes))
+    runs, ends = torch.ops.maskrcnn.mask_runs(masks, boxes, *size, float(threshold))
+    texts, ends = torch.ops.maskrcnn.encode_runs(runs.cpu(), ends.cpu())  # the texts are needed on the host
     data = texts.numpy().tobytes()
     stops = ends.tolist()
     return [{"size": list(size), "counts": data[start:stop]} for start, stop in zip([0, *stops], stops, strict=False)]
@@ -75,3 +76,19 @@ def masks_to_rle_reference(
             full[top:bottom, left:right] = enlarged[top - y1 : bottom - y1, left - x1 : right - x1] > threshold
         results.append(coco_mask.encode(full))
     return results
+
+
+@torch.library.register_fake("maskrcnn::mask_runs")
+def _(masks: Tensor, boxes: Tensor, height: int, width: int, threshold: float) -> tuple[Tensor, Tensor]:
+    runs = torch.library.get_ctx().new_dynamic_size()
+    return masks.new_empty(runs, dtype=torch.int64), masks.new_empty(masks.shape[0], dtype=torch.int64)
+
+
+@torch.library.register_fake("maskrcnn::encode_runs")
+def _(runs: Tensor, ends: Tensor) -> tuple[Tensor, Tensor]:
+    characters = torch.library.get_ctx().new_dynamic_size()
+    return runs.new_empty(characters, dtype=torch.uint8), torch.empty_like(ends)
+
+
+for _device in ("cpu", "cuda"):  # pixels on an outline need float32's digits
+    torch.library.register_autocast("maskrcnn::mask_runs", _device, torch.float32)

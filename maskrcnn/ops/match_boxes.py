@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -12,31 +14,45 @@ BELOW_LOW = -1
 BETWEEN = -2
 
 
-def match_boxes(anchors: Tensor, targets: Tensor, high: float, low: float, allow_low_quality: bool) -> Tensor:
+def match_boxes(
+    anchors: Tensor,
+    targets: Tensor,
+    high: float,
+    low: float,
+    allow_low_quality: bool,
+    anchor_counts: Sequence[int] | None = None,
+    target_counts: Sequence[int] | None = None,
+) -> Tensor:
     """For each anchor the target that it overlaps most: torchvision's ``Matcher`` on ``box_iou(targets, anchors)``,
     without that matrix; memory grows with A + G.
 
     Args:
-        anchors: float [A, 4], xyxy.
-        targets: float [G, 4], xyxy.
+        anchors: float [A, 4], xyxy; finite.
+        targets: float [G, 4], xyxy; finite.
         high: an anchor with a best IoU of at least this belongs to its best target.
         low: one with a best IoU below this is background; one in between is neither.
         allow_low_quality: an anchor that is the best, or among the equally best, of some target belongs to its own best
             target whatever the overlap. As in torchvision, a target that no anchor touches has a best IoU of 0, which
             every anchor that does not touch it equals.
+        anchor_counts, target_counts: how many anchors and targets each image of a batch has, one image after another;
+            anchors are matched with their own image's targets alone. None: all are of one image.
 
     Returns:
-        int64 [A]: index of the target, -1 for background, -2 for neither. Equal overlaps: the first target. Without
-        targets all are -1.
+        int64 [A]: index into ``targets``, -1 for background, -2 for neither. Equal overlaps: the first target. Anchors
+        of an image without targets are -1.
 
     Raises:
         ValueError: for a wrong shape, dtype or device, or ``low`` above ``high``.
+        RuntimeError: for counts that do not add up, or (on the CPU; on a GPU such a box overlaps nothing) a coordinate
+            that is not finite.
     """
     _check(anchors, targets, high, low)
     # integer arguments would select another overload of the schema's float
     return torch.ops.maskrcnn.match_boxes(
         at_least_float32(anchors.detach()).contiguous(),
         at_least_float32(targets.detach()).to(at_least_float32(anchors).dtype).contiguous(),
+        [anchors.shape[0]] if anchor_counts is None else list(anchor_counts),
+        [targets.shape[0]] if target_counts is None else list(target_counts),
         float(high),
         float(low),
         allow_low_quality,
@@ -44,7 +60,7 @@ def match_boxes(anchors: Tensor, targets: Tensor, high: float, low: float, allow
 
 
 def match_boxes_reference(anchors: Tensor, targets: Tensor, high: float, low: float, allow_low_quality: bool) -> Tensor:
-    """:func:`match_boxes` on the full matrix of overlaps, in pure PyTorch."""
+    """:func:`match_boxes` of one image on the full matrix of overlaps, in pure PyTorch."""
     _check(anchors, targets, high, low)
     if len(targets) == 0 or len(anchors) == 0:
         return torch.full((len(anchors),), BELOW_LOW, dtype=torch.int64, device=anchors.device)
@@ -69,7 +85,15 @@ def _check(anchors: Tensor, targets: Tensor, high: float, low: float) -> None:
 
 
 @torch.library.register_fake("maskrcnn::match_boxes")
-def _(anchors: Tensor, targets: Tensor, high: float, low: float, allow_low_quality: bool) -> Tensor:
+def _(
+    anchors: Tensor,
+    targets: Tensor,
+    anchor_counts: Sequence[int],
+    target_counts: Sequence[int],
+    high: float,
+    low: float,
+    allow_low_quality: bool,
+) -> Tensor:
     return torch.empty(anchors.shape[0], dtype=torch.int64, device=anchors.device)
 
 

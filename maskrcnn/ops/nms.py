@@ -28,9 +28,7 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
         RuntimeError: for a NaN coordinate (on the CPU; on a GPU such a box is kept and suppresses nothing).
     """
     _check(boxes, scores, scores)
-    order = scores.argsort(descending=True, stable=True)
-    group = torch.zeros(boxes.shape[0], dtype=torch.int64, device=boxes.device)
-    return order[torch.ops.maskrcnn.nms(at_least_float32(boxes)[order], group, iou_threshold)]
+    return _kernel(boxes, scores, None, iou_threshold)
 
 
 def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: float) -> Tensor:
@@ -53,13 +51,12 @@ def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: floa
         RuntimeError: for a NaN coordinate (on the CPU; on a GPU such a box is kept and suppresses nothing).
     """
     _check(boxes, scores, idxs)
-    order = scores.argsort(descending=True, stable=True)
-    group, by_group = idxs[order].to(torch.int64).sort(stable=True)
-    suppressing = order[by_group]  # grouped, and from high to low score in each group
-    keep = torch.ops.maskrcnn.nms(at_least_float32(boxes)[suppressing].contiguous(), group, iou_threshold)
-    kept = torch.zeros(boxes.shape[0], dtype=torch.bool, device=boxes.device)
-    kept[suppressing] = keep
-    return order[kept[order]]
+    return _kernel(boxes, scores, idxs.to(torch.int64).contiguous(), iou_threshold)
+
+
+def _kernel(boxes: Tensor, scores: Tensor, idxs: Tensor | None, iou_threshold: float) -> Tensor:
+    boxes, scores = (at_least_float32(t.detach()).contiguous() for t in (boxes, scores))
+    return torch.ops.maskrcnn.nms(boxes, scores, idxs, float(iou_threshold))
 
 
 def nms_reference(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
@@ -90,8 +87,9 @@ def _check(boxes: Tensor, scores: Tensor, idxs: Tensor) -> None:
 
 
 @torch.library.register_fake("maskrcnn::nms")
-def _(boxes: Tensor, group: Tensor, iou_threshold: float) -> Tensor:
-    return torch.empty(boxes.shape[0], dtype=torch.bool, device=boxes.device)
+def _(boxes: Tensor, scores: Tensor, idxs: Tensor | None, iou_threshold: float) -> Tensor:
+    kept = torch.library.get_ctx().new_dynamic_size()
+    return torch.empty(kept, dtype=torch.int64, device=boxes.device)
 
 
 for _device in ("cpu", "cuda"):  # boxes in bfloat16 would be off by pixels

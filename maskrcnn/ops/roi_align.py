@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from maskrcnn.ops import library  # noqa: F401 (registers the kernels)
-from maskrcnn.ops.checks import at_least_float32, check_boxes, check_device
+from maskrcnn.ops.checks import check_boxes, check_device
 
 
 def roi_align(
@@ -158,12 +158,12 @@ def _pyramid_align(
     sampling_ratio: int,
     aligned: bool,
 ) -> Tensor:
-    dtype = features[0].dtype
     last = features[0].is_contiguous(memory_format=torch.channels_last) and not features[0].is_contiguous()
-    maps = [at_least_float32(f).permute(0, 2, 3, 1).contiguous() for f in features]
-    rois = rois.detach().to(maps[0].dtype).contiguous()
+    maps = [f.permute(0, 2, 3, 1).contiguous() for f in features]
+    # coordinates need float32's digits, whatever the maps have
+    rois = rois.detach().to(torch.float64 if maps[0].dtype == torch.float64 else torch.float32).contiguous()
     out = torch.ops.maskrcnn.roi_align(maps, rois, level, scales, size[0], size[1], max(0, sampling_ratio), aligned)
-    out = out.permute(0, 3, 1, 2).to(dtype)
+    out = out.permute(0, 3, 1, 2)
     return out if last else out.contiguous()
 
 
@@ -223,5 +223,3 @@ def _backward(ctx, grad):  # type: ignore[no-untyped-def]
 
 
 torch.library.register_autograd("maskrcnn::roi_align", _backward, setup_context=_setup_context)
-for _device in ("cpu", "cuda"):  # sums are taken in float32, and coordinates need its digits
-    torch.library.register_autocast("maskrcnn::roi_align", _device, torch.float32)

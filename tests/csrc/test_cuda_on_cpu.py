@@ -1,6 +1,6 @@
 """The CUDA kernels' logic without a GPU: their sources, compiled for the CPU with a handful of CUDA's words emulated
-thread by thread, must give what the CPU kernels give. Speed, races between warps and the real compiler's arithmetic are
-for a GPU to show (``pytest -m cuda``)."""
+thread by thread, must give what the CPU kernels give. Speed, races between blocks and the real compiler's arithmetic
+are for a GPU to show (``pytest -m cuda``)."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from maskrcnn import ops  # noqa: F401 (loads the CPU kernels)
 from tests.conftest import ROOT
 from tests.ops.test_crop_labels import random_arguments
-from tests.ops.test_nms import random_boxes
+from tests.ops.test_masks_to_rle import boxes_over, smooth_masks
+from tests.ops.test_nms import random_boxes, random_scores
 from tests.ops.test_roi_align import random_map, random_rois
 
 pytestmark = pytest.mark.slow
@@ -25,7 +27,6 @@ LAUNCH = re.compile(r"(\w+(?:<[\w, ]+>)?)\s*<<<(.*?), 0, launch\.stream\(\)>>>\(
 
 def _for_the_cpu(source: str) -> str:
     """A ``.cu`` file as C++: launches become calls, and the ops are registered for CPU tensors as ``emulated::*``."""
-    source = source.replace("STD_CUDA_KERNEL_LAUNCH_CHECK();", "").replace("STD_CUDA_CHECK(", "(void)(")
     source = source.replace("STABLE_TORCH_LIBRARY_IMPL(maskrcnn, CUDA", "STABLE_TORCH_LIBRARY_IMPL(emulated, CPU")
 
     def call(match: re.Match[str]) -> str:
@@ -40,13 +41,12 @@ def _for_the_cpu(source: str) -> str:
 
 
 def _launch_header(source: str) -> str:
-    """``launch.cuh`` without device and stream, and with small blocks: every CUDA thread is a thread of the system."""
+    """``launch.cuh`` without device and stream."""
     constructor = re.compile(r"explicit Launch\(const Tensor& tensor\).*?\n    }\n", re.DOTALL)
     source = constructor.sub("explicit Launch(const Tensor&) {}\n", source)
     source = source.replace("torch::stable::accelerator::DeviceGuard guard_;", "")
     source = source.replace("cudaStream_t stream_;", "cudaStream_t stream_ = nullptr;")
-    source = source.replace("#include <cuda_runtime.h>", '#include "../emulation.h"')
-    return source.replace("constexpr int kThreads = 256;", "constexpr int kThreads = 32;")
+    return source.replace("#include <cuda_runtime.h>", '#include "../emulation.h"')
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,9 @@ def emulated(tmp_path_factory: pytest.TempPathFactory) -> object:
     (folder / "cuda").mkdir()
     for header in (*CSRC.glob("*.h"), Path(__file__).parent / "emulation.h"):
         shutil.copy(header, folder)
-    (folder / "cuda" / "launch.cuh").write_text(_launch_header((CSRC / "cuda" / "launch.cuh").read_text()))
+    for header in (CSRC / "cuda").glob("*.cuh"):
+        text = header.read_text()
+        (folder / "cuda" / header.name).write_text(_launch_header(text) if header.name == "launch.cuh" else text)
     (folder / "ops.cpp").write_text((CSRC / "ops.cpp").read_text().replace("LIBRARY(maskrcnn", "LIBRARY(emulated"))
     for path in (CSRC / "cuda").glob("*.cu"):
         (folder / "cuda" / f"{path.stem}.cpp").write_text(_for_the_cpu(path.read_text()))
@@ -69,30 +71,51 @@ def emulated(tmp_path_factory: pytest.TempPathFactory) -> object:
     return torch.ops.emulated
 
 
-@pytest.mark.parametrize("count", [1, 63, 64, 65, 400, 1500])
+@pytest.mark.parametrize("count", [0, 1, 63, 64, 65, 1024, 2500])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_nms(emulated, count: int, dtype: torch.dtype) -> None:  # type: ignore[no-untyped-def]
     boxes = random_boxes(count, 80, 30, seed=count, dtype=dtype).round()
-    for groups in (1, 4):
-        group = torch.randint(0, groups, (count,), generator=torch.Generator().manual_seed(0)).sort().values
+    scores = random_scores(count, 0, levels=50)
+    groups = torch.randint(-1, 3, (count,), generator=torch.Generator().manual_seed(0))
+    for idxs in (None, groups):
         for threshold in (0.0, 0.3, 0.7):
-            expected = torch.ops.maskrcnn.nms(boxes, group, threshold)
-            assert torch.equal(emulated.nms(boxes, group, threshold), expected)
+            expected = torch.ops.maskrcnn.nms(boxes, scores, idxs, threshold)
+            assert torch.equal(emulated.nms(boxes, scores, idxs, threshold), expected)
 
 
-@pytest.mark.parametrize("targets", [0, 1, 33, 90])
+def test_nms_of_what_is_rare(emulated) -> None:  # type: ignore[no-untyped-def]
+    boxes, scores = random_boxes(700, 60, 20, seed=0), random_scores(700, 0).double()
+    scores[::9] = torch.nan
+    groups = torch.arange(700) // 100 * 2**40
+    for idxs in (None, groups, groups.flip(0)):
+        for threshold in (-0.1, 0.5, 1.0):  # below 0, boxes suppress one another that do not touch
+            expected = torch.ops.maskrcnn.nms(boxes, scores, idxs, threshold)
+            assert torch.equal(emulated.nms(boxes, scores, idxs, threshold), expected)
+    boxes[5, 2], boxes[6] = torch.nan, torch.nan
+    kept = emulated.nms(boxes, scores, None, 0.1).tolist()
+    assert {5, 6} <= set(kept)  # the host cannot look: a box that is not a number is kept, and suppresses nothing
+    others = torch.tensor([i for i in range(700) if i not in (5, 6)])
+    assert [i for i in kept if i not in (5, 6)] == others[
+        emulated.nms(boxes[others], scores[others], None, 0.1)
+    ].tolist()
+
+
 @pytest.mark.parametrize("allow_low_quality", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_match_boxes(emulated, targets: int, allow_low_quality: bool, dtype: torch.dtype) -> None:  # type: ignore[no-untyped-def]
-    for whole in (False, True):
-        anchors = random_boxes(200, 60, 40, 0, dtype)
-        cells = random_boxes(targets, 60, 40, 1, dtype)
-        if whole:
-            anchors, cells = (anchors / 8).round() * 8 + 1, (cells / 8).round() * 8 + 1
-            anchors[:, 2:] += 8
-            cells[:, 2:] += 8
-        arguments = (anchors, cells, 0.7, 0.3, allow_low_quality)
+@pytest.mark.parametrize("whole", [False, True])
+def test_match_boxes(emulated, allow_low_quality: bool, dtype: torch.dtype, whole: bool) -> None:  # type: ignore[no-untyped-def]
+    anchor_counts, target_counts = [200, 0, 90, 257, 1], [33, 5, 0, 300, 1]
+    anchors = random_boxes(sum(anchor_counts), 60, 40, 0, dtype)
+    targets = random_boxes(sum(target_counts), 60, 40, 1, dtype)
+    if whole:  # many equal overlaps
+        anchors, targets = (anchors / 8).round() * 8 + 1, (targets / 8).round() * 8 + 1
+        anchors[:, 2:] += 8
+        targets[:, 2:] += 8
+    for high, low in ((0.7, 0.3), (0.5, 0.0)):
+        arguments = (anchors, targets, anchor_counts, target_counts, high, low, allow_low_quality)
         assert torch.equal(emulated.match_boxes(*arguments), torch.ops.maskrcnn.match_boxes(*arguments))
+    nothing = (anchors[:0], targets[:0], [], [], 0.7, 0.3, allow_low_quality)
+    assert emulated.match_boxes(*nothing).shape == (0,)
 
 
 @pytest.mark.parametrize(("size", "binary"), [(14, False), (5, False), (14, True)])
@@ -120,6 +143,31 @@ def test_roi_align(emulated, channels: int, ratio: int, aligned: bool, dtype: to
         torch.testing.assert_close(emulated.roi_align_backward(*backward, deterministic), expected)
 
 
+@pytest.mark.parametrize("channels", [16, 12, 5])  # two vectors, one in the gradient alone, none
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_roi_align_of_16_bits(emulated, channels: int, dtype: torch.dtype) -> None:  # type: ignore[no-untyped-def]
+    """As exact as float32 rounded once at the end, though no map is made float32."""
+    maps = [random_map(2, h, w, channels).to(dtype) for h, w in ((13, 11), (7, 5))]
+    arguments = (random_rois(12, 2, 13), torch.arange(12) % 2, [1.0, 0.5])
+    expected = torch.ops.maskrcnn.roi_align([m.float() for m in maps], *arguments, 3, 2, 2, True)
+    ours = emulated.roi_align(maps, *arguments, 3, 2, 2, True)
+    torch.testing.assert_close(ours, expected.to(dtype), rtol=torch.finfo(dtype).eps, atol=1e-6)
+    assert torch.equal(emulated.roi_align([_off_its_place(m) for m in maps], *arguments, 3, 2, 2, True), ours)
+    grad = random_map(*ours.shape).to(dtype)
+    sizes = (2, [13, 7], [11, 5], 2, True)
+    sums = torch.ops.maskrcnn.roi_align_backward(grad.float(), *arguments, *sizes, True)
+    for deterministic in (False, True):
+        for gradient in (grad, _off_its_place(grad)):
+            ours = emulated.roi_align_backward(gradient, *arguments, *sizes, deterministic)
+            for a, b in zip(ours, sums, strict=True):
+                torch.testing.assert_close(a, b.to(dtype), rtol=torch.finfo(dtype).eps, atol=1e-5)
+
+
+def _off_its_place(tensor: Tensor) -> Tensor:
+    """The same tensor at an address that no vector can be loaded from."""
+    return torch.cat([tensor.new_zeros(1), tensor.flatten()])[1:].view(tensor.shape)
+
+
 def test_roi_align_of_what_the_host_cannot_check(emulated) -> None:  # type: ignore[no-untyped-def]
     nan, inf = torch.nan, torch.inf
     rois = torch.tensor([[5.0, 0, 0, 3, 3], [0, nan, 0, 3, 3], [0, 0, 0, inf, 3], [nan, 0, 0, 2, 2], [-1, 0, 0, 2, 2]])
@@ -127,3 +175,39 @@ def test_roi_align_of_what_the_host_cannot_check(emulated) -> None:  # type: ign
     out = emulated.roi_align(maps, rois, torch.zeros(5, dtype=torch.int64), [1.0], 2, 2, 0, False)
     assert not out.any()
     assert not emulated.roi_align(maps, torch.zeros(1, 5), torch.tensor([7]), [1.0], 2, 2, 0, False).any()
+
+
+@pytest.mark.parametrize(("height", "width", "size"), [(40, 33, 28), (7, 300, 14), (64, 64, 1)])
+@pytest.mark.parametrize("threshold", [0.5, 0.0])
+def test_mask_runs(emulated, height: int, width: int, size: int, threshold: float) -> None:  # type: ignore[no-untyped-def]
+    masks, boxes = smooth_masks(120, seed=height, size=size), boxes_over(height, width, 120, seed=1)
+    masks[::11] = 1.0
+    masks[1::11, size // 2 :] = torch.nan
+    masks[2::11] = 0.0
+    boxes[::5] = torch.tensor([-20.0, -20, width + 20, height + 20])  # whole columns
+    boxes[3::25] = torch.tensor([-1e30, 5, 3e38, 3e38])
+    boxes[4::25] = torch.tensor([width + 9.0, 0, width + 20, 9])
+    boxes[6::25] = torch.tensor([3.0, -30, 6, 50 + height])
+    boxes[7::25] = torch.tensor([5.0, 5, 2, 1])
+    boxes[8::25] = torch.tensor([3.4e38, -3.4e38, 3.3e38, 3.4e38])
+    runs, ends = emulated.mask_runs(masks, boxes, height, width, threshold)
+    expected_runs, expected_ends = torch.ops.maskrcnn.mask_runs(masks, boxes, height, width, threshold)
+    assert torch.equal(ends, expected_ends)
+    assert torch.equal(runs, expected_runs)
+
+
+def test_mask_runs_of_what_is_rare(emulated) -> None:  # type: ignore[no-untyped-def]
+    nan, inf = torch.nan, torch.inf
+    boxes = torch.tensor([[0.0, 0, nan, 5], [-inf, 0, 4, 4], [-5, -5, 20, 20], [0, 0, 3, inf]])
+    runs, ends = emulated.mask_runs(torch.ones(4, 28, 28), boxes, 5, 4, 0.5)
+    assert runs.tolist() == [20, 20, 0, 20, 20]  # a box that is not finite has no pixels
+    assert ends.tolist() == [1, 2, 4, 5]
+    runs, ends = emulated.mask_runs(torch.ones(0, 28, 28), torch.ones(0, 4), 5, 4, 0.5)
+    assert runs.shape == ends.shape == (0,)
+    far = torch.tensor([[2.0**31 - 9, 2.0**31 - 9, 2.0**31, 2.0**31]])  # places beyond 32 bits
+    ours, expected = (
+        library.mask_runs(torch.ones(1, 28, 28), far, 2**31 - 1, 2**31 - 1, 0.5)[0]
+        for library in (emulated, torch.ops.maskrcnn)
+    )
+    assert torch.equal(ours, expected)
+    assert ours.sum() == (2**31 - 1) ** 2

@@ -83,6 +83,13 @@ def test_by_hand() -> None:
     assert not ops.crop_labels(plane, torch.tensor([[2.0, 1, 6, 5]]), zero, seven + 1, 4).any()
 
 
+def test_views() -> None:
+    planes, rois, plane, ids = random_arguments(20, 40, 30)
+    wide = torch.stack([planes, planes], dim=3)[..., 0]
+    ours = ops.crop_labels(wide, rois.t().contiguous().t(), plane, ids.repeat_interleave(2)[::2], 7)
+    assert torch.equal(ours, ops.crop_labels(planes, rois, plane, ids, 7))
+
+
 def test_of_nothing() -> None:
     none = torch.empty(0, dtype=torch.int64)
     assert ops.crop_labels(torch.zeros(0, 5, 5, dtype=torch.int32), torch.empty(0, 4), none, none, 28).shape == (

@@ -95,3 +95,42 @@ def test_of_nothing() -> None:
 def test_bad_arguments_are_named(masks: Tensor, boxes: Tensor, message: str) -> None:
     with pytest.raises((ValueError, RuntimeError), match=message):
         ops.masks_to_rle(masks, boxes, (10, 10))
+
+
+def test_texts_come_from_runs_alone() -> None:
+    """pycocotools reads the texts back as the runs; runs of over 2^31 pixels too."""
+    runs, ends = torch.tensor([0, 5, 95, 100, 3, 2**40, 7, 1, 2]), torch.tensor([3, 4, 4, 9])
+    texts, stops = torch.ops.maskrcnn.encode_runs(runs, ends)
+    pieces = [bytes(piece.tolist()) for piece in texts.tensor_split(stops[:-1])]
+    assert pieces[0] == coco_mask.frPyObjects({"size": [10, 10], "counts": [0, 5, 95]}, 10, 10)["counts"]
+    assert pieces[1] == coco_mask.frPyObjects({"size": [10, 10], "counts": [100]}, 10, 10)["counts"]
+    assert pieces[2] == b""
+    with pytest.raises(RuntimeError, match="ends: 10 after 4 of 9 runs"):
+        torch.ops.maskrcnn.encode_runs(runs, torch.tensor([4, 10]))
+
+
+def test_16_bits_and_views() -> None:
+    masks, boxes = smooth_masks(20, seed=0), boxes_over(60, 50, 20, seed=0)
+    expected = ops.masks_to_rle(masks, boxes, (60, 50))
+    wide = torch.stack([masks, masks], dim=3)[..., 0]
+    assert ops.masks_to_rle(wide, boxes.t().contiguous().t(), (60, 50)) == expected
+    half = masks.bfloat16()
+    assert ops.masks_to_rle(half, boxes, (60, 50)) == ops.masks_to_rle(half.float(), boxes, (60, 50))
+
+
+def test_registration() -> None:
+    masks, boxes = smooth_masks(6, seed=0), boxes_over(30, 20, 6, seed=0)
+    torch.library.opcheck(torch.ops.maskrcnn.mask_runs.default, (masks, boxes, 30, 20, 0.5))
+    torch.library.opcheck(
+        torch.ops.maskrcnn.encode_runs.default, torch.ops.maskrcnn.mask_runs(masks, boxes, 30, 20, 0.5)
+    )
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize(("height", "width"), [(200, 150), (33, 86), (1, 1), (3000, 40)])
+def test_cuda_equals_cpu(height: int, width: int) -> None:
+    masks, boxes = smooth_masks(300, seed=height), boxes_over(height, width, 300, seed=1)
+    boxes[:5] = torch.tensor([-1e7, -1e7, 1e7, 1e7])
+    masks[:3] = 1
+    ours = ops.masks_to_rle(masks.cuda(), boxes.cuda(), (height, width))
+    assert ours == ops.masks_to_rle(masks, boxes, (height, width))

@@ -58,22 +58,50 @@ def test_of_nothing() -> None:
     assert ops.match_boxes(torch.empty(0, 4), boxes, 0.7, 0.3, True).shape == (0,)
 
 
+@pytest.mark.parametrize("allow_low_quality", [False, True])
+def test_images_are_matched_apart(allow_low_quality: bool) -> None:
+    """As one image after another; images without anchors or without targets among them."""
+    anchor_counts, target_counts = [40, 0, 30, 25], [6, 5, 0, 9]
+    anchors, targets = random_boxes(95, 40, 20, 0), random_boxes(20, 40, 20, 1)
+    thresholds = (0.5, 0.3, allow_low_quality)
+    matches = ops.match_boxes(anchors, targets, *thresholds, anchor_counts, target_counts)
+    first, expected = 0, []
+    for a, t in zip(anchors.split(anchor_counts), targets.split(target_counts), strict=True):
+        alone = ops.match_boxes_reference(a, t, *thresholds)
+        expected.append(torch.where(alone >= 0, alone + first, alone))
+        first += len(t)
+    assert torch.equal(matches, torch.cat(expected))
+
+
+def test_16_bits_and_views() -> None:
+    anchors, targets = random_boxes(200, 50, 30, 0), random_boxes(20, 50, 30, 1)
+    half = ops.match_boxes(anchors.bfloat16(), targets.half(), 0.5, 0.3, True)
+    assert torch.equal(half, ops.match_boxes(anchors.bfloat16().float(), targets.half().float(), 0.5, 0.3, True))
+    transposed = ops.match_boxes(anchors.t().contiguous().t(), targets.t().contiguous().t(), 0.5, 0.3, True)
+    assert torch.equal(transposed, ops.match_boxes(anchors, targets, 0.5, 0.3, True))
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"anchors": torch.zeros(3, 5)}, "anchors has shape"),
         ({"targets": torch.zeros(4)}, "targets has shape"),
         ({"low": 0.8}, "low is 0.8, high 0.7"),
+        ({"anchors": torch.full((3, 4), torch.nan)}, "anchors: a coordinate of box 0 is not finite"),
+        ({"targets": torch.tensor([[0.0, 0, 1, 1], [0, 0, torch.inf, 1]])}, "targets: a coordinate of box 1"),
+        ({"anchor_counts": [2]}, "anchor_counts add up to 2, but anchors has 3"),
+        ({"anchor_counts": [1, 2], "target_counts": [3, -1]}, "target_counts: -1 is below 0"),
+        ({"anchor_counts": [1, 2]}, "anchor_counts has 2 images, target_counts 1"),
     ],
 )
 def test_bad_arguments_are_named(change: dict, message: str) -> None:
     arguments = {"anchors": torch.zeros(3, 4), "targets": torch.zeros(2, 4), "high": 0.7, "low": 0.3} | change
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, RuntimeError), match=message):
         ops.match_boxes(**arguments, allow_low_quality=True)
 
 
 def test_registration() -> None:
-    arguments = (random_boxes(40, 20, 10, 0), random_boxes(6, 20, 10, 1), 0.7, 0.3, True)
+    arguments = (random_boxes(40, 20, 10, 0), random_boxes(6, 20, 10, 1), [30, 10], [2, 4], 0.7, 0.3, True)
     torch.library.opcheck(torch.ops.maskrcnn.match_boxes.default, arguments)
 
 

@@ -92,9 +92,48 @@ def test_boxes_of_16_bits_and_of_a_view() -> None:
     assert torch.equal(ops.nms(transposed, scores, 0.5), ops.nms(boxes, scores, 0.5))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_any_score_is_ordered_as_torchvision_orders_it(dtype: torch.dtype) -> None:
+    """NaN and infinity, 0 beside -0, numbers too small to be normal, and ties among all of them."""
+    torchvision = pytest.importorskip("torchvision")
+    odd = torch.tensor([torch.nan, torch.inf, -torch.inf, 0.0, -0.0, 1e-42, -1e-42, 1.0, -1.0, 1e30], dtype=dtype)
+    for seed in range(5):
+        boxes = random_boxes(700, 100, 30, seed, dtype)
+        scores = odd[torch.randint(0, len(odd), (700,), generator=torch.Generator().manual_seed(seed))]
+        assert torch.equal(ops.nms(boxes, scores, 0.4), torchvision.ops.nms(boxes, scores, 0.4))
+
+
+def test_infinite_boxes_equal_torchvision() -> None:
+    torchvision = pytest.importorskip("torchvision")
+    boxes = random_boxes(300, 60, 30, seed=0)
+    generator = torch.Generator().manual_seed(0)
+    boxes[torch.rand(300, 4, generator=generator) < 0.05] = torch.inf
+    boxes[torch.rand(300, 4, generator=generator) < 0.05] = -torch.inf
+    boxes[torch.rand(300, 4, generator=generator) < 0.05] = 3e38  # areas overflow
+    scores = random_scores(300, seed=0)
+    for threshold in (0.0, 0.5):
+        assert torch.equal(ops.nms(boxes, scores, threshold), torchvision.ops.nms(boxes, scores, threshold))
+
+
+@pytest.mark.parametrize("side", [3.0, 40.0, 400.0])
+def test_many_boxes_equal_torchvision(side: float) -> None:
+    """From boxes that hardly touch to a heap where each overlaps thousands."""
+    torchvision = pytest.importorskip("torchvision")
+    boxes, scores = random_boxes(12_000, 600, side, seed=1), random_scores(12_000, seed=1)
+    for threshold in (0.2, 0.7):
+        assert torch.equal(ops.nms(boxes, scores, threshold), torchvision.ops.nms(boxes, scores, threshold))
+
+
+def test_scores_may_be_more_precise_than_boxes_and_a_view() -> None:
+    boxes = random_boxes(100, 30, 20, seed=0)
+    scores = torch.stack([1 - torch.arange(100.0, dtype=torch.float64) * 1e-12] * 2, dim=1)[:, 0]  # float32 ties
+    assert torch.equal(ops.nms(boxes, scores.flip(0), 0.5), ops.nms(boxes, torch.arange(100.0), 0.5))
+
+
 def test_batched_equals_one_group_after_another() -> None:
     boxes, scores = random_boxes(3000, 400, 60, seed=5), random_scores(3000, seed=5, levels=100)
-    groups = torch.randint(-2, 9, (3000,), generator=torch.Generator().manual_seed(1))
+    numbers = torch.tensor([-(2**62), -2, 0, 1, 5, 7, 2**40, 2**62])
+    groups = numbers[torch.randint(0, 8, (3000,), generator=torch.Generator().manual_seed(1))]
     kept = torch.zeros(3000, dtype=torch.bool)
     for group in groups.unique():
         members = torch.nonzero(groups == group).squeeze(1)
@@ -119,7 +158,8 @@ def test_batched_keeps_its_precision_at_large_coordinates() -> None:
         ({"boxes": torch.zeros(3, 5)}, "boxes has shape"),
         ({"boxes": torch.zeros(3, 4, dtype=torch.int64)}, "boxes has dtype"),
         ({"scores": torch.zeros(2)}, "scores has shape"),
-        ({"boxes": torch.full((3, 4), torch.nan)}, "boxes: a coordinate is NaN"),
+        ({"scores": torch.zeros(3, dtype=torch.int64)}, "scores must be float32 or float64"),
+        ({"boxes": torch.full((3, 4), torch.nan)}, "boxes: a coordinate of box 0 is NaN"),
     ],
 )
 def test_bad_arguments_are_named(change: dict, message: str) -> None:
@@ -128,9 +168,10 @@ def test_bad_arguments_are_named(change: dict, message: str) -> None:
         ops.nms(**arguments)
 
 
-def test_registration() -> None:
-    boxes, group = random_boxes(60, 30, 10, seed=0), torch.zeros(60, dtype=torch.int64)
-    torch.library.opcheck(torch.ops.maskrcnn.nms.default, (boxes, group, 0.5))
+@pytest.mark.parametrize("idxs", [None, torch.arange(60) % 3])
+def test_registration(idxs: Tensor | None) -> None:
+    boxes, scores = random_boxes(60, 30, 10, seed=0), random_scores(60, seed=0)
+    torch.library.opcheck(torch.ops.maskrcnn.nms.default, (boxes, scores, idxs, 0.5))
 
 
 @pytest.mark.cuda

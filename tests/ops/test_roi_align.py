@@ -88,6 +88,34 @@ def test_gradients() -> None:
         assert torch.autograd.gradcheck(lambda x: ops.roi_align(x, rois, 3, 0.9, ratio, aligned), (features,))  # noqa: B023
 
 
+def test_gradients_of_a_pyramid() -> None:
+    maps = [
+        random_map(2, 3, *size, dtype=torch.float64, seed=i).requires_grad_() for i, size in enumerate([(8, 8), (4, 4)])
+    ]
+    rois = random_rois(8, 2, 16, dtype=torch.float64)
+
+    def pool(*features: Tensor) -> Tensor:
+        return ops.multilevel_roi_align(features, rois, 2, [0.5, 0.25], canonical_size=8, canonical_level=3)
+
+    assert len(ops.roi_levels(rois, 2, 8, 3).unique()) == 2
+    assert torch.autograd.gradcheck(pool, maps)
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 90, 700), (2, 70, 40, 33), (1, 3, 1, 1500)])
+def test_gradients_over_several_tiles_equal_torchvision(shape: tuple[int, ...]) -> None:
+    """Maps larger than what a thread sums at a time, with RoIs across the seams."""
+    torchvision = pytest.importorskip("torchvision")
+    features = random_map(*shape)
+    rois = random_rois(60, shape[0], max(shape[2:]))
+    ours_in, theirs_in = features.clone().requires_grad_(), features.clone().requires_grad_()
+    ours, theirs = ops.roi_align(ours_in, rois, 5), torchvision.ops.roi_align(theirs_in, rois, 5)
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=5e-4)
+    upstream = random_map(*ours.shape, seed=1)
+    ours.backward(upstream)
+    theirs.backward(upstream)
+    torch.testing.assert_close(ours_in.grad, theirs_in.grad, rtol=1e-4, atol=5e-4)
+
+
 def test_gradients_do_not_depend_on_threads() -> None:
     features, rois = random_map(1, 64, 30, 30), random_rois(100, 1, 30)
     results = []
@@ -114,21 +142,38 @@ def test_memory_formats_agree() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_sums_of_16_bit_features_are_taken_in_float32(dtype: torch.dtype) -> None:
-    features, rois = random_map(1, 16, 20, 20).to(dtype), random_rois(20, 1, 20)
-    ours = ops.roi_align(features, rois, 7)
+@pytest.mark.parametrize("channels", [5, 40, 72])
+def test_16_bits_are_summed_in_float32_and_rounded_once(dtype: torch.dtype, channels: int) -> None:
+    features, rois = random_map(2, channels, 20, 20).to(dtype), random_rois(20, 2, 20)
+    narrow, wide = features.clone().requires_grad_(), features.float().requires_grad_()
+    ours, expected = ops.roi_align(narrow, rois, 7), ops.roi_align(wide, rois, 7)
     assert ours.dtype == dtype
-    assert torch.equal(ours, ops.roi_align(features.float(), rois, 7).to(dtype))
+    assert torch.equal(ours, expected.to(dtype))
+    upstream = random_map(*ours.shape, seed=1).to(dtype)
+    ours.backward(upstream)
+    expected.backward(upstream.float())
+    assert narrow.grad.dtype == dtype
+    assert torch.equal(narrow.grad, wide.grad.to(dtype))
 
 
-def test_autocast_keeps_float32_coordinates() -> None:
-    features, rois = random_map(1, 8, 20, 20), random_rois(20, 1, 20)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_every_16_bit_number_is_read_and_written_as_it_is(dtype: torch.dtype) -> None:
+    """A RoI of one pixel with one sample at its centre copies the pixel: infinities and the smallest numbers too."""
+    numbers = torch.arange(-(2**15), 2**15, dtype=torch.int16).view(dtype)
+    features = numbers.view(1, 64, 32, 32)
+    y, x = torch.meshgrid(torch.arange(32.0), torch.arange(32.0), indexing="ij")
+    rois = torch.stack([torch.zeros(32, 32), x, y, x + 1, y + 1], dim=2).view(-1, 5)
+    copied = ops.roi_align(features, rois, 1, sampling_ratio=1, aligned=True).view(32, 32, 64).permute(2, 0, 1)
+    torch.testing.assert_close(copied, features[0], rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_autocast_leaves_features_and_coordinates_as_they_are(dtype: torch.dtype) -> None:
+    features, rois = random_map(1, 8, 20, 20).to(dtype), random_rois(20, 1, 2000)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(ops.roi_align(features, rois, 7), ops.roi_align(features, rois, 7))
-        assert ops.roi_align(features.bfloat16(), rois, 7).dtype == torch.bfloat16
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        inside = ops.roi_align(features, rois, 7)
-    torch.testing.assert_close(inside.float(), ops.roi_align(features, rois, 7), rtol=1e-6, atol=1e-6)
+        inside = ops.roi_align(features, rois, 7, 0.01)
+    assert inside.dtype == dtype
+    assert torch.equal(inside, ops.roi_align(features, rois, 7, 0.01))
 
 
 def test_a_list_of_boxes_and_none() -> None:
@@ -197,6 +242,7 @@ def test_multilevel_equals_torchvision() -> None:
         ({"boxes": torch.tensor([[0.0, 0, 0, torch.nan, 2]])}, "not finite"),
         ({"boxes": torch.tensor([[0.0, 0, 0, torch.inf, 2]])}, "not finite"),
         ({"output_size": 0}, "output_size"),
+        ({"input": torch.zeros(1, 3, 0, 4)}, "a map of 0 x 4 pixels"),
     ],
 )
 def test_bad_arguments_are_named(change: dict, message: str) -> None:
@@ -205,11 +251,18 @@ def test_bad_arguments_are_named(change: dict, message: str) -> None:
         ops.roi_align(**arguments)
 
 
-def test_registration() -> None:
-    maps = [random_map(1, 6, 6, 3).requires_grad_(), random_map(1, 3, 3, 3).requires_grad_()]
+def test_maps_of_different_dtypes_are_refused() -> None:
+    maps = [random_map(1, 3, 8, 8), random_map(1, 3, 4, 4).bfloat16()]
+    with pytest.raises(RuntimeError, match="features must have the dtype of one another"):
+        ops.multilevel_roi_align(maps, random_rois(4, 1, 8), 2, [1.0, 0.5])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_registration(dtype: torch.dtype) -> None:
+    maps = [random_map(1, 6, 6, 3).to(dtype).requires_grad_(), random_map(1, 3, 3, 3).to(dtype).requires_grad_()]
     rois, level = random_rois(5, 1, 6), torch.tensor([0, 1, 0, 1, 0])
     torch.library.opcheck(torch.ops.maskrcnn.roi_align.default, (maps, rois, level, [1.0, 0.5], 2, 3, 2, False))
-    grad = random_map(5, 2, 3, 3)
+    grad = random_map(5, 2, 3, 3).to(dtype)
     arguments = (grad, rois, level, [1.0, 0.5], 1, [6, 3], [6, 3], 2, False, False)
     torch.library.opcheck(torch.ops.maskrcnn.roi_align_backward.default, arguments)
 
@@ -229,20 +282,28 @@ def test_export_traces_through() -> None:
 @pytest.mark.cuda
 @pytest.mark.parametrize(("size", "scale", "ratio", "aligned"), ARGUMENTS)
 @pytest.mark.parametrize("channels", [5, 40])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("deterministic", [False, True])
 def test_cuda_equals_cpu(
-    size: int | tuple[int, int], scale: float, ratio: int, aligned: bool, channels: int, deterministic: bool
+    size: int | tuple[int, int],
+    scale: float,
+    ratio: int,
+    aligned: bool,
+    channels: int,
+    dtype: torch.dtype,
+    deterministic: bool,
 ) -> None:
-    features, rois = random_map(2, channels, 19, 23), random_rois(30, 2, 23 / scale)
+    features, rois = random_map(2, channels, 19, 23).to(dtype), random_rois(30, 2, 23 / scale)
     cpu, cuda = features.clone().requires_grad_(), features.cuda().requires_grad_()
     expected = ops.roi_align(cpu, rois, size, scale, ratio, aligned)
     torch.use_deterministic_algorithms(deterministic)
     try:
         ours = ops.roi_align(cuda, rois.cuda(), size, scale, ratio, aligned)
-        upstream = random_map(*ours.shape, seed=1)
+        upstream = random_map(*ours.shape, seed=1).to(dtype)
         expected.backward(upstream)
         ours.backward(upstream.cuda())
     finally:
         torch.use_deterministic_algorithms(False)
-    torch.testing.assert_close(ours.cpu(), expected, rtol=1e-5, atol=2e-5)
-    torch.testing.assert_close(cuda.grad.cpu(), cpu.grad, rtol=1e-5, atol=5e-5)
+    last_bit = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 1e-2}[dtype]
+    torch.testing.assert_close(ours.cpu(), expected, rtol=last_bit, atol=2e-5)
+    torch.testing.assert_close(cuda.grad.cpu(), cpu.grad, rtol=last_bit, atol=5 * last_bit)

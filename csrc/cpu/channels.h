@@ -1,0 +1,81 @@
+// Channels of a pixel, which lie side by side in memory, a vector at a time. Numbers of 16 bits are widened to float32
+// as they are read, summed in float32 and rounded once.
+#pragma once
+
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Half.h>
+
+#include <cstdint>
+#include <cstring>
+
+#include "multiversion.h"
+#include "simd.h"
+
+namespace maskrcnn {
+
+using BFloat16 = torch::headeronly::BFloat16;
+using Half = torch::headeronly::Half;
+
+// How neighbouring channels, stored as T, are read as numbers of type Sum, and written.
+template <typename T>
+struct Channels {
+    using Sum = T;
+    using Vec = typename Simd<T>::Vec;
+    static constexpr int kLanes = Simd<T>::kLanes;
+
+    static MASKRCNN_INLINE Vec load(const T* from) { return *reinterpret_cast<const Vec*>(from); }
+    static MASKRCNN_INLINE void store(T* to, Vec value) { *reinterpret_cast<Vec*>(to) = value; }
+};
+
+typedef uint16_t Bits16 __attribute__((vector_size(16), aligned(2), may_alias));
+typedef uint32_t Bits32 __attribute__((vector_size(32), aligned(4), may_alias));
+
+template <>
+struct Channels<BFloat16> {
+    using Sum = float;
+    using Vec = Simd<float>::Vec;
+    static constexpr int kLanes = Simd<float>::kLanes;
+
+    static MASKRCNN_INLINE Vec load(const BFloat16* from) {
+        const Bits16 bits = *reinterpret_cast<const Bits16*>(from);
+        return reinterpret_cast<Vec>(__builtin_convertvector(bits, Bits32) << 16);
+    }
+    static MASKRCNN_INLINE void store(BFloat16* to, Vec value) {
+        const Bits32 bits = reinterpret_cast<Bits32>(value);
+        const Bits32 rounded = bits + 0x7fff + ((bits >> 16) & 1);  // to nearest, ties to even
+        const Bits32 nan = reinterpret_cast<Bits32>(value != value);
+        *reinterpret_cast<Bits16*>(to) = __builtin_convertvector(((rounded & ~nan) | (0x7fc00000 & nan)) >> 16, Bits16);
+    }
+};
+
+template <>
+struct Channels<Half> {
+    using Sum = float;
+    using Vec = Simd<float>::Vec;
+    static constexpr int kLanes = Simd<float>::kLanes;
+
+    // The exponent and mantissa of 5 + 10 bits, moved into place and scaled by the difference of the biases, 127 - 15;
+    // numbers below the smallest normal one come out right too.
+    static MASKRCNN_INLINE Vec load(const Half* from) {
+        const Bits32 bits = __builtin_convertvector(*reinterpret_cast<const Bits16*>(from), Bits32);
+        const Vec scaled = reinterpret_cast<Vec>((bits & 0x7fff) << 13) * 0x1p112f;
+        const Bits32 infinite = reinterpret_cast<Bits32>((bits & 0x7c00) == 0x7c00) & 0x7f800000;  // or NaN
+        return reinterpret_cast<Vec>(reinterpret_cast<Bits32>(scaled) | infinite | ((bits & 0x8000) << 16));
+    }
+    static MASKRCNN_INLINE void store(Half* to, Vec value) {
+        for (int i = 0; i < Simd<float>::kLanes; ++i) to[i] = Half(value[i]);
+    }
+};
+
+// The same for one channel alone: what is left over after whole vectors.
+template <typename T>
+struct OneChannel {
+    using Sum = typename Channels<T>::Sum;
+    using Vec = Sum;
+    static constexpr int kLanes = 1;
+
+    static MASKRCNN_INLINE Vec load(const T* from) { return static_cast<Sum>(*from); }
+    static MASKRCNN_INLINE void store(T* to, Vec value) { *to = static_cast<T>(value); }
+};
+
+}  // namespace maskrcnn

@@ -52,15 +52,3 @@ class BoxCoder:
 def _center_size(boxes: Tensor) -> tuple[Tensor, Tensor]:
     size = boxes[..., 2:] - boxes[..., :2]
     return boxes[..., :2] + 0.5 * size, size
-
-
-def clip_boxes(boxes: Tensor, size: tuple[int, int]) -> Tensor:
-    """Boxes [..., 4] xyxy with every coordinate moved into the image of ``size`` (H, W)."""
-    height, width = size  # as numbers, not as a tensor of limits: no copy to the device
-    x, y = boxes[..., 0::2].clamp(0, width), boxes[..., 1::2].clamp(0, height)
-    return torch.stack([x, y], dim=-1).flatten(-2)
-
-
-def large_enough(boxes: Tensor, min_size: float) -> Tensor:
-    """bool [N]: both sides of the box [N, 4] have at least ``min_size`` pixels; False for NaN."""
-    return ((boxes[:, 2:] - boxes[:, :2]) >= min_size).all(dim=1)

@@ -15,7 +15,7 @@ from maskrcnn.model.fpn import FPN
 from maskrcnn.model.losses import MaskLoss
 from maskrcnn.model.mask_head import MaskHead
 from maskrcnn.model.resnet import Norm, ResNet
-from maskrcnn.model.roi_heads import BoxHead, RoIPool, join_rois
+from maskrcnn.model.roi_heads import BoxHead, RoIPool
 from maskrcnn.model.rpn import RegionProposalNetwork, RPNHead
 
 # Mean and standard deviation of ImageNet's RGB values in 0..1, which torchvision's weights were trained with.
@@ -102,15 +102,14 @@ class MaskRCNN(nn.Module):
         self, features: list[Tensor], image_size: tuple[int, int], sizes: Sequence[tuple[int, int]]
     ) -> list[Detections]:
         proposals, _ = self.rpn(features, image_size, sizes)
-        logits, deltas = self.box_head(features, join_rois(proposals), image_size)
-        found = self.box_head.detect(logits, deltas, proposals, sizes)
-        rois = join_rois([boxes for boxes, _, _ in found])
-        labels = torch.cat([label for _, _, label in found])
+        logits, deltas = self.box_head(features, proposals, image_size)
+        rois, scores, labels = self.box_head.detect(logits, deltas, proposals, sizes)
         masks = self.mask_head(features, rois, labels, image_size).sigmoid()
-        per_image = masks.split([len(boxes) for boxes, _, _ in found])
+        counts = torch.bincount(rois[:, 0].long(), minlength=len(sizes)).tolist()
+        per_image = (joined.split(counts) for joined in (rois[:, 1:].contiguous(), scores, labels, masks))
         return [
-            Detections(boxes, scores, label, mask, (height, width))
-            for (boxes, scores, label), mask, (height, width) in zip(found, per_image, sizes, strict=True)
+            Detections(boxes, score, label, mask, (height, width))
+            for boxes, score, label, mask, (height, width) in zip(*per_image, sizes, strict=True)
         ]
 
     def _check(self, images: Tensor, sizes: Sequence[tuple[int, int]], labels: Sequence[InstanceLabels] | None) -> None:

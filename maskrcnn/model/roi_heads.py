@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from maskrcnn import ops
 from maskrcnn.data.labels import InstanceLabels
-from maskrcnn.model.box_coder import BoxCoder, clip_boxes, large_enough
+from maskrcnn.model.box_coder import BoxCoder
+from maskrcnn.model.rois import best_of_each_image, clip_boxes, join_rois
 from maskrcnn.model.sampler import sample_balanced
 
 
@@ -43,7 +44,7 @@ class SampledRoIs:
     """The RoIs of a batch that the heads are trained on.
 
     Attributes:
-        rois: float32 [R, 5], image index and xyxy.
+        rois: float32 [R, 5], image index and xyxy in pixels; ordered by image.
         classes: int64 [R], 0 for background.
         positive: int64 [Q], which of them are cells.
         instances: int64 [Q], of those, the index into the cells of all images joined.
@@ -55,11 +56,6 @@ class SampledRoIs:
     positive: Tensor
     instances: Tensor
     boxes: Tensor
-
-
-def join_rois(boxes: Sequence[Tensor]) -> Tensor:
-    """Boxes [R_i, 4] of each image -> RoIs [sum R_i, 5] with the image's index in front."""
-    return torch.cat([F.pad(b, (1, 0), value=float(image)) for image, b in enumerate(boxes)])
 
 
 class BoxHead(nn.Module):
@@ -122,24 +118,29 @@ class BoxHead(nn.Module):
         return self.cls_score(x).float(), self.bbox_pred(x).float().view(len(rois), self.num_classes + 1, 4)
 
     @torch.no_grad()
-    def sample(self, proposals: Sequence[Tensor], labels: Sequence[InstanceLabels]) -> SampledRoIs:
-        """Proposals and the cells' own boxes, matched with the cells and sampled to a bounded share of positives."""
-        chosen, classes, positives, instances, boxes = [], [], [], [], []
-        first_roi = first_cell = 0
-        for proposal, label in zip(proposals, labels, strict=True):
-            candidates = torch.cat([proposal, label.boxes])
-            matches = ops.match_boxes(candidates, label.boxes, self.foreground_iou, self.foreground_iou, False)
-            positive, negative = sample_balanced(matches + 1, self.batch_per_image, self.positive_fraction)
-            cell = matches[positive]
-            chosen.append(candidates[torch.cat([positive, negative])])
-            classes.append(F.pad(label.classes[cell], (0, len(negative))))
-            positives.append(torch.arange(first_roi, first_roi + len(positive), device=cell.device))
-            instances.append(cell + first_cell)
-            boxes.append(label.boxes[cell])
-            first_roi += len(positive) + len(negative)
-            first_cell += len(label)
-        parts = (classes, positives, instances, boxes)
-        return SampledRoIs(join_rois(chosen), *(torch.cat(part) for part in parts))
+    def sample(self, proposals: Tensor, labels: Sequence[InstanceLabels]) -> SampledRoIs:
+        """Proposals and the cells' own boxes, matched with the cells and sampled to a bounded share of positives.
+
+        Args:
+            proposals: RoIs float32 [R, 5] (image index, xyxy in pixels).
+            labels: the cells of each image.
+        """
+        images, cells = len(labels), torch.cat([label.boxes for label in labels])
+        cell_counts = [len(label) for label in labels]
+        image_of_cell = torch.repeat_interleave(torch.tensor(cell_counts)).to(cells.device)
+        candidates = torch.cat([proposals, join_rois(image_of_cell, cells)])
+        image, order = candidates[:, 0].long().sort(stable=True)
+        candidates = candidates[order]
+        counts = torch.bincount(image, minlength=images).tolist()  # waits for the device, once for all images
+        iou = self.foreground_iou
+        matches = ops.match_boxes(candidates[:, 1:], cells, iou, iou, False, counts, cell_counts)
+        positive, negative = sample_balanced(matches + 1, image, images, self.batch_per_image, self.positive_fraction)
+        instances = matches[positive]
+        classes = torch.zeros_like(matches)
+        classes[positive] = torch.cat([label.classes for label in labels])[instances]
+        chosen = torch.cat([positive, negative]).sort().values
+        at = torch.searchsorted(chosen, positive)
+        return SampledRoIs(candidates[chosen], classes[chosen], at, instances, cells[instances])
 
     def losses(self, logits: Tensor, deltas: Tensor, sampled: SampledRoIs) -> dict[str, Tensor]:
         """Fast R-CNN's equation 1: cross-entropy over all RoIs, smooth L1 of the true class's deltas over positives."""
@@ -153,22 +154,24 @@ class BoxHead(nn.Module):
         }
 
     def detect(
-        self, logits: Tensor, deltas: Tensor, proposals: Sequence[Tensor], sizes: Sequence[tuple[int, int]]
-    ) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """Boxes [K, 4], scores [K] and labels [K] of each image, highest score first.
+        self, logits: Tensor, deltas: Tensor, proposals: Tensor, sizes: Sequence[tuple[int, int]]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """What was found. A proposal may become a detection of several classes; NMS works within a class.
 
-        Every proposal may become a detection of several classes; NMS works within a class.
+        Args:
+            logits: [R, K + 1], ``deltas`` [R, K + 1, 4], both of the proposals, which are RoIs [R, 5].
+            sizes: (H, W) of each image in pixels.
+
+        Returns:
+            RoIs float32 [D, 5] (image index, xyxy in pixels), scores [D] and classes int64 [D] (1..K); ordered by
+            image, and in each from high to low score.
         """
         scores = logits.softmax(dim=1)[:, 1:]
-        results = []
-        counts = [len(p) for p in proposals]
-        per_image = zip(scores.split(counts), deltas.split(counts), proposals, sizes, strict=True)
-        for score, delta, proposal, size in per_image:
-            row, column = torch.nonzero(score > self.score_threshold, as_tuple=True)
-            boxes = clip_boxes(self.coder.decode(delta[row, column + 1], proposal[row]), size)
-            score, label = score[row, column], column + 1
-            large = torch.nonzero(large_enough(boxes, self.min_size)).squeeze(1)
-            keep = ops.batched_nms(boxes[large], score[large], label[large], self.nms_threshold)
-            keep = large[keep[: self.detections_per_image]]
-            results.append((boxes[keep], score[keep], label[keep]))
-        return results
+        row, column = torch.nonzero(scores > self.score_threshold, as_tuple=True)
+        score, image = scores[row, column], proposals[row, 0].long()
+        boxes = clip_boxes(self.coder.decode(deltas[row, column + 1], proposals[row, 1:]), image, sizes)
+        group = image * self.num_classes + column
+        keep = best_of_each_image(
+            boxes, score, image, group, self.nms_threshold, self.min_size, self.detections_per_image
+        )
+        return join_rois(image[keep], boxes[keep]), score[keep], column[keep] + 1

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from maskrcnn import ops
 from maskrcnn.data.labels import InstanceLabels
 from maskrcnn.model.anchors import AnchorGenerator
-from maskrcnn.model.box_coder import BoxCoder, clip_boxes, large_enough
+from maskrcnn.model.box_coder import BoxCoder
+from maskrcnn.model.rois import best_of_each_image, clip_boxes, join_rois
 from maskrcnn.model.sampler import sample_balanced
 
 
@@ -93,8 +94,8 @@ class RegionProposalNetwork(nn.Module):
         image_size: tuple[int, int],
         sizes: Sequence[tuple[int, int]],
         labels: Sequence[InstanceLabels] | None = None,
-    ) -> tuple[list[Tensor], dict[str, Tensor]]:
-        """Proposals of every image, best first, and in training the losses.
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Proposals, and in training the losses.
 
         Args:
             features: P2..P6, each [B, C, H_l, W_l].
@@ -102,7 +103,8 @@ class RegionProposalNetwork(nn.Module):
             labels: cells of each image, in training.
 
         Returns:
-            float32 [R_i, 4] xyxy for each image, and ``loss_objectness``, ``loss_rpn_box_reg`` if labels are given.
+            RoIs float32 [R, 5] (image index, xyxy in pixels), ordered by image and in each from high to low score; and
+            ``loss_objectness``, ``loss_rpn_box_reg`` if labels are given.
         """
         objectness, deltas = self.head(features)
         anchors = self.anchors(features, image_size)
@@ -117,28 +119,33 @@ class RegionProposalNetwork(nn.Module):
         deltas: Sequence[Tensor],
         anchors: Tensor,
         sizes: Sequence[tuple[int, int]],
-    ) -> list[Tensor]:
-        """The best anchors of each level, moved by their deltas, cut to the image, without their near-duplicates."""
+    ) -> Tensor:
+        """The best anchors of each level, moved by their deltas, cut to their image, without near-duplicates.
+
+        Args:
+            objectness: of each level, logits [B, A_l]; ``deltas`` [B, A_l, 4].
+            anchors: [A, 4], those of all levels.
+            sizes: (H, W) of each image in pixels.
+
+        Returns:
+            RoIs [R, 5] as :meth:`forward` gives them.
+        """
         pre_nms, post_nms = (pair[0 if self.training else 1] for pair in (self.pre_nms, self.post_nms))
         scores, boxes, levels = [], [], []
-        start = 0
-        for level, (logits, offsets) in enumerate(zip(objectness, deltas, strict=True)):
-            count = logits.shape[1]
-            best, index = logits.float().topk(min(pre_nms, count), dim=1)
+        # a feature map at a time, all images at once: the best are those of a level
+        of_level = anchors.split([logits.shape[1] for logits in objectness])
+        for level, (logits, offsets, references) in enumerate(zip(objectness, deltas, of_level, strict=True)):
+            best, index = logits.float().topk(min(pre_nms, logits.shape[1]), dim=1)
             chosen = offsets.gather(1, index[..., None].expand(-1, -1, 4))
-            boxes.append(self.coder.decode(chosen, anchors[start : start + count][index]))
+            boxes.append(self.coder.decode(chosen, references[index]))
             scores.append(best.sigmoid())
-            levels.append(torch.full_like(index[0], level))
-            start += count
-        all_scores, all_boxes, level_of = torch.cat(scores, 1), torch.cat(boxes, 1), torch.cat(levels)
-        proposals = []
-        for image, size in enumerate(sizes):
-            clipped = clip_boxes(all_boxes[image], size)
-            usable = large_enough(clipped, self.min_size) & all_scores[image].isfinite()
-            keep = torch.nonzero(usable).squeeze(1)
-            kept = ops.batched_nms(clipped[keep], all_scores[image, keep], level_of[keep], self.nms_threshold)
-            proposals.append(clipped[keep[kept[:post_nms]]])
-        return proposals
+            levels.append(torch.full_like(index, level))
+        score, box, level_of = (torch.cat(parts, 1).flatten(0, 1) for parts in (scores, boxes, levels))
+        image = torch.arange(len(sizes), device=box.device).repeat_interleave(len(box) // len(sizes))
+        box = clip_boxes(box, image, sizes)
+        group = image * len(objectness) + level_of
+        keep = best_of_each_image(box, score, image, group, self.nms_threshold, self.min_size, post_nms)
+        return join_rois(image[keep], box[keep])
 
     def losses(
         self, objectness: Tensor, deltas: Tensor, anchors: Tensor, labels: Sequence[InstanceLabels]
@@ -148,19 +155,20 @@ class RegionProposalNetwork(nn.Module):
         Args:
             objectness: logits [B, A]; ``deltas`` [B, A, 4]; ``anchors`` [A, 4].
         """
-        positives, negatives, targets = [], [], []
-        for image, label in enumerate(labels):
-            matches = ops.match_boxes(anchors, label.boxes, self.high, self.low, True)
-            positive, negative = sample_balanced(matches + 1, self.batch_per_image, self.positive_fraction)
-            targets.append(self.coder.encode(label.boxes[matches[positive]], anchors[positive]))
-            positives.append(positive + image * len(anchors))
-            negatives.append(negative + image * len(anchors))
-        positive, negative = torch.cat(positives), torch.cat(negatives)
+        images = len(labels)
+        cells = torch.cat([label.boxes for label in labels])
+        references = anchors.repeat(images, 1)
+        image = torch.arange(images, device=anchors.device).repeat_interleave(len(anchors))
+        matches = ops.match_boxes(
+            references, cells, self.high, self.low, True, [len(anchors)] * images, [len(label) for label in labels]
+        )
+        positive, negative = sample_balanced(matches + 1, image, images, self.batch_per_image, self.positive_fraction)
+        targets = self.coder.encode(cells[matches[positive]], references[positive])
         sampled = torch.cat([positive, negative])
         truth = torch.zeros(len(sampled), device=sampled.device)
         truth[: len(positive)] = 1
         box_loss = F.smooth_l1_loss(
-            deltas.flatten(0, 1)[positive].float(), torch.cat(targets), beta=self.smooth_l1_beta, reduction="sum"
+            deltas.flatten(0, 1)[positive].float(), targets, beta=self.smooth_l1_beta, reduction="sum"
         )
         return {
             "loss_objectness": F.binary_cross_entropy_with_logits(objectness.flatten()[sampled].float(), truth),

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from torch import Tensor
 
-from maskrcnn.model.box_coder import BoxCoder, clip_boxes, large_enough
+from maskrcnn.model.box_coder import BoxCoder
 
 
 def _boxes(seed: int, count: int = 50, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -63,18 +63,3 @@ def test_deltas_in_bfloat16_give_float32_boxes() -> None:
     decoded = BoxCoder().decode(torch.zeros(1, 4, dtype=torch.bfloat16), reference)
     assert decoded.dtype == torch.float32
     assert torch.equal(decoded, reference)  # bfloat16 would make 1003 of 1000
-
-
-def test_clip_and_size() -> None:
-    boxes = torch.tensor(
-        [[-5.0, -6.0, 7.0, 8.0], [2.0, 3.0, 500.0, 600.0], [-9.0, 4.0, -1.0, 9.0], [90.0, 1.0, 95.0, 2.0]]
-    )
-    clipped = clip_boxes(boxes, (50, 80))
-    assert clipped.tolist() == [[0, 0, 7, 8], [2, 3, 80, 50], [0, 4, 0, 9], [80, 1, 80, 2]]
-    assert large_enough(clipped, 1e-2).tolist() == [True, True, False, False]
-    assert large_enough(torch.tensor([[0.0, 0.0, float("nan"), 5.0], [0.0, 0.0, 1.0, 1.0]]), 1.0).tolist() == [
-        False,
-        True,
-    ]
-    assert clip_boxes(torch.zeros(0, 4), (5, 5)).shape == (0, 4)
-    assert clip_boxes(torch.zeros(2, 3, 4), (5, 5)).shape == (2, 3, 4)

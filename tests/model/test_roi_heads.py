@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from maskrcnn.data.labels import InstanceLabels
-from maskrcnn.model.roi_heads import BoxHead, RoIPool, SampledRoIs, join_rois
+from maskrcnn.model.roi_heads import BoxHead, RoIPool, SampledRoIs
 
 
 def _head(num_classes: int = 3, **options: object) -> BoxHead:
@@ -26,11 +26,6 @@ def _labels(boxes: list[tuple[int, int, int, int]], classes: list[int], size: in
     for number, ((x0, y0, x1, y1), k) in enumerate(zip(boxes, classes, strict=True), start=1):
         planes[k - 1, y0:y1, x0:x1] = number
     return InstanceLabels.from_planes(planes, [1, 2, 3])
-
-
-def test_join_rois() -> None:
-    rois = join_rois([torch.ones(2, 4), torch.zeros(0, 4), torch.full((1, 4), 7.0)])
-    assert rois.tolist() == [[0, 1, 1, 1, 1], [0, 1, 1, 1, 1], [2, 7, 7, 7, 7]]
 
 
 @pytest.mark.parametrize("size", [(64, 96), (256, 32)])
@@ -70,10 +65,13 @@ def test_sample_by_hand() -> None:
     head = _head(batch_per_image=100, positive_fraction=1.0)
     first = _labels([(0, 0, 10, 10), (20, 20, 40, 40)], [2, 1])  # from_planes puts class 1 first
     second = _labels([(5, 5, 15, 15)], [3])
-    proposals = [
-        torch.tensor([[0.0, 0.0, 10.0, 8.0], [50.0, 50.0, 60.0, 60.0]]),  # IoU 0.8 with the cell of class 2, and 0
-        torch.tensor([[5.0, 5.0, 15.0, 9.0]]),  # IoU 0.4: background
-    ]
+    proposals = torch.tensor(
+        [
+            [0.0, 0.0, 0.0, 10.0, 8.0],  # IoU 0.8 with the cell of class 2
+            [0.0, 50.0, 50.0, 60.0, 60.0],  # 0
+            [1.0, 5.0, 5.0, 15.0, 9.0],  # 0.4: background
+        ]
+    )
     sampled = head.sample(proposals, [first, second])
     rows = {
         tuple(roi): (k, positive)
@@ -104,21 +102,62 @@ def test_sample_is_bounded() -> None:
     label = _labels([(0, 0, 10, 10)], [1])
     near = torch.tensor([0.0, 0.0, 10.0, 10.0]) + torch.rand(50, 4)
     far = torch.tensor([30.0, 30.0, 40.0, 40.0]) + torch.rand(50, 4)
-    sampled = head.sample([torch.cat([near, far])] * 2, [label] * 2)
+    one = torch.cat([near, far])
+    image = torch.tensor([0.0, 1.0]).repeat_interleave(100)[:, None]
+    sampled = head.sample(torch.cat([image, one.repeat(2, 1)], dim=1), [label] * 2)
     assert len(sampled.rois) == 32
     assert len(sampled.positive) == len(sampled.boxes) == len(sampled.instances) == 8
     assert (sampled.classes > 0).sum() == 8
     assert (sampled.rois[:, 0] == torch.tensor([0.0, 1.0]).repeat_interleave(16)).all()
 
 
+def _batch(seed: int = 0) -> tuple[Tensor, list[InstanceLabels]]:
+    """Proposals in no order of five images: image 1 has neither proposals nor cells, image 2 no cells, image 3 no
+    proposals; the cells of images 0 and 4 lie in the same places."""
+    generator = torch.Generator().manual_seed(seed)
+    cells = [(0, 0, 10, 10), (20, 20, 40, 40), (45, 5, 60, 30)]
+    empty = InstanceLabels.empty(64, 64)
+    labels = [_labels(cells, [2, 1, 3]), empty, empty, _labels(cells[:1], [3]), _labels(cells[1:], [3, 1])]
+    image = torch.tensor([0.0, 2.0, 4.0])[torch.randint(0, 3, (90,), generator=generator)]
+    boxes = torch.tensor(cells, dtype=torch.float32).repeat(30, 1) + torch.randn(90, 4, generator=generator) * 2
+    return torch.cat([image[:, None], boxes], dim=1), labels
+
+
+def _rows(sampled: SampledRoIs, image: int) -> list[tuple]:
+    """What is known of each RoI of an image, sorted: RoI, class, instance and cell box (-1 for background)."""
+    instance, box = torch.full((len(sampled.rois), 1), -1.0), torch.full((len(sampled.rois), 4), -1.0)
+    instance[sampled.positive, 0], box[sampled.positive] = sampled.instances.float(), sampled.boxes
+    rows = torch.cat([sampled.rois, sampled.classes[:, None].float(), instance, box], dim=1)
+    return sorted(map(tuple, rows[sampled.rois[:, 0] == image].tolist()))
+
+
+def test_samples_of_a_batch_are_those_of_its_images() -> None:
+    """With everything sampled: as if each image were alone, its instances counted on from those before it."""
+    head = _head(batch_per_image=1000, positive_fraction=1.0)
+    proposals, labels = _batch()
+    sampled = head.sample(proposals, labels)
+    assert sampled.rois[:, 0].tolist() == sorted(sampled.rois[:, 0].tolist())
+    first = 0
+    for image, label in enumerate(labels):
+        own = proposals[proposals[:, 0] == image]
+        own[:, 0] = 0
+        alone = head.sample(own, [label])
+        rows = [(image, *row[1:6], row[6] + first if row[5] else -1, *row[7:]) for row in _rows(alone, 0)]
+        assert _rows(sampled, image) == rows
+        assert len(rows) == len(own) + len(label)
+        first += len(label)
+    assert len(sampled.rois) == 90 + 6
+    assert not bool((sampled.classes[sampled.rois[:, 0] == 2] > 0).any())  # boxes on cells of other images alone
+
+
 def test_sample_without_cells_or_proposals() -> None:
     head = _head()
     empty = InstanceLabels.empty(64, 64)
-    sampled = head.sample([torch.tensor([[0.0, 0.0, 5.0, 5.0]]), torch.zeros(0, 4)], [empty, empty])
+    sampled = head.sample(torch.tensor([[0.0, 0.0, 0.0, 5.0, 5.0]]), [empty, empty])
     assert sampled.rois.tolist() == [[0, 0, 0, 5, 5]]
     assert sampled.classes.tolist() == [0]
     assert sampled.boxes.shape == (0, 4)
-    nothing = head.sample([torch.zeros(0, 4)], [empty])
+    nothing = head.sample(torch.zeros(0, 5), [empty])
     logits, deltas = head(_pyramid(1, 64, 64), nothing.rois, (64, 64))
     losses = head.losses(logits, deltas, nothing)
     sum(losses.values()).backward()
@@ -150,22 +189,60 @@ def test_losses_by_hand() -> None:
 def test_detect_by_hand() -> None:
     """One proposal may become detections of two classes; NMS is within a class; the best of each image stay."""
     head = _head(num_classes=2, score_threshold=0.2, nms_threshold=0.5, detections_per_image=3)
-    proposals = [
-        torch.tensor([[0.0, 0.0, 10.0, 10.0], [0.0, 0.0, 10.0, 9.0], [20.0, 20.0, 30.0, 30.0], [0.0, 40.0, 8.0, 48.0]]),
-        torch.tensor([[-4.0, -4.0, 6.0, 6.0]]),
-    ]
+    proposals = torch.tensor(
+        [
+            [0.0, 0.0, 0.0, 10.0, 10.0],
+            [0.0, 0.0, 0.0, 10.0, 9.0],
+            [0.0, 20.0, 20.0, 30.0, 30.0],
+            [0.0, 0.0, 40.0, 8.0, 48.0],
+            [1.0, -4.0, -4.0, 6.0, 6.0],
+        ]
+    )
     probabilities = torch.tensor(
         [[0.1, 0.5, 0.4], [0.3, 0.6, 0.1], [0.1, 0.1, 0.8], [0.65, 0.1, 0.25], [0.0, 0.05, 0.95]]
     )
-    results = head.detect(probabilities.log(), torch.zeros(5, 3, 4), proposals, [(64, 64), (64, 64)])
-    boxes, scores, labels = results[0]
+    rois, scores, labels = head.detect(probabilities.log(), torch.zeros(5, 3, 4), proposals, [(64, 64), (64, 64)])
     # 0.8 (class 2), 0.6 (class 1, over the 0.5 of the first proposal), 0.4 (class 2); 0.25 is the fourth
-    assert scores.tolist() == pytest.approx([0.8, 0.6, 0.4])
-    assert labels.tolist() == [2, 1, 2]
-    assert boxes.tolist() == [[20, 20, 30, 30], [0, 0, 10, 9], [0, 0, 10, 10]]
-    boxes, scores, labels = results[1]
-    assert boxes.tolist() == [[0, 0, 6, 6]]
-    assert (scores.item(), labels.item()) == (pytest.approx(0.95), 2)
+    assert scores.tolist() == pytest.approx([0.8, 0.6, 0.4, 0.95])
+    assert labels.tolist() == [2, 1, 2, 2]
+    assert rois.tolist() == [[0, 20, 20, 30, 30], [0, 0, 0, 10, 9], [0, 0, 0, 10, 10], [1, 0, 0, 6, 6]]
+
+
+def test_detections_of_a_batch_are_those_of_its_images() -> None:
+    """Image 2 has proposals, but none that is a cell; images 1 and 3 have no proposals."""
+    torch.manual_seed(0)
+    head = _head(score_threshold=0.2, nms_threshold=0.4, detections_per_image=15)
+    proposals, _ = _batch()
+    sizes = [(64, 64), (64, 64), (40, 30), (64, 64), (32, 64)]
+    logits, deltas = torch.randn(90, 4), torch.randn(90, 4, 4)
+    logits[proposals[:, 0] == 2, 0] = 9.0
+    rois, scores, labels = head.detect(logits, deltas, proposals, sizes)
+    counts = []
+    for image, size in enumerate(sizes):
+        own, found = proposals[:, 0] == image, rois[:, 0] == image
+        alone = proposals[own]
+        alone[:, 0] = 0
+        expected = head.detect(logits[own], deltas[own], alone, [size])
+        assert torch.equal(rois[found, 1:], expected[0][:, 1:])
+        assert torch.equal(scores[found], expected[1])
+        assert torch.equal(labels[found], expected[2])
+        counts.append(int(found.sum()))
+    assert rois[:, 0].tolist() == sorted(rois[:, 0].tolist())
+    assert counts[1:] == [0, 0, 0, 15]
+    assert 5 < counts[0] <= 15  # the limit holds for an image, not for the batch
+
+
+def test_images_do_not_suppress_one_another() -> None:
+    """Neither in the same class nor in the next one."""
+    head = _head(num_classes=2)
+    proposals = torch.tensor([[1.0, 0, 0, 9, 9], [0.0, 0, 0, 9, 9], [0.0, 0, 0, 9, 9]])
+    for label in (1, 2):
+        logits = torch.full((3, 3), -9.0)
+        logits[0, 1], logits[1, label], logits[2, label] = 0.0, 1.0, 2.0
+        rois, scores, labels = head.detect(logits, torch.zeros(3, 3, 4), proposals, [(64, 64), (64, 64)])
+        assert rois[:, 0].tolist() == [0, 1]
+        assert labels.tolist() == [label, 1]
+        assert torch.equal(scores, logits.softmax(1)[[2, 0], [label, 1]])
 
 
 def test_detect_uses_the_deltas_of_the_class() -> None:
@@ -173,14 +250,15 @@ def test_detect_uses_the_deltas_of_the_class() -> None:
     deltas = torch.zeros(1, 3, 4)
     deltas[0, 1, 0], deltas[0, 2, 1] = 10.0, 20.0  # weights 10: right by one width; down by two heights
     logits = torch.tensor([[0.0, 1.0, 2.0]])
-    boxes, _, labels = head.detect(logits, deltas, [torch.tensor([[0.0, 0.0, 10.0, 10.0]])], [(64, 64)])[0]
-    assert dict(zip(labels.tolist(), boxes.tolist(), strict=True)) == {1: [10, 0, 20, 10], 2: [0, 20, 10, 30]}
+    rois, _, labels = head.detect(logits, deltas, torch.tensor([[0.0, 0.0, 0.0, 10.0, 10.0]]), [(64, 64)])
+    assert dict(zip(labels.tolist(), rois[:, 1:].tolist(), strict=True)) == {1: [10, 0, 20, 10], 2: [0, 20, 10, 30]}
 
 
 def test_detect_drops_what_is_nothing() -> None:
     head = _head(num_classes=1, score_threshold=0.5)
     logits = torch.tensor([[5.0, 0.0], [0.0, 5.0], [float("nan"), float("nan")]])
-    proposals = [torch.tensor([[0.0, 0.0, 5.0, 5.0], [70.0, 0.0, 80.0, 9.0], [1.0, 1.0, 5.0, 5.0]])]  # second: outside
-    boxes, scores, labels = head.detect(logits, torch.zeros(3, 2, 4), proposals, [(64, 64)])[0]
-    assert boxes.shape == (0, 4)
+    # the second is outside
+    proposals = torch.tensor([[0.0, 0.0, 0.0, 5.0, 5.0], [0.0, 70.0, 0.0, 80.0, 9.0], [0.0, 1.0, 1.0, 5.0, 5.0]])
+    rois, scores, labels = head.detect(logits, torch.zeros(3, 2, 4), proposals, [(64, 64)])
+    assert rois.shape == (0, 5)
     assert scores.shape == labels.shape == (0,)

@@ -46,7 +46,7 @@ def test_head_orders_its_outputs_as_the_anchors() -> None:
 def _propose(rpn: RegionProposalNetwork, anchors: Tensor, logits: list[float], size: tuple[int, int]) -> Tensor:
     """Proposals of one image whose single level holds ``anchors``, not moved."""
     deltas = [torch.zeros(1, len(anchors), 4)]
-    return rpn.propose([torch.tensor([logits])], deltas, anchors, [size])[0]
+    return rpn.propose([torch.tensor([logits])], deltas, anchors, [size])
 
 
 def test_proposals_by_hand() -> None:
@@ -61,7 +61,7 @@ def test_proposals_by_hand() -> None:
         ]
     )
     proposals = _propose(rpn, anchors, [2.0, 1.0, 0.0, 3.0, 9.0], (16, 32))
-    assert proposals.tolist() == [[30, 5, 32, 9], [0, 0, 10, 10], [0, 0, 4, 4]]
+    assert proposals.tolist() == [[0, 30, 5, 32, 9], [0, 0, 0, 10, 10], [0, 0, 0, 4, 4]]
 
 
 def test_proposals_are_counted_per_level_and_image() -> None:
@@ -72,20 +72,49 @@ def test_proposals_are_counted_per_level_and_image() -> None:
     for training, pre_nms, post_nms in ((True, 3, 4), (False, 2, 3)):
         rpn.train(training)
         proposals = rpn.propose(objectness, deltas, anchors, [(100, 100)] * 2)
-        for image, found in enumerate(proposals):
+        expected = []
+        for image in range(2):
             candidates = []
             for level, start in ((0, 0), (1, 6)):
                 best = objectness[level][image].argsort(descending=True)[:pre_nms]
                 candidates += [(objectness[level][image][i].item(), anchors[start + i].tolist()) for i in best.tolist()]
-            expected = [box for _, box in sorted(candidates, reverse=True)[:post_nms]]
-            assert found.tolist() == expected
+            expected += [[image, *box] for _, box in sorted(candidates, reverse=True)[:post_nms]]
+        assert proposals.tolist() == expected
 
 
-def test_equal_boxes_of_different_levels_both_stay() -> None:
+def test_proposals_of_a_batch_are_those_of_its_images() -> None:
+    """Image by image, each with its own size; the second has no proposals, for its outputs are not finite."""
+    torch.manual_seed(0)
+    rpn = _rpn(pre_nms=(30, 30), post_nms=(20, 20), nms_threshold=0.3).eval()
+    sizes = [(32, 32), (32, 24), (20, 32), (16, 16)]
+    features = [torch.zeros(1, 8, 8, 8), torch.zeros(1, 8, 4, 4)]
+    anchors = rpn.anchors(features, (32, 32))
+    objectness = [torch.randn(4, 64), torch.randn(4, 16)]
+    deltas = [torch.randn(4, 64, 4) / 4, torch.randn(4, 16, 4) / 4]
+    for level in objectness:
+        level[1] = float("nan")
+        level[3] = level[2]  # equal scores in two images
+    proposals = rpn.propose(objectness, deltas, anchors, sizes)
+    counts = []
+    for image, size in enumerate(sizes):
+        one = slice(image, image + 1)
+        alone = rpn.propose([o[one] for o in objectness], [d[one] for d in deltas], anchors, [size])
+        alone[:, 0] = image
+        assert torch.equal(proposals[proposals[:, 0] == image], alone)
+        counts.append(len(alone))
+    assert torch.equal(proposals[:, 0], torch.arange(4.0).repeat_interleave(torch.tensor(counts)))  # by image
+    assert counts[0] == 20  # of some 40: the limit holds for an image, not for the batch
+    assert counts[1] == 0
+    assert min(counts[2:]) > 5
+
+
+def test_equal_boxes_of_different_levels_and_images_all_stay() -> None:
     rpn = _rpn().eval()
     anchors = torch.tensor([[0.0, 0.0, 8.0, 8.0]] * 2)
     objectness, deltas = [torch.tensor([[1.0]]), torch.tensor([[2.0]])], [torch.zeros(1, 1, 4)] * 2
-    assert len(rpn.propose(objectness, deltas, anchors, [(16, 16)])[0]) == 2
+    assert len(rpn.propose(objectness, deltas, anchors, [(16, 16)])) == 2
+    twice = [torch.cat([level] * 2) for level in objectness], [torch.cat([level] * 2) for level in deltas]
+    assert rpn.propose(*twice, anchors, [(16, 16)] * 2)[:, 0].tolist() == [0, 0, 1, 1]
 
 
 def test_outputs_that_are_not_finite_give_no_proposals() -> None:
@@ -93,9 +122,9 @@ def test_outputs_that_are_not_finite_give_no_proposals() -> None:
     rpn = _rpn().eval()
     anchors = torch.tensor([[0.0, 0.0, 8.0, 8.0], [8.0, 8.0, 12.0, 12.0]])
     deltas = [torch.full((1, 2, 4), float("nan"))]
-    assert rpn.propose([torch.full((1, 2), float("nan"))], deltas, anchors, [(16, 16)])[0].shape == (0, 4)
+    assert rpn.propose([torch.full((1, 2), float("nan"))], deltas, anchors, [(16, 16)]).shape == (0, 5)
     deltas = [torch.tensor([[[0.0, 0.0, math.inf, math.inf], [-math.inf, math.inf, 0.0, 0.0]]])]
-    found = rpn.propose([torch.zeros(1, 2)], deltas, anchors, [(16, 16)])[0]
+    found = rpn.propose([torch.zeros(1, 2)], deltas, anchors, [(16, 16)])
     assert bool(found.isfinite().all())
 
 
@@ -135,6 +164,29 @@ def test_losses_without_cells() -> None:
     sum(losses.values()).backward()
 
 
+def test_losses_of_a_batch_are_those_of_its_images() -> None:
+    """With every anchor sampled; the second image has no cells, and no image's cells are matched in another."""
+    torch.manual_seed(0)
+    rpn = _rpn(batch_per_image=10**6, high=0.5)
+    anchors = rpn.anchors([torch.zeros(1, 8, 8, 8), torch.zeros(1, 8, 4, 4)], (32, 32))
+    labels = [_labels((4, 4, 12, 12), (20, 3, 30, 9)), InstanceLabels.empty(32, 32), _labels((15, 15, 31, 29))]
+    objectness, deltas = torch.randn(3, len(anchors)), torch.randn(3, len(anchors), 4)
+    losses = rpn.losses(objectness, deltas, anchors, labels)
+    sums = dict.fromkeys(losses, 0.0)
+    sampled = 0
+    for image, label in enumerate(labels):
+        own = objectness[image : image + 1].requires_grad_()
+        alone = rpn.losses(own, deltas[image : image + 1], anchors, [label])
+        alone["loss_objectness"].backward()
+        assert own.grad is not None
+        count = int((own.grad != 0).sum())
+        sums = {name: total + count * alone[name].item() for name, total in sums.items()}
+        sampled += count
+    for name, total in sums.items():
+        assert total > 0
+        assert losses[name].item() == pytest.approx(total / sampled, rel=1e-5)
+
+
 def test_sampling_is_bounded_per_image() -> None:
     """With 256 anchors an image and two images, the loss is the mean over exactly 512."""
     rpn = _rpn(batch_per_image=16, positive_fraction=0.5)
@@ -153,7 +205,7 @@ def test_proposals_carry_no_gradient() -> None:
     rpn = _rpn().train()
     features = [torch.randn(1, 8, 8, 8), torch.randn(1, 8, 4, 4)]
     proposals, losses = rpn(features, (32, 32), [(32, 32)], [_labels((4, 4, 12, 12))])
-    assert not proposals[0].requires_grad
+    assert not proposals.requires_grad
     sum(losses.values()).backward()
     assert all(p.grad is not None for p in rpn.head.parameters())
     assert rpn.eval()(features, (32, 32), [(32, 32)])[1] == {}

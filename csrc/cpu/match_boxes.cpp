@@ -132,12 +132,13 @@ void match(const Box<T>* anchor, int64_t count, const Box<T>* target, int64_t ta
     for (const auto& row : best_rows) {
         for (int64_t g = 0; g < target_count; ++g) best[g] = std::max(best[g], row[g]);
     }
-    // A target that no anchor touches has best overlap 0, which every anchor that does not touch it "reaches".
-    const bool any_untouched = std::any_of(best.begin(), best.end(), [](T value) { return value == T(0); });
+    // An anchor with less than any target's best reaches none. A target that no anchor touches has best overlap 0,
+    // which every anchor that does not touch it "reaches".
+    const T lowest = *std::min_element(best.begin(), best.end());
     torch::stable::parallel_for(0, count, kGrain, [&](int64_t begin, int64_t end) {
         for (int64_t a = begin; a < end; ++a) {
-            bool reached = any_untouched;
-            if (!reached && value_of[a] > 0) {
+            bool reached = lowest == T(0);
+            if (!reached && value_of[a] >= lowest) {
                 targets.visit_touching(anchor[a],
                                        [&](int64_t position, T iou) { reached = reached || iou == best[position]; });
             }

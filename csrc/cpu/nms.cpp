@@ -11,9 +11,11 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <cstring>
 #include <limits>
 #include <memory>
 #include <optional>
+#include <type_traits>
 #include <vector>
 
 #include "../checks.h"
@@ -70,7 +72,7 @@ MASKRCNN_INLINE bool overlaps(const Block<T>* blocks, int64_t count, const Box<T
     return false;
 }
 
-// Sides from 4^k up to 4^(k+1) are of one class.
+// Sides of one class differ by less than a factor of 4.
 constexpr int kClasses = 16;
 
 // The boxes of one class of widths and heights, filed by their upper left corner.
@@ -120,19 +122,23 @@ class Shelves {
         T largest = 0;
         for (int64_t i = 0; i < count; ++i) {
             const Box<T>& b = boxes[i];
-            if (!is_proper(b)) continue;
+            shelf_of_[i] = is_proper(b) ? 0 : kNone;
+            if (shelf_of_[i] == kNone) continue;
             largest = std::max({largest, b.x2 - b.x1, b.y2 - b.y1});
             reach_ = std::max({reach_, std::abs(b.x1), std::abs(b.y1), std::abs(b.x2), std::abs(b.y2)});
         }
         top_ = half_log(largest);
         for (int64_t i = 0; i < count; ++i) {
-            if (!is_proper(boxes[i])) continue;
-            shelf_of_[i] = static_cast<uint8_t>(size_class(boxes[i].x2 - boxes[i].x1) * kClasses +
-                                                size_class(boxes[i].y2 - boxes[i].y1));
-            shelves_[shelf_of_[i]].count(boxes[i]);
+            if (shelf_of_[i] == kNone) continue;
+            const Box<T>& b = boxes[i];
+            shelf_of_[i] = static_cast<int16_t>(size_class(b.x2 - b.x1) * kClasses + size_class(b.y2 - b.y1));
+            shelves_[shelf_of_[i]].count(b);
         }
         file(boxes, count);
     }
+
+    // Whether box i takes part at all.
+    bool has(int64_t i) const { return shelf_of_[i] != kNone; }
 
     MASKRCNN_INLINE bool suppresses(const Box<T>& box) const {
         // IoU > t needs both sides of the smaller box to be more than t times the larger box's.
@@ -157,6 +163,7 @@ class Shelves {
     }
 
   private:
+    static constexpr int16_t kNone = -1;
     struct Cell {
         int32_t first = 0, kept = 0;  // its first block, and the boxes in its blocks
     };
@@ -171,7 +178,7 @@ class Shelves {
         }
         cells_.resize(cells);
         for (int64_t i = 0; i < count; ++i) {
-            if (!is_proper(boxes[i])) continue;
+            if (shelf_of_[i] == kNone) continue;
             cell_of_[i] = static_cast<int32_t>(shelves_[shelf_of_[i]].cell_of(boxes[i]));
             ++cells_[cell_of_[i]].first;
         }
@@ -201,17 +208,21 @@ class Shelves {
         return false;
     }
 
-    static int half_log(T side) { return side > 0 ? std::ilogb(side) >> 1 : 0; }
-    int size_class(T side) const {
-        if (!(side > 0)) return 0;
-        return std::isfinite(side) ? std::clamp(half_log(side) - top_ + kClasses - 1, 0, kClasses - 1) : kClasses - 1;
+    // The exponent of a side >= 0, halved; infinity has the largest.
+    static int half_log(T side) {
+        using Bits = std::conditional_t<sizeof(T) == 4, uint32_t, uint64_t>;
+        Bits bits;
+        std::memcpy(&bits, &side, sizeof(bits));
+        constexpr int kDigits = std::numeric_limits<T>::digits;
+        return static_cast<int>((bits + (Bits(1) << (kDigits - 1))) >> kDigits);  // classes begin at 1, 4, 16, ...
     }
+    int size_class(T side) const { return std::clamp(half_log(side) - top_ + kClasses - 1, 0, kClasses - 1); }
 
     T threshold_, shrink_, grow_;  // the IoU, and how much smaller or larger a side may be, with a margin
     T reach_ = 0;                  // largest coordinate
     int top_ = 0;                  // class of the largest side
     std::array<Shelf<T>, kClasses * kClasses> shelves_;
-    std::vector<uint8_t> shelf_of_;
+    std::vector<int16_t> shelf_of_;
     std::vector<int32_t> cell_of_;
     std::vector<Cell> cells_;
     std::unique_ptr<Block<T>[]> blocks_;
@@ -232,9 +243,8 @@ MASKRCNN_MULTIVERSION void suppress_group(const Box<T>* boxes, int64_t count, T 
     }
     Shelves<T> shelves(boxes, count, threshold);
     for (int64_t i = 0; i < count; ++i) {
-        const bool proper = is_proper(boxes[i]);
-        keep[i] = !proper || !shelves.suppresses(boxes[i]);
-        if (proper && keep[i]) shelves.add(i, boxes[i]);
+        keep[i] = !shelves.has(i) || !shelves.suppresses(boxes[i]);
+        if (shelves.has(i) && keep[i]) shelves.add(i, boxes[i]);
     }
 }
 

@@ -19,7 +19,7 @@ template <int kResults, int kResult = 0, typename... Arguments>
 Tensor call(const char* name, const char* overload, const Arguments&... arguments) {
     std::array<StableIValue, std::max<size_t>(sizeof...(arguments), kResults)> stack{
         torch::stable::detail::from(arguments)...};
-    STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(name, overload, stack.data(), TORCH_ABI_VERSION));
+    TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(name, overload, stack.data(), TORCH_ABI_VERSION));
     std::array<Tensor, kResults> results;  // every one of them is owned here and must be let go
     for (int i = 0; i < kResults; ++i) results[i] = torch::stable::detail::to<Tensor>(stack[i]);
     return results[kResult];
@@ -51,7 +51,7 @@ inline Tensor cumsum(const Tensor& vector) {
 // The only entry of a tensor; waits for the device.
 inline int64_t item(const Tensor& tensor) {
     int64_t value = 0;
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_item_int64(tensor.get(), &value));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_item_int64(tensor.get(), &value));
     return value;
 }
 

@@ -58,12 +58,12 @@ inline void check_nms(const Tensor& boxes, const Tensor& scores, const std::opti
 
 // How many anchors and targets each image has: as many of each as there are.
 inline void check_counts(const std::vector<int64_t>& counts, const char* name, const Tensor& boxes, const char* other) {
-    int64_t total = 0;
+    int64_t left = boxes.size(0);
     for (const int64_t count : counts) {
-        STD_TORCH_CHECK(count >= 0, name, ": ", count, " is below 0");
-        total += count;
+        STD_TORCH_CHECK(count >= 0 && count <= left, name, ": ", count, " of the ", left, " ", other, " that are left");
+        left -= count;
     }
-    STD_TORCH_CHECK(total == boxes.size(0), name, " add up to ", total, ", but ", other, " has ", boxes.size(0));
+    STD_TORCH_CHECK(left == 0, name, ": ", left, " of the ", boxes.size(0), " ", other, " belong to no image");
 }
 
 inline void check_match_boxes(const Tensor& anchors, const Tensor& targets, const std::vector<int64_t>& anchor_counts,
@@ -78,6 +78,13 @@ inline void check_match_boxes(const Tensor& anchors, const Tensor& targets, cons
     check_counts(target_counts, "target_counts", targets, "targets");
 }
 
+constexpr int64_t kMost = 1 << 20;  // pixels or bins of one axis; keeps products of two sizes far from overflow
+
+inline void check_sides(int64_t height, int64_t width, const char* name) {
+    STD_TORCH_CHECK(height > 0 && width > 0 && height < kMost && width < kMost, name, ": ", height, " x ", width,
+                    "; expected 1 to ", kMost - 1, " a side");
+}
+
 inline void check_crop_labels(const Tensor& planes, const Tensor& rois, const Tensor& plane, const Tensor& ids,
                               int64_t size) {
     STD_TORCH_CHECK(planes.dim() == 3 && planes.is_contiguous() && planes.scalar_type() == ScalarType::Int,
@@ -89,14 +96,8 @@ inline void check_crop_labels(const Tensor& planes, const Tensor& rois, const Te
     check_same_device(rois, "rois", planes, "planes");
     check_same_device(plane, "plane", planes, "planes");
     check_same_device(ids, "ids", planes, "planes");
-    STD_TORCH_CHECK(size > 0, "size must be above 0");
-}
-
-constexpr int64_t kMost = 1 << 20;  // pixels or bins of one axis; keeps products of two sizes far from overflow
-
-inline void check_map_size(int64_t height, int64_t width) {
-    STD_TORCH_CHECK(height > 0 && width > 0 && height < kMost && width < kMost, "features: a map of ", height, " x ",
-                    width, " pixels; expected 1 x 1 or more");
+    check_sides(size, size, "size");
+    if (rois.size(0) > 0) check_sides(planes.size(1), planes.size(2), "planes");
 }
 
 // Coordinates are float32, also over maps of 16 bits, and float64 over maps of float64.
@@ -112,6 +113,10 @@ inline void check_rois(const Tensor& rois, const Tensor& level, const Tensor& ma
     check_same_device(level, "level", maps, name);
 }
 
+inline void check_sampling_ratio(int64_t sampling_ratio) {
+    STD_TORCH_CHECK(sampling_ratio < kMost, "sampling_ratio: ", sampling_ratio, "; expected less than ", kMost);
+}
+
 inline void check_roi_align(const std::vector<Tensor>& features, const Tensor& rois, const Tensor& level, size_t scales,
                             int64_t size_h, int64_t size_w, int64_t sampling_ratio) {
     STD_TORCH_CHECK(!features.empty() && features.size() == scales, "scales: one for each feature map");
@@ -121,20 +126,23 @@ inline void check_roi_align(const std::vector<Tensor>& features, const Tensor& r
         check_same_device(map, "features", features[0], "one another");
         STD_TORCH_CHECK(map.size(0) == features[0].size(0) && map.size(3) == features[0].size(3),
                         "features must have the same batch and channels");
-        check_map_size(map.size(1), map.size(2));
+        check_sides(map.size(1), map.size(2), "features");
     }
-    STD_TORCH_CHECK(size_h > 0 && size_w > 0 && size_h < kMost && size_w < kMost, "output_size must be above 0");
-    STD_TORCH_CHECK(sampling_ratio < kMost, "sampling_ratio is ", sampling_ratio);
+    check_sides(size_h, size_w, "output_size");
+    check_sampling_ratio(sampling_ratio);
     check_rois(rois, level, features[0], "features");
 }
 
 inline void check_roi_align_backward(const Tensor& grad, const Tensor& rois, const Tensor& level, size_t scales,
-                                     const std::vector<int64_t>& heights, const std::vector<int64_t>& widths) {
+                                     const std::vector<int64_t>& heights, const std::vector<int64_t>& widths,
+                                     int64_t sampling_ratio) {
     STD_TORCH_CHECK(grad.dim() == 4 && grad.is_contiguous() && rois.dim() == 2 && grad.size(0) == rois.size(0),
                     "grad must be contiguous [K, size_h, size_w, C]");
     STD_TORCH_CHECK(scales > 0 && heights.size() == scales && widths.size() == scales,
                     "heights, widths, scales differ");
-    for (size_t l = 0; l < scales; ++l) check_map_size(heights[l], widths[l]);
+    for (size_t l = 0; l < scales; ++l) check_sides(heights[l], widths[l], "features");
+    check_sides(grad.size(1), grad.size(2), "grad's bins");
+    check_sampling_ratio(sampling_ratio);
     check_rois(rois, level, grad, "grad");
 }
 

@@ -1,5 +1,6 @@
 // Where the pixels of a mask are that is enlarged into its box, and what they are: shared by the CPU and the CUDA
-// kernels, operation by operation that of F.interpolate(mode="bilinear", align_corners=False) on the padded mask.
+// kernels. It is F.interpolate(mode="bilinear", align_corners=False) on the padded mask, with the same rounding of
+// positions (one fused multiply-add); values may differ in the last bit, which only a pixel on the threshold shows.
 #pragma once
 
 #include <cstdint>
@@ -12,13 +13,17 @@ constexpr int64_t kMaskPadding = 1;  // zeros around a mask, so that its outline
 
 // The whole pixels of a box that has grown about its centre as its mask has by the padding.
 struct PixelBox {
-    int64_t x1, y1, width, height;
+    int64_t x1, y1, x2, y2;  // from the first pixel to behind the last; none, where the box is upside down
+
+    // The size that the mask is enlarged to.
+    MASKRCNN_HD int64_t width() const { return x2 - x1 > 1 ? x2 - x1 : 1; }
+    MASKRCNN_HD int64_t height() const { return y2 - y1 > 1 ? y2 - y1 : 1; }
 
     // The box's numbers must be finite.
     MASKRCNN_HD PixelBox(const float* box, int64_t mask_size) {
         const float scale = static_cast<float>(static_cast<double>(mask_size + 2 * kMaskPadding) / mask_size);
-        grow(box[0], box[2], scale, &x1, &width);
-        grow(box[1], box[3], scale, &y1, &height);
+        grow(box[0], box[2], scale, &x1, &x2);
+        grow(box[1], box[3], scale, &y1, &y2);
     }
 
     static MASKRCNN_HD bool is_finite(const float* box) {
@@ -31,11 +36,10 @@ struct PixelBox {
   private:
     static constexpr float kLargest = std::numeric_limits<float>::max();
 
-    static MASKRCNN_HD void grow(float low, float high, float scale, int64_t* first, int64_t* size) {
+    static MASKRCNN_HD void grow(float low, float high, float scale, int64_t* first, int64_t* end) {
         const float half = (high - low) * 0.5f * scale, center = (high + low) * 0.5f;
         *first = whole(center - half);
-        const int64_t length = whole(center + half) - *first + 1;
-        *size = length > 1 ? length : 1;
+        *end = whole(center + half) + 1;
     }
 
     static MASKRCNN_HD int64_t whole(float value) {
@@ -63,7 +67,7 @@ struct MaskAxis {
 
     // Of pixel i, counted from the box's first.
     MASKRCNN_HD MaskTap tap(int64_t i) const {
-        const float at = scale * (static_cast<float>(i) + 0.5f) - 0.5f;
+        const float at = std::fma(scale, static_cast<float>(i) + 0.5f, -0.5f);
         const float position = at < 0.0f ? 0.0f : at;
         MaskTap tap;
         tap.low = static_cast<int>(position) < last ? static_cast<int>(position) : last;

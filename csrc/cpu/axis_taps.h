@@ -12,22 +12,7 @@ namespace maskrcnn {
 template <typename T>
 class AxisTaps {
   public:
-    void compute(const RoIAxis<T>& axis, int bins, int size) {
-        pixel.clear();
-        slot.clear();
-        weight.clear();
-        start.assign(1, 0);
-        for (int bin = 0; bin < bins; ++bin) {
-            int first, last;
-            axis.points_on_map(bin, size, &first, &last);
-            for (int point = first; point < last; ++point) {
-                const BilinearTap<T> tap(axis.position(bin, point), size);
-                add(tap.low, tap.weight_low / T(axis.grid));
-                add(tap.high, tap.weight_high / T(axis.grid));
-            }
-            start.push_back(static_cast<int>(slot.size()));
-        }
-    }
+    void compute(const RoIAxis<T>& axis, int bins, int size);
 
     int bins() const { return static_cast<int>(start.size()) - 1; }
     int pixels() const { return static_cast<int>(pixel.size()); }
@@ -49,28 +34,7 @@ class AxisTaps {
     std::vector<T> weight;
 
   private:
-    // Positions rise, so a pixel seen before is one of the last two, in this bin as in all. (Where a box is upside down
-    // they fall, and a pixel may come twice: its weights add up all the same.)
-    void add(int at, T value) {
-        if (value == T(0)) return;
-        const int place = find(pixel, 0, at);
-        if (place == pixels()) pixel.push_back(at);
-        const int entry = find(slot, start.back(), place);
-        if (entry == static_cast<int>(slot.size())) {
-            slot.push_back(place);
-            weight.push_back(T(0));
-        }
-        weight[entry] += value;
-    }
-
-    // Where `value` is among the last two entries from `first` on; the end if it is not there.
-    static int find(const std::vector<int>& entries, int first, int value) {
-        const int end = static_cast<int>(entries.size());
-        for (int i = end - 1; i >= std::max(first, end - 2); --i) {
-            if (entries[i] == value) return i;
-        }
-        return end;
-    }
+    void add(int at, T value);
 };
 
 }  // namespace maskrcnn

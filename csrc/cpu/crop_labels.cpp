@@ -12,7 +12,7 @@
 namespace maskrcnn {
 namespace {
 
-void crop(const int32_t* plane, int width, int32_t id, const AxisTaps<float>& rows, const AxisTaps<float>& columns,
+void crop(const int32_t* plane, int width, int64_t id, const AxisTaps<float>& rows, const AxisTaps<float>& columns,
           int size, bool binary, float* out) {
     for (int y = 0; y < size; ++y) {
         for (int x = 0; x < size; ++x) {
@@ -55,8 +55,8 @@ Tensor crop_labels(const Tensor& planes, const Tensor& rois, const Tensor& plane
             const float* r = roi + 4 * k;
             rows.compute(RoIAxis<float>(r[1], r[3], 1.0f, bins, -1, false), bins, height);
             columns.compute(RoIAxis<float>(r[0], r[2], 1.0f, bins, -1, false), bins, width);
-            crop(pixels + plane_of[k] * height * width, width, static_cast<int32_t>(id_of[k]), rows, columns, bins,
-                 binary, result + k * size * size);
+            crop(pixels + plane_of[k] * height * width, width, id_of[k], rows, columns, bins, binary,
+                 result + k * size * size);
         }
     });
     return out;

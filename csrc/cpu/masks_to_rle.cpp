@@ -1,8 +1,8 @@
 // From the network's small masks to COCO run lengths, without a mask of the picture's size.
 //
 // A mask is enlarged inside its own box, a column of pixels at a time as COCO counts them; where the value crosses the
-// threshold a run ends. The arithmetic is that of F.interpolate(mode="bilinear", align_corners=False), operation by
-// operation, so that the pixels are those of torchvision's paste_masks_in_image.
+// threshold a run ends. The arithmetic is that of F.interpolate(mode="bilinear", align_corners=False), so that
+// the pixels are those of torchvision's paste_masks_in_image.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -53,10 +53,10 @@ class Encoder {
     std::vector<int64_t> encode(const float* mask, const float* box) {
         RunLengths runs(height_ * width_);
         const PixelBox b(box, mask_size_);
-        const int64_t left = std::max<int64_t>(b.x1, 0), right = std::min(b.x1 + b.width, width_);
-        const int64_t top = std::max<int64_t>(b.y1, 0), bottom = std::min(b.y1 + b.height, height_);
+        const int64_t left = std::max<int64_t>(b.x1, 0), right = std::min(b.x2, width_);
+        const int64_t top = std::max<int64_t>(b.y1, 0), bottom = std::min(b.y2, height_);
         if (left >= right || top >= bottom) return runs.finish();
-        const MaskAxis columns(mask_size_, b.width), rows(mask_size_, b.height);
+        const MaskAxis columns(mask_size_, b.width()), rows(mask_size_, b.height());
         rows_.clear();
         for (int64_t y = top; y < bottom; ++y) rows_.push_back(rows.tap(y - b.y1));
         line_.resize(rows.last + 1);

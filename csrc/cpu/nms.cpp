@@ -37,7 +37,7 @@ struct Block {
 
     void set(int lane, const Box<T>& b) {
         if (lane == 0) {
-            std::fill_n(x1, 4 * kLanes, T(0));
+            for (T* column : {x1, y1, x2, y2}) std::fill_n(column, kLanes, T(0));
             std::fill_n(area, kLanes, std::numeric_limits<T>::quiet_NaN());
         }
         x1[lane] = b.x1, y1[lane] = b.y1, x2[lane] = b.x2, y2[lane] = b.y2;
@@ -232,7 +232,11 @@ constexpr int64_t kFew = 48;  // boxes that are compared faster than filed
 
 template <typename T>
 MASKRCNN_MULTIVERSION void suppress_group(const Box<T>* boxes, int64_t count, T threshold, bool* keep) {
-    if (count <= kFew || !(threshold >= 0)) {  // below 0, boxes suppress one another that do not touch
+    // Below 0, boxes suppress one another that do not touch; and of areas too small to be normal numbers the IoU is so
+    // far off that sides say nothing about it.
+    const bool tiny = std::any_of(
+        boxes, boxes + count, [](const Box<T>& b) { return is_proper(b) && b.area() < std::numeric_limits<T>::min(); });
+    if (count <= kFew || tiny || !(threshold >= 0)) {
         constexpr int kLanes = Simd<T>::kLanes;
         std::vector<Block<T>> kept((count + kLanes - 1) / kLanes);
         for (int64_t i = 0, n = 0; i < count; ++i) {
@@ -283,7 +287,7 @@ Tensor suppress(const Tensor& boxes, const Tensor& scores, const std::optional<T
     std::vector<Box<T>> sorted(count);
     for (int64_t i = 0; i < count; ++i) sorted[i] = box[order[i]];
     const auto keep = std::make_unique<bool[]>(count);
-    const T limit = round_down<T>(threshold);
+    const T limit = round_down<T>(threshold) + T(0);  // -0 is 0
     torch::stable::parallel_for(0, static_cast<int64_t>(starts.size()) - 1, 1, [&](int64_t begin, int64_t end) {
         for (int64_t g = begin; g < end; ++g) {
             suppress_group(&sorted[starts[g]], starts[g + 1] - starts[g], limit, &keep[starts[g]]);

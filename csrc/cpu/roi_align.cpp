@@ -64,12 +64,12 @@ void check_roi_values(const Tensor& rois, const Tensor& level, int64_t levels, i
     const auto* l = static_cast<const int64_t*>(level.const_data_ptr());
     const auto* roi = static_cast<const Sum*>(rois.const_data_ptr());
     for (int64_t k = 0; k < rois.size(0); ++k, roi += 5) {
-        STD_TORCH_CHECK(l[k] >= 0 && l[k] < levels, "level: ", l[k], " of roi ", k, " is not a level");
         for (int i = 0; i < 5; ++i) {
-            STD_TORCH_CHECK(std::isfinite(roi[i]), "boxes: roi ", k, " has a coordinate that is not finite");
+            STD_TORCH_CHECK(std::isfinite(roi[i]), "rois: roi ", k, " has a coordinate that is not finite");
         }
-        STD_TORCH_CHECK(roi[0] >= 0 && roi[0] < static_cast<Sum>(batch), "boxes: roi ", k, " is of image ", roi[0],
+        STD_TORCH_CHECK(roi[0] >= 0 && roi[0] < static_cast<Sum>(batch), "rois: roi ", k, " is of image ", roi[0],
                         ", the batch has ", batch);
+        STD_TORCH_CHECK(l[k] >= 0 && l[k] < levels, "level: ", l[k], " of roi ", k, " is not a level");
     }
 }
 
@@ -249,7 +249,7 @@ std::vector<Tensor> roi_align_backward(const Tensor& grad, const Tensor& rois, c
                                        std::vector<double> scales, int64_t batch, std::vector<int64_t> heights,
                                        std::vector<int64_t> widths, int64_t sampling_ratio, bool aligned,
                                        bool /*deterministic: it always is*/) {
-    check_roi_align_backward(grad, rois, level, scales.size(), heights, widths);
+    check_roi_align_backward(grad, rois, level, scales.size(), heights, widths, sampling_ratio);
     std::vector<Tensor> out;
     for (size_t l = 0; l < scales.size(); ++l) {
         out.push_back(torch::stable::empty({batch, heights[l], widths[l], grad.size(3)}, grad.scalar_type()));

@@ -15,7 +15,7 @@ __global__ void crop(const int32_t* planes, int64_t plane_count, int height, int
         float sum = 0;
         if (plane_of[k] >= 0 && plane_of[k] < plane_count) {
             const int32_t* plane = planes + plane_of[k] * height * width;
-            const auto id = static_cast<int32_t>(id_of[k]);
+            const int64_t id = id_of[k];
             const RoIAxis<float> rows(roi[1], roi[3], 1.0f, size, -1, false);
             const RoIAxis<float> columns(roi[0], roi[2], 1.0f, size, -1, false);
             int first_row, last_row, first_column, last_column;

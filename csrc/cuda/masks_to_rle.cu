@@ -36,12 +36,12 @@ struct PastedMask {
           mask_size(size),
           picture(picture),
           box(boxes + 4 * k, size),
-          rows(size, box.height),
-          columns(size, box.width),
+          rows(size, box.height()),
+          columns(size, box.width()),
           left(max(box.x1, int64_t(0))),
-          right(min(box.x1 + box.width, picture.width)),
+          right(min(box.x2, picture.width)),
           top(max(box.y1, int64_t(0))),
-          bottom(min(box.y1 + box.height, picture.height)),
+          bottom(min(box.y2, picture.height)),
           whole_columns(top == 0 && bottom == picture.height) {
         if (!PixelBox::is_finite(boxes + 4 * k) || top >= bottom) right = left;
     }

@@ -147,6 +147,7 @@ __global__ void backward_by_row(Pyramid<T, T> pyramid, int level, const T* rois,
                 roi.columns.points_on_map(x, width, &first, &last);
                 for (int c = first; c < last; ++c) {
                     const BilinearTap<T> column(roi.columns.position(x, c), width);
+                    if (column.weight_low + column.weight_high == T(0)) continue;  // off the map, whatever the gradient
                     const T low = row_weight * column.weight_low / roi.points();
                     const T high = row_weight * column.weight_high / roi.points();
                     for (int64_t channel = threadIdx.x; channel < channels; channel += blockDim.x) {
@@ -259,7 +260,7 @@ std::vector<Tensor> roi_align_backward(const Tensor& grad, const Tensor& rois, c
                                        std::vector<double> scales, int64_t batch, std::vector<int64_t> heights,
                                        std::vector<int64_t> widths, int64_t sampling_ratio, bool aligned,
                                        bool deterministic) {
-    check_roi_align_backward(grad, rois, level, scales.size(), heights, widths);
+    check_roi_align_backward(grad, rois, level, scales.size(), heights, widths, sampling_ratio);
     STD_TORCH_CHECK(scales.size() <= kMostLevels, "features: more than ", kMostLevels, " levels");
     std::vector<Tensor> maps;
     for (size_t l = 0; l < scales.size(); ++l) {

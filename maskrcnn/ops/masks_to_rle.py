@@ -20,20 +20,21 @@ PADDING = 1
 def masks_to_rle(masks: Tensor, boxes: Tensor, size: tuple[int, int], threshold: float = 0.5) -> list[dict[str, Any]]:
     """The pixels where each mask, enlarged into its box, is above ``threshold``, as COCO RLE.
 
-    Byte for byte what torchvision's ``paste_masks_in_image`` > threshold and ``pycocotools.mask.encode`` give, but each
-    mask is enlarged inside its own box only (the part of it that lies in the picture), never to the picture's size.
+    What torchvision's ``paste_masks_in_image`` > threshold and ``pycocotools.mask.encode`` give, byte for byte but for
+    pixels whose value is the threshold to the last bit. Each mask is enlarged inside its own box only (the part of it
+    that lies in the picture), never to the picture's size.
 
     Args:
         masks: float [K, M, M], probabilities.
         boxes: float [K, 4], xyxy in pixels; they may reach beyond the picture.
         size: (H, W) of the picture.
-        threshold: a pixel belongs to the cell above it.
+        threshold: a pixel belongs to the cell above it; 0 or more.
 
     Returns:
         For each mask ``{"size": [H, W], "counts": bytes}``.
 
     Raises:
-        ValueError: for a wrong shape or dtype.
+        ValueError: for a wrong shape, dtype or device, or a threshold below 0.
         RuntimeError: for a box that is not finite.
     """
     check_boxes("boxes", boxes)
@@ -42,6 +43,8 @@ def masks_to_rle(masks: Tensor, boxes: Tensor, size: tuple[int, int], threshold:
     if not masks.is_floating_point():
         raise ValueError(f"masks has dtype {masks.dtype}; expected a floating point type")
     check_device("masks", masks, "boxes", boxes)
+    if not threshold >= 0:
+        raise ValueError(f"threshold is {threshold}; expected 0 or more")
     if not len(masks):
         return []
     masks, boxes = (tensor.detach().float().contiguous() for tensor in (masks, boxes))
@@ -71,7 +74,7 @@ def masks_to_rle_reference(
         enlarged = F.interpolate(padded, size=box_size, mode="bilinear", align_corners=False)[0, 0]
         full = np.zeros(size, dtype=np.uint8, order="F")
         left, top = max(x1, 0), max(y1, 0)
-        right, bottom = min(x1 + box_size[1], size[1]), min(y1 + box_size[0], size[0])
+        right, bottom = min(x2 + 1, size[1]), min(y2 + 1, size[0])
         if right > left and bottom > top:
             full[top:bottom, left:right] = enlarged[top - y1 : bottom - y1, left - x1 : right - x1] > threshold
         results.append(coco_mask.encode(full))

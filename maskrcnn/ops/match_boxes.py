@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from maskrcnn.ops import library  # noqa: F401 (registers the kernels)
-from maskrcnn.ops.checks import at_least_float32, check_boxes, check_device
+from maskrcnn.ops.checks import check_boxes, check_device
 
 BELOW_LOW = -1
 BETWEEN = -2
@@ -39,7 +39,8 @@ def match_boxes(
 
     Returns:
         int64 [A]: index into ``targets``, -1 for background, -2 for neither. Equal overlaps: the first target. Anchors
-        of an image without targets are -1.
+        of an image without targets are -1. An IoU without a value (0/0, two boxes without area) counts as 0, where
+        torchvision's NaN would match.
 
     Raises:
         ValueError: for a wrong shape, dtype or device, or ``low`` above ``high``.
@@ -47,10 +48,11 @@ def match_boxes(
             that is not finite.
     """
     _check(anchors, targets, high, low)
+    dtype = torch.promote_types(torch.promote_types(anchors.dtype, targets.dtype), torch.float32)
     # integer arguments would select another overload of the schema's float
     return torch.ops.maskrcnn.match_boxes(
-        at_least_float32(anchors.detach()).contiguous(),
-        at_least_float32(targets.detach()).to(at_least_float32(anchors).dtype).contiguous(),
+        anchors.detach().to(dtype).contiguous(),
+        targets.detach().to(dtype).contiguous(),
         [anchors.shape[0]] if anchor_counts is None else list(anchor_counts),
         [targets.shape[0]] if target_counts is None else list(target_counts),
         float(high),
@@ -68,6 +70,7 @@ def match_boxes_reference(anchors: Tensor, targets: Tensor, high: float, low: fl
     intersection = side.clamp(min=0).prod(2)
     area_targets, area_anchors = ((b[:, 2:] - b[:, :2]).prod(1) for b in (targets, anchors))
     iou = intersection / (area_targets[:, None] + area_anchors - intersection)
+    iou = iou.nan_to_num(nan=0.0)
     value, nearest = iou.max(dim=0)
     matches = torch.where(value < low, BELOW_LOW, torch.where(value < high, BETWEEN, nearest))
     if allow_low_quality:

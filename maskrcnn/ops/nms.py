@@ -51,6 +51,8 @@ def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: floa
         RuntimeError: for a NaN coordinate (on the CPU; on a GPU such a box is kept and suppresses nothing).
     """
     _check(boxes, scores, idxs)
+    if idxs.is_floating_point() or idxs.is_complex():
+        raise ValueError(f"idxs has dtype {idxs.dtype}; expected an integer type")
     return _kernel(boxes, scores, idxs.to(torch.int64).contiguous(), iou_threshold)
 
 
@@ -82,6 +84,8 @@ def _check(boxes: Tensor, scores: Tensor, idxs: Tensor) -> None:
     check_boxes("boxes", boxes)
     check_vector("scores", scores, boxes.shape[0])
     check_vector("idxs", idxs, boxes.shape[0])
+    if not scores.is_floating_point():
+        raise ValueError(f"scores has dtype {scores.dtype}; expected a floating point type")
     check_device("scores", scores, "boxes", boxes)
     check_device("idxs", idxs, "boxes", boxes)
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from maskrcnn.ops import library  # noqa: F401 (registers the kernels)
-from maskrcnn.ops.checks import check_boxes, check_device
+from maskrcnn.ops.checks import at_least_float32, check_boxes, check_device
 
 
 def roi_align(
@@ -47,6 +47,8 @@ def roi_align(
     rois = _as_rois(boxes, input)
     level = torch.zeros(rois.shape[0], dtype=torch.int64, device=input.device)
     size = (output_size, output_size) if isinstance(output_size, int) else tuple(output_size)
+    if len(size) != 2:
+        raise ValueError(f"output_size is {output_size}; expected one number or two")
     return _pyramid_align([input], rois, level, [spatial_scale], size, sampling_ratio, aligned)
 
 
@@ -94,6 +96,7 @@ def roi_levels(
     k = floor(canonical_level + log2(sqrt(w h) / canonical_size)), counted from ``min_level`` and kept in range. 1e-6 is
     added before rounding down, as torchvision does, so that a RoI of exactly the canonical size is safe.
     """
+    rois = at_least_float32(rois)
     side = ((rois[:, 3] - rois[:, 1]) * (rois[:, 4] - rois[:, 2])).clamp(min=0).sqrt()
     level = torch.floor(canonical_level + torch.log2(side / canonical_size) + 1e-6)
     return (level.clamp(min_level, min_level + levels - 1) - min_level).to(torch.int64)
@@ -143,7 +146,9 @@ def _as_rois(boxes: Tensor | Sequence[Tensor], input: Tensor) -> Tensor:
     else:
         for image_boxes in boxes:
             check_boxes("boxes", image_boxes)
-        parts = [F.pad(image_boxes, (1, 0), value=float(image)) for image, image_boxes in enumerate(boxes)]
+        parts = [
+            F.pad(at_least_float32(image_boxes), (1, 0), value=float(image)) for image, image_boxes in enumerate(boxes)
+        ]
         rois = torch.cat(parts) if parts else input.new_zeros(0, 5)
     check_device("boxes", rois, "input", input)
     return rois

@@ -83,6 +83,11 @@ def test_by_hand() -> None:
     assert not ops.crop_labels(plane, torch.tensor([[2.0, 1, 6, 5]]), zero, seven + 1, 4).any()
 
 
+def test_an_id_beyond_32_bits_belongs_to_nobody() -> None:
+    planes, zero = torch.full((1, 8, 8), 5, dtype=torch.int32), torch.zeros(1, dtype=torch.int64)
+    assert not ops.crop_labels(planes, torch.tensor([[0.0, 0, 8, 8]]), zero, zero + 2**32 + 5, 4).any()
+
+
 def test_views() -> None:
     planes, rois, plane, ids = random_arguments(20, 40, 30)
     wide = torch.stack([planes, planes], dim=3)[..., 0]
@@ -107,7 +112,8 @@ def test_of_nothing() -> None:
         ({"rois": torch.full((2, 4), torch.nan)}, "roi 0 has a coordinate that is not finite"),
         ({"plane": torch.tensor([0, 1])}, "1 of roi 1 is not one of the 1 planes"),
         ({"ids": torch.zeros(2)}, "ids has dtype"),
-        ({"size": 0}, "size must be above 0"),
+        ({"planes": torch.zeros(1, 0, 5, dtype=torch.int32)}, "planes: 0 x 5"),
+        ({"size": 0}, "size: 0 x 0"),
     ],
 )
 def test_bad_arguments_are_named(change: dict, message: str) -> None:

@@ -64,6 +64,20 @@ def test_equals_its_definition(seed: int, rows: list, threshold: float) -> None:
         assert (decode(a) != decode(b)).sum() <= 1
 
 
+@pytest.mark.parametrize("threshold", [0.0, 0.25, 0.5])
+@pytest.mark.parametrize("kind", ["binary", "random"])
+def test_values_on_the_threshold_equal_torchvision(kind: str, threshold: float) -> None:
+    """Masks of 0 and 1, and a threshold of 0: whole outlines have exactly the threshold's value."""
+    roi_heads = pytest.importorskip("torchvision.models.detection.roi_heads")
+    masks, boxes = torch.rand(300, 14, 14, generator=torch.Generator().manual_seed(0)), boxes_over(90, 70, 300, seed=1)
+    masks = masks.round() if kind == "binary" else masks
+    pasted = roi_heads.paste_masks_in_image(masks[:, None], boxes, (90, 70))[:, 0] > threshold
+    ours = ops.masks_to_rle(masks, boxes, (90, 70), threshold)
+    different = [int((decode(rle) != mask.numpy()).sum()) for rle, mask in zip(ours, pasted, strict=True)]
+    assert sum(count > 0 for count in different) <= 3
+    assert max(different) <= 2
+
+
 @pytest.mark.parametrize("value", [0.0, 1.0])
 def test_empty_and_full_masks(value: float) -> None:
     boxes = torch.tensor([[-30.0, -30, 90, 90], [5, 5, 9, 9], [200, 200, 300, 300]])
@@ -77,6 +91,17 @@ def test_empty_and_full_masks(value: float) -> None:
 def test_a_box_far_larger_than_the_picture_costs_the_picture() -> None:
     boxes = torch.tensor([[-1e7, -1e7, 1e7, 1e7]])
     assert decode(ops.masks_to_rle(torch.ones(1, 28, 28), boxes, (50, 60))[0]).all()
+
+
+def test_a_box_upside_down_has_no_pixels() -> None:
+    boxes = torch.tensor([[5.0, 1, 2, 4], [1, 5, 4, 2]])
+    for encode in (ops.masks_to_rle, ops.masks_to_rle_reference):
+        assert not any(decode(rle).any() for rle in encode(torch.ones(2, 3, 3), boxes, (8, 8)))
+
+
+def test_a_threshold_below_zero_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"threshold is -0\.1"):
+        ops.masks_to_rle(torch.ones(1, 3, 3), torch.ones(1, 4), (8, 8), -0.1)
 
 
 def test_of_nothing() -> None:

@@ -73,6 +73,19 @@ def test_images_are_matched_apart(allow_low_quality: bool) -> None:
     assert torch.equal(matches, torch.cat(expected))
 
 
+def test_boxes_without_area_match_nothing() -> None:
+    point = torch.tensor([[1.0, 1, 1, 1]])
+    assert ops.match_boxes(point, point, 0.7, 0.3, False).tolist() == [-1]
+    assert ops.match_boxes_reference(point, point, 0.7, 0.3, False).tolist() == [-1]
+
+
+def test_the_more_precise_dtype_counts() -> None:
+    """In float32 both targets are the anchor."""
+    anchors = torch.tensor([[0.0, 0, 10, 10]])
+    targets = torch.tensor([[0.0, 0, 10, 10 + 1e-9], [0, 0, 10, 10]], dtype=torch.float64)
+    assert ops.match_boxes(anchors, targets, 0.7, 0.3, False).tolist() == [1]
+
+
 def test_16_bits_and_views() -> None:
     anchors, targets = random_boxes(200, 50, 30, 0), random_boxes(20, 50, 30, 1)
     half = ops.match_boxes(anchors.bfloat16(), targets.half(), 0.5, 0.3, True)
@@ -89,8 +102,9 @@ def test_16_bits_and_views() -> None:
         ({"low": 0.8}, "low is 0.8, high 0.7"),
         ({"anchors": torch.full((3, 4), torch.nan)}, "anchors: a coordinate of box 0 is not finite"),
         ({"targets": torch.tensor([[0.0, 0, 1, 1], [0, 0, torch.inf, 1]])}, "targets: a coordinate of box 1"),
-        ({"anchor_counts": [2]}, "anchor_counts add up to 2, but anchors has 3"),
-        ({"anchor_counts": [1, 2], "target_counts": [3, -1]}, "target_counts: -1 is below 0"),
+        ({"anchor_counts": [2]}, "anchor_counts: 1 of the 3 anchors belong to no image"),
+        ({"anchor_counts": [1, 2], "target_counts": [3, -1]}, "target_counts: 3 of the 2 targets that are left"),
+        ({"anchor_counts": [4, -1], "target_counts": [2, 0]}, "anchor_counts: 4 of the 3 anchors"),
         ({"anchor_counts": [1, 2]}, "anchor_counts has 2 images, target_counts 1"),
     ],
 )

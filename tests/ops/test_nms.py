@@ -124,6 +124,25 @@ def test_many_boxes_equal_torchvision(side: float) -> None:
         assert torch.equal(ops.nms(boxes, scores, threshold), torchvision.ops.nms(boxes, scores, threshold))
 
 
+def test_minus_zero_is_a_threshold_of_zero() -> None:
+    boxes, scores = random_boxes(200, 30, 10, seed=0), random_scores(200, seed=0)
+    assert torch.equal(ops.nms(boxes, scores, -0.0), ops.nms_reference(boxes, scores, 0.0))
+
+
+def test_areas_too_small_to_be_normal_numbers_equal_torchvision() -> None:
+    torchvision = pytest.importorskip("torchvision")
+    for seed in range(20):
+        boxes = random_boxes(200, 3e-22, 1e-22, seed)
+        scores = random_scores(200, seed)
+        for threshold in (0.1, 0.5, 0.7):
+            assert torch.equal(ops.nms(boxes, scores, threshold), torchvision.ops.nms(boxes, scores, threshold))
+
+
+def test_groups_are_integers() -> None:
+    with pytest.raises(ValueError, match=r"idxs has dtype torch\.float32"):
+        ops.batched_nms(torch.zeros(2, 4), torch.zeros(2), torch.tensor([0.2, 0.7]), 0.5)
+
+
 def test_scores_may_be_more_precise_than_boxes_and_a_view() -> None:
     boxes = random_boxes(100, 30, 20, seed=0)
     scores = torch.stack([1 - torch.arange(100.0, dtype=torch.float64) * 1e-12] * 2, dim=1)[:, 0]  # float32 ties
@@ -158,7 +177,7 @@ def test_batched_keeps_its_precision_at_large_coordinates() -> None:
         ({"boxes": torch.zeros(3, 5)}, "boxes has shape"),
         ({"boxes": torch.zeros(3, 4, dtype=torch.int64)}, "boxes has dtype"),
         ({"scores": torch.zeros(2)}, "scores has shape"),
-        ({"scores": torch.zeros(3, dtype=torch.int64)}, "scores must be float32 or float64"),
+        ({"scores": torch.zeros(3, dtype=torch.int64)}, "scores has dtype torch.int64"),
         ({"boxes": torch.full((3, 4), torch.nan)}, "boxes: a coordinate of box 0 is NaN"),
     ],
 )

@@ -210,6 +210,21 @@ def test_levels_follow_equation_1() -> None:
     assert ops.roi_levels(rois, 4).tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
 
 
+def test_16_bit_rois_are_measured_in_float32() -> None:
+    roi = torch.tensor([[0.0, 0, 0, 300, 300]])
+    for dtype in (torch.float16, torch.bfloat16):
+        assert ops.roi_levels(roi.to(dtype), 4).tolist() == ops.roi_levels(roi, 4).tolist() == [2]
+    features = random_map(300, 1, 2, 2)
+    boxes = [torch.empty(0, 4)] * 299 + [torch.tensor([[0.0, 0, 2, 2]])]
+    wanted = ops.roi_align(features, boxes, 1)
+    assert torch.equal(ops.roi_align(features, [b.bfloat16() for b in boxes], 1), wanted)  # image 299, not 300
+
+
+def test_roi_that_is_not_finite_is_named_before_its_level() -> None:
+    with pytest.raises(RuntimeError, match="roi 0 has a coordinate that is not finite"):
+        ops.multilevel_roi_align([random_map(1, 3, 8, 8)], torch.tensor([[0.0, 0, 0, torch.nan, 2]]), 2, [1.0])
+
+
 def test_multilevel_equals_torchvision() -> None:
     poolers = pytest.importorskip("torchvision.ops.poolers")
     scales = [1 / 4, 1 / 8, 1 / 16, 1 / 32]
@@ -241,8 +256,9 @@ def test_multilevel_equals_torchvision() -> None:
         ({"boxes": torch.tensor([[-1.0, 0, 0, 2, 2]])}, "roi 0 is of image -1"),
         ({"boxes": torch.tensor([[0.0, 0, 0, torch.nan, 2]])}, "not finite"),
         ({"boxes": torch.tensor([[0.0, 0, 0, torch.inf, 2]])}, "not finite"),
-        ({"output_size": 0}, "output_size"),
-        ({"input": torch.zeros(1, 3, 0, 4)}, "a map of 0 x 4 pixels"),
+        ({"output_size": 0}, "output_size: 0 x 0; expected 1 to 1048575"),
+        ({"output_size": (3,)}, r"output_size is \(3,\)"),
+        ({"input": torch.zeros(1, 3, 0, 4)}, "features: 0 x 4"),
     ],
 )
 def test_bad_arguments_are_named(change: dict, message: str) -> None:

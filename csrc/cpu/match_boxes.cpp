@@ -26,15 +26,20 @@ bool is_finite(const Box<T>& b) {
     return std::isfinite(b.x1) && std::isfinite(b.y1) && std::isfinite(b.x2) && std::isfinite(b.y2);
 }
 
-// Targets in the order of their cells, row by row of cells.
+// Targets in the order of their cells, row by row of cells; before them the few that are far larger than most.
 template <typename T>
 class Targets {
   public:
     Targets(const Box<T>* boxes, int64_t count) : index(count), box(count), area(count) {
+        std::vector<T> sides(count);
+        for (int64_t i = 0; i < count; ++i) sides[i] = longer_side(boxes[i]);
+        std::nth_element(sides.begin(), sides.begin() + count / 2, sides.end());
+        large_side_ = 8 * sides[count / 2];
         constexpr T kInfinity = std::numeric_limits<T>::infinity();
         T x1 = kInfinity, y1 = kInfinity, x2 = -kInfinity, y2 = -kInfinity, reach = 0;
         for (int64_t i = 0; i < count; ++i) {
             const Box<T>& b = boxes[i];
+            if (longer_side(b) > large_side_) continue;
             widest_ = std::max(widest_, b.x2 - b.x1);
             tallest_ = std::max(tallest_, b.y2 - b.y1);
             x1 = std::min(x1, b.x1), x2 = std::max(x2, b.x1);
@@ -55,18 +60,22 @@ class Targets {
     template <typename Visit>
     void visit_touching(const Box<T>& anchor, const Visit& visit) const {
         const T area_of_anchor = anchor.area();
-        const T slack = (std::abs(anchor.x1) + std::abs(anchor.y1)) * std::numeric_limits<T>::epsilon() * 2;
-        const int c1 = columns_.cell(anchor.x1 - widest_ - slack), c2 = columns_.cell(anchor.x2);
-        const int r1 = rows_.cell(anchor.y1 - tallest_ - slack), r2 = rows_.cell(anchor.y2);
-        for (int r = r1; r <= r2; ++r) {
-            const int64_t row = static_cast<int64_t>(r) * columns_.count;
-            for (int64_t i = start_[row + c1]; i < start_[row + c2 + 1]; ++i) {
+        const auto look_at = [&](int64_t begin, int64_t end) {
+            for (int64_t i = begin; i < end; ++i) {
                 const Box<T>& b = box[i];
                 // without a branch for each side: which one fails cannot be foreseen
                 if ((b.x1 < anchor.x2) & (b.x2 > anchor.x1) & (b.y1 < anchor.y2) & (b.y2 > anchor.y1)) {
                     visit(i, box_iou(b, area[i], anchor, area_of_anchor));
                 }
             }
+        };
+        look_at(0, start_[0]);
+        const T slack = (std::abs(anchor.x1) + std::abs(anchor.y1)) * std::numeric_limits<T>::epsilon() * 2;
+        const int c1 = columns_.cell(anchor.x1 - widest_ - slack), c2 = columns_.cell(anchor.x2);
+        const int r1 = rows_.cell(anchor.y1 - tallest_ - slack), r2 = rows_.cell(anchor.y2);
+        for (int r = r1; r <= r2; ++r) {
+            const int64_t row = static_cast<int64_t>(r) * columns_.count;
+            look_at(start_[row + c1], start_[row + c2 + 1]);
         }
     }
 
@@ -75,16 +84,21 @@ class Targets {
     std::vector<T> area;
 
   private:
+    static T longer_side(const Box<T>& b) { return std::max(b.x2 - b.x1, b.y2 - b.y1); }
+
+    // Entry 0 counts the large ones, entry c + 1 those of cell c.
+    int64_t entry(const Box<T>& b) const {
+        if (longer_side(b) > large_side_) return 0;
+        return static_cast<int64_t>(rows_.cell(b.y1)) * columns_.count + columns_.cell(b.x1) + 1;
+    }
+
     void file(const Box<T>* boxes, int64_t count) {
-        const auto cell = [&](const Box<T>& b) {
-            return static_cast<int64_t>(rows_.cell(b.y1)) * columns_.count + columns_.cell(b.x1);
-        };
         start_.assign(static_cast<int64_t>(rows_.count) * columns_.count + 1, 0);
-        for (int64_t i = 0; i < count; ++i) ++start_[cell(boxes[i]) + 1];
-        for (size_t c = 1; c < start_.size(); ++c) start_[c] += start_[c - 1];
-        std::vector<int64_t> next(start_.begin(), start_.end() - 1);
-        for (int64_t i = 0; i < count; ++i) {
-            const int64_t at = next[cell(boxes[i])]++;
+        for (int64_t i = 0; i < count; ++i) ++start_[entry(boxes[i])];
+        for (size_t c = 1; c < start_.size(); ++c) start_[c] += start_[c - 1];  // the ends of all entries
+        std::vector<int64_t> next = start_;
+        for (int64_t i = count - 1; i >= 0; --i) {
+            const int64_t at = --next[entry(boxes[i])];
             index[at] = i;
             box[at] = boxes[i];
             area[at] = boxes[i].area();
@@ -93,7 +107,8 @@ class Targets {
 
     T widest_ = 0, tallest_ = 0;
     AxisCells<T> columns_, rows_;
-    std::vector<int64_t> start_;  // of each cell's targets, and the end
+    T large_side_ = 0;
+    std::vector<int64_t> start_;  // of each cell's targets, and the end; those before the first cell's are large
 };
 
 // The anchors of one image with its targets, of which the first is number `first` of all.

@@ -1,8 +1,7 @@
 // RoIAlign over the levels of a pyramid, forward and backward, channels last.
 //
-// The sampling points of a bin are a grid, so its value is a sum over few rows times few columns, each with a weight
-// that is computed once for the RoI ("merged taps"). What remains is, for each bin, a weighted sum of some rows of C
-// channels: contiguous, vectorised, and read once.
+// The sampling points of a bin are a grid: its value is a sum over few rows times few columns of pixels, whose weights
+// are computed once for the RoI (axis_taps.h) and applied one axis after the other (roi_passes.h).
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -10,7 +9,6 @@
 #include <algorithm>
 #include <atomic>
 #include <cmath>
-#include <limits>
 #include <tuple>
 #include <vector>
 

@@ -2,7 +2,8 @@
 // pixels are first interpolated to the bins along x, each once, and these lines then along y. Backward the other way
 // round.
 //
-// Channels are taken a block at a time, small enough for the lines to stay in the first-level cache.
+// Backward, a block of channels is summed for a whole tile, small enough for a RoI's pixels to stay in the first-level
+// cache; forward, a pixel is read with all its channels, in the order in which they lie.
 #pragma once
 
 #include <algorithm>

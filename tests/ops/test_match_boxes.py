@@ -32,6 +32,19 @@ def test_equals_torchvision(
     assert torch.equal(ops.match_boxes(anchors, cells, high, low, allow_low_quality), expected)
 
 
+@pytest.mark.parametrize("allow_low_quality", [False, True])
+def test_odd_targets_equal_torchvision(allow_low_quality: bool) -> None:
+    """One over the whole picture, one far away, slivers, among many of a size."""
+    torchvision = pytest.importorskip("torchvision")
+    from torchvision.models.detection._utils import Matcher
+
+    odd = torch.tensor([[0.0, 0, 1000, 1000], [1e7, 1e7, 1e7 + 20, 1e7 + 20], [0, 500, 1000, 501], [300, 0, 301, 900]])
+    anchors = torch.cat([random_boxes(3000, 1000, 60, 0), odd + 1, odd * 0.9])
+    targets = torch.cat([odd[:2], random_boxes(200, 1000, 30, 1), odd[2:]])
+    expected = Matcher(0.5, 0.3, allow_low_quality)(torchvision.ops.box_iou(targets, anchors))
+    assert torch.equal(ops.match_boxes(anchors, targets, 0.5, 0.3, allow_low_quality), expected)
+
+
 box = st.tuples(*[st.integers(-6, 6)] * 2, *[st.integers(1, 6)] * 2)
 
 

@@ -1,8 +1,8 @@
-"""Mask losses: binary cross-entropy, Dice, their sum, and Tversky.
+"""Mask losses (binary cross-entropy, Dice, their sum, Tversky), and what the losses of a batch are divided by.
 
-All take the logits z [R, S, S] of R RoIs and targets t [R, S, S] in 0..1 (soft where an outline crosses a bin), with
-p = sigmoid(z), and compute in float32 (float64 for float64 input) also where autocast made the logits bfloat16: the
-sums over S*S = 784 bins need more than bfloat16's 8 bits.
+The mask losses take the logits z [R, S, S] of R RoIs and targets t [R, S, S] in 0..1 (soft where an outline crosses a
+bin), with p = sigmoid(z), and compute in float32 (float64 for float64 input) also where autocast made the logits
+bfloat16: the sums over S*S = 784 bins need more than bfloat16's 8 bits.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -20,8 +21,35 @@ SMOOTH = 1.0
 not 0/0, and the gradient stays finite."""
 
 
+def mean_count(count: int, device: torch.device) -> Tensor | int:
+    """What a sum over ``count`` examples is divided by: their number, or the mean of it over the training processes.
+
+    Processes that train one network average their gradients. With sum_r and n_r of process r of N, the average of
+    sum_r / mean(n) is sum(sum_r) / sum(n), as if one process had all pictures; the average of sum_r / n_r is not.
+
+    Args:
+        count: examples in this process, possibly 0.
+        device: where the count is added up, that of the loss.
+
+    Returns:
+        max(1, count) without torch.distributed; else a float32 scalar on ``device``, at least 1 / N. All processes must
+        call this, in the same order.
+    """
+    if not (dist.is_available() and dist.is_initialized()):
+        return max(1, count)
+    total = torch.tensor(count, device=device)
+    dist.all_reduce(total)
+    return total.clamp(min=1) / dist.get_world_size()
+
+
 def mask_loss(
-    kind: MaskLoss, logits: Tensor, targets: Tensor, *, tversky_alpha: float = 0.3, tversky_beta: float = 0.7
+    kind: MaskLoss,
+    logits: Tensor,
+    targets: Tensor,
+    *,
+    count: Tensor | int | None = None,
+    tversky_alpha: float = 0.3,
+    tversky_beta: float = 0.7,
 ) -> Tensor:
     """The loss called ``kind``, averaged over RoIs.
 
@@ -29,6 +57,7 @@ def mask_loss(
         kind: ``bce``, ``dice``, ``bce+dice`` or ``tversky``.
         logits: float [R, S, S], of the mask of each RoI's true class.
         targets: [R, S, S] in 0..1.
+        count: what the sum over RoIs is divided by, of :func:`mean_count`; default: R.
         tversky_alpha, tversky_beta: weights of false positives and false negatives.
 
     Returns:
@@ -47,26 +76,29 @@ def mask_loss(
     targets = targets.to(logits.dtype)
     if len(logits) == 0:
         return logits.sum()
+    count = len(logits) if count is None else count
     with torch.autocast(logits.device.type, enabled=False):
         if kind == "bce":
-            return bce_loss(logits, targets)
+            return bce_loss(logits, targets, count)
         if kind == "dice":
-            return dice_loss(logits, targets)
+            return dice_loss(logits, targets, count)
         if kind == "bce+dice":
-            return bce_loss(logits, targets) + dice_loss(logits, targets)
-        return tversky_loss(logits, targets, tversky_alpha, tversky_beta)
+            return bce_loss(logits, targets, count) + dice_loss(logits, targets, count)
+        return tversky_loss(logits, targets, count, tversky_alpha, tversky_beta)
 
 
-def bce_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """Binary cross-entropy, mean over bins and RoIs (He et al. 2017, Mask R-CNN, section 3):
+def bce_loss(logits: Tensor, targets: Tensor, count: Tensor | int) -> Tensor:
+    """Binary cross-entropy, mean over bins (He et al. 2017, Mask R-CNN, section 3), its sum over RoIs over ``count``:
 
     L = -mean(t log p + (1 - t) log(1 - p))
     """
-    return F.binary_cross_entropy_with_logits(logits, targets)
+    bins = logits.shape[1] * logits.shape[2]
+    return F.binary_cross_entropy_with_logits(logits, targets, reduction="sum") / (count * bins)
 
 
-def dice_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """1 minus the Dice coefficient with squared sums (Milletari et al. 2016, V-Net, section 3), mean over RoIs:
+def dice_loss(logits: Tensor, targets: Tensor, count: Tensor | int) -> Tensor:
+    """1 minus the Dice coefficient with squared sums (Milletari et al. 2016, V-Net, section 3), its sum over RoIs over
+    ``count``:
 
     L = 1 - (2 sum(p t) + s) / (sum(p^2) + sum(t^2) + s),   s = 1 bin
     """
@@ -74,11 +106,12 @@ def dice_loss(logits: Tensor, targets: Tensor) -> Tensor:
     t = targets.flatten(1)
     overlap = 2 * (p * t).sum(1) + SMOOTH
     total = (p * p).sum(1) + (t * t).sum(1) + SMOOTH
-    return (1 - overlap / total).mean()
+    return (1 - overlap / total).sum() / count
 
 
-def tversky_loss(logits: Tensor, targets: Tensor, alpha: float = 0.3, beta: float = 0.7) -> Tensor:
-    """1 minus the Tversky index (Salehi et al. 2017, Tversky loss function, equation 3), mean over RoIs:
+def tversky_loss(logits: Tensor, targets: Tensor, count: Tensor | int, alpha: float = 0.3, beta: float = 0.7) -> Tensor:
+    """1 minus the Tversky index (Salehi et al. 2017, Tversky loss function, equation 3), its sum over RoIs over
+    ``count``:
 
     L = 1 - (TP + s) / (TP + alpha FP + beta FN + s),   s = 1 bin,
     TP = sum(p t), FP = sum(p (1 - t)), FN = sum((1 - p) t)
@@ -91,4 +124,4 @@ def tversky_loss(logits: Tensor, targets: Tensor, alpha: float = 0.3, beta: floa
     false_positive = (p * (1 - t)).sum(1)
     false_negative = ((1 - p) * t).sum(1)
     index = (true_positive + SMOOTH) / (true_positive + alpha * false_positive + beta * false_negative + SMOOTH)
-    return (1 - index).mean()
+    return (1 - index).sum() / count

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from maskrcnn import ops
 from maskrcnn.data.labels import InstanceLabels
-from maskrcnn.model.losses import MaskLoss, mask_loss
+from maskrcnn.model.losses import MaskLoss, mask_loss, mean_count
 from maskrcnn.model.resnet import GROUPS
 from maskrcnn.model.roi_heads import RoIPool, SampledRoIs
 
@@ -69,13 +69,14 @@ class MaskHead(nn.Module):
         sizes: Sequence[tuple[int, int]],
     ) -> dict[str, Tensor]:
         """``loss_mask`` over the positive RoIs: of each the mask of its true class alone (section 3, "decouples")."""
+        count = mean_count(len(sampled.positive), sampled.rois.device)
         if len(sampled.positive) == 0:
             return {"loss_mask": _attached_zero(self)}
         rois = sampled.rois[sampled.positive]
         logits = self(features, rois, sampled.classes[sampled.positive], image_size)
         targets = self.targets(rois, sampled.instances, labels, image_size, sizes)
-        loss = mask_loss(self.loss, logits, targets, tversky_alpha=self.tversky_alpha, tversky_beta=self.tversky_beta)
-        return {"loss_mask": loss}
+        weights = {"tversky_alpha": self.tversky_alpha, "tversky_beta": self.tversky_beta}
+        return {"loss_mask": mask_loss(self.loss, logits, targets, count=count, **weights)}
 
     def targets(
         self,

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from maskrcnn import ops
 from maskrcnn.data.labels import InstanceLabels
 from maskrcnn.model.box_coder import BoxCoder
+from maskrcnn.model.losses import mean_count
 from maskrcnn.model.rois import best_of_each_image, clip_boxes, join_rois
 from maskrcnn.model.sampler import sample_balanced
 
@@ -143,11 +144,12 @@ class BoxHead(nn.Module):
         return SampledRoIs(candidates[chosen], classes[chosen], at, instances, cells[instances])
 
     def losses(self, logits: Tensor, deltas: Tensor, sampled: SampledRoIs) -> dict[str, Tensor]:
-        """Fast R-CNN's equation 1: cross-entropy over all RoIs, smooth L1 of the true class's deltas over positives."""
+        """Fast R-CNN's equation 1: cross-entropy over all RoIs, smooth L1 of the true class's deltas over positives;
+        both over the number of RoIs (over several processes: :func:`mean_count`)."""
         targets = self.coder.encode(sampled.boxes, sampled.rois[sampled.positive, 1:])
         own = deltas[sampled.positive, sampled.classes[sampled.positive]]
         box_loss = F.smooth_l1_loss(own, targets, beta=self.smooth_l1_beta, reduction="sum")
-        count = max(1, len(sampled.classes))
+        count = mean_count(len(sampled.classes), logits.device)
         return {
             "loss_classifier": F.cross_entropy(logits, sampled.classes, reduction="sum") / count,
             "loss_box_reg": box_loss / count,

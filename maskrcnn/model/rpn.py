@@ -12,6 +12,7 @@ from maskrcnn import ops
 from maskrcnn.data.labels import InstanceLabels
 from maskrcnn.model.anchors import AnchorGenerator
 from maskrcnn.model.box_coder import BoxCoder
+from maskrcnn.model.losses import mean_count
 from maskrcnn.model.rois import best_of_each_image, clip_boxes, join_rois
 from maskrcnn.model.sampler import sample_balanced
 
@@ -150,7 +151,8 @@ class RegionProposalNetwork(nn.Module):
     def losses(
         self, objectness: Tensor, deltas: Tensor, anchors: Tensor, labels: Sequence[InstanceLabels]
     ) -> dict[str, Tensor]:
-        """Faster R-CNN's equation 1 over sampled anchors of the whole batch, with N_cls = N_reg = their number.
+        """Faster R-CNN's equation 1 over sampled anchors of the whole batch, with N_cls = N_reg = their number
+        (over several processes: :func:`mean_count`).
 
         Args:
             objectness: logits [B, A]; ``deltas`` [B, A, 4]; ``anchors`` [A, 4].
@@ -170,7 +172,9 @@ class RegionProposalNetwork(nn.Module):
         box_loss = F.smooth_l1_loss(
             deltas.flatten(0, 1)[positive].float(), targets, beta=self.smooth_l1_beta, reduction="sum"
         )
+        logits = objectness.flatten()[sampled].float()
+        count = mean_count(len(sampled), anchors.device)
         return {
-            "loss_objectness": F.binary_cross_entropy_with_logits(objectness.flatten()[sampled].float(), truth),
-            "loss_rpn_box_reg": box_loss / max(1, len(sampled)),
+            "loss_objectness": F.binary_cross_entropy_with_logits(logits, truth, reduction="sum") / count,
+            "loss_rpn_box_reg": box_loss / count,
         }

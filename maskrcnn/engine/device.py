@@ -25,10 +25,22 @@ def choose_device(name: str) -> torch.device:
 
 
 def use_bfloat16(precision: str, device: torch.device) -> bool:
-    """Whether autocast to bfloat16 is on. ``auto``: on GPUs with bfloat16 units."""
+    """Whether autocast to bfloat16 is on. ``auto``: on GPUs and CPUs with bfloat16 units."""
+    if precision == "auto" and device.type == "cpu":
+        return cpu_computes_bfloat16()
     if precision == "auto":
         return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     return precision == "bf16"
+
+
+def cpu_computes_bfloat16() -> bool:
+    """Whether the processor has dot products of bfloat16 (AVX-512 BF16 or AMX), by PyTorch's own account.
+
+    Elsewhere bfloat16 is converted to float32 and back, which is slower than float32. The queries are not public: a
+    PyTorch without them is taken for a processor without the units.
+    """
+    queries = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+    return any(query is not None and query() for query in queries)
 
 
 def autocast(precision: str, device: torch.device) -> torch.autocast:

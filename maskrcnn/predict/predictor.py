@@ -76,7 +76,7 @@ def load(checkpoint: str | Path, device: str = "auto", precision: str = "auto") 
     Args:
         checkpoint: ``best.pt`` or ``last.pt`` of a run folder; read with ``weights_only=True``.
         device: ``auto``, ``cpu`` or ``cuda``.
-        precision: ``auto`` (bf16 autocast on GPUs that have it), ``fp32`` or ``bf16``.
+        precision: ``auto`` (bf16 autocast on GPUs and CPUs that compute in it, else fp32), ``fp32`` or ``bf16``.
 
     Raises:
         InputError: the file is missing, damaged, or no checkpoint of this project.

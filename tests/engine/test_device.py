@@ -1,0 +1,31 @@
+"""Which precision ``auto`` is."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from maskrcnn.engine.device import autocast, use_bfloat16
+
+CPU = torch.device("cpu")
+QUERIES = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+
+
+@pytest.mark.parametrize(("avx512", "amx"), [(False, False), (True, False), (False, True)])
+def test_auto_is_bfloat16_on_processors_that_compute_in_it(
+    monkeypatch: pytest.MonkeyPatch, avx512: bool, amx: bool
+) -> None:
+    for name, answer in zip(QUERIES, (avx512, amx), strict=True):
+        monkeypatch.setattr(torch.cpu, name, lambda answer=answer: answer, raising=False)
+    assert use_bfloat16("auto", CPU) == (avx512 or amx)
+    with autocast("auto", CPU):
+        product = torch.ones(2, 2) @ torch.ones(2, 2)
+    assert product.dtype == (torch.bfloat16 if avx512 or amx else torch.float32)
+    assert use_bfloat16("bf16", CPU)
+    assert not use_bfloat16("fp32", CPU)
+
+
+def test_auto_is_float32_where_pytorch_cannot_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in QUERIES:
+        monkeypatch.delattr(torch.cpu, name, raising=False)
+    assert not use_bfloat16("auto", CPU)

@@ -5,7 +5,9 @@ import sys
 import tyro
 
 from maskrcnn.engine.config import TrainCli
-from maskrcnn.engine.train import NonFiniteLossError, train
+from maskrcnn.engine.distributed import launched_rank
+from maskrcnn.engine.steps import NonFiniteLossError
+from maskrcnn.engine.train import train
 from maskrcnn.errors import one_line_errors
 
 if __name__ == "__main__":
@@ -13,6 +15,6 @@ if __name__ == "__main__":
         try:
             train(tyro.cli(TrainCli, description=__doc__))
         except NonFiniteLossError as error:
-            sys.exit(f"error: {error}")
+            sys.exit(f"error: {error}" if launched_rank() == 0 else 1)  # all processes raise it
         except KeyboardInterrupt:
             sys.exit(130)

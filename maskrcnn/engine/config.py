@@ -86,7 +86,12 @@ class OptimOptions:
     epochs: int = 20
     """Passes over the training pictures."""
     batch_size: int = 2
-    """Pictures a step."""
+    """Pictures a batch; of several processes (torchrun), pictures of each."""
+    accumulate: int = 1
+    """Batches a step: the mean of their gradients makes one change of the weights."""
+    ema: float | None = None
+    """Decay of an average of the weights over the steps, such as 0.999, which validation scores and best.pt holds;
+    None: off."""
     optimizer: Literal["adam", "adamw", "sgd"] = "adam"
     """SGD uses momentum 0.9."""
     lr: float = 1e-4
@@ -114,7 +119,7 @@ class TrainConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: cuda where it is available."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """auto: bf16 autocast on GPUs that have it, else fp32."""
+    """auto: bf16 autocast on GPUs, and on CPUs (AVX-512 BF16, AMX), that compute in it; else fp32."""
     seed: int = 0
     """Seed of weights, crops and sampling."""
     val_every: int = 1
@@ -155,6 +160,8 @@ class TrainConfig:
             ("--detections-per-image", model.detections_per_image, model.detections_per_image >= 1, "at least 1"),
             ("--epochs", optim.epochs, optim.epochs >= 1, "at least 1"),
             ("--batch-size", optim.batch_size, optim.batch_size >= 1, "at least 1"),
+            ("--accumulate", optim.accumulate, optim.accumulate >= 1, "at least 1"),
+            ("--ema", optim.ema, optim.ema is None or 0 < optim.ema < 1, "between 0 and 1"),
             ("--lr", optim.lr, optim.lr > 0, "above 0"),
             ("--warmup-steps", optim.warmup_steps, optim.warmup_steps >= 0, "at least 0"),
             ("--val-every", self.val_every, self.val_every >= 1, "at least 1"),

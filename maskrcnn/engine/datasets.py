@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +13,9 @@ from maskrcnn.data.coco import CocoDataset
 from maskrcnn.data.dataset import Transform
 from maskrcnn.data.hw3 import Hw3Folder
 from maskrcnn.data.split import repeat_factors, train_val_split
+from maskrcnn.engine import distributed
 from maskrcnn.engine.config import DataOptions, TrainConfig
+from maskrcnn.errors import writing
 
 
 @dataclass(frozen=True)
@@ -38,11 +41,7 @@ def build_datasets(config: TrainConfig, folder: Path) -> Datasets:
     data = options.data
     if data is None:
         data = folder / "synthetic"
-        if not data.exists():
-            from maskrcnn.data.synthetic import write_dataset  # scikit-image takes a second to import
-
-            print(f"no --data: writing a synthetic data set to {data}")
-            write_dataset(data, seed=config.seed)
+        distributed.from_main(lambda: _write_synthetic(data, config.seed))
     source: Hw3Folder | CocoDataset
     if data.suffix == ".json":
         source = CocoDataset(data, options.image_root, percentiles=options.percentiles, num_classes=options.num_classes)
@@ -50,16 +49,31 @@ def build_datasets(config: TrainConfig, folder: Path) -> Datasets:
         source = Hw3Folder(data, percentiles=options.percentiles, num_classes=options.num_classes)
     counts = source.class_counts()
     train_indices, val_indices = train_val_split(counts, options.val_fraction, options.split_seed)
-    print(
-        f"{data}: {len(train_indices)} training and {len(val_indices)} validation pictures; cells of class "
-        + ", ".join(f"{k}: {n}" for k, n in enumerate(counts.sum(0).tolist(), start=1))
-    )
+    if distributed.is_main():
+        print(
+            f"{data}: {len(train_indices)} training and {len(val_indices)} validation pictures; cells of class "
+            + ", ".join(f"{k}: {n}" for k, n in enumerate(counts.sum(0).tolist(), start=1))
+        )
     return Datasets(
         train=source.subset(train_indices, training_transform(options)),
         val=source.subset(val_indices),
         repeat_factors=repeat_factors(counts[train_indices], options.repeat_threshold),
         class_names=source.class_names,
     )
+
+
+def _write_synthetic(folder: Path, seed: int) -> None:
+    """A synthetic set in ``folder``, unless it is there: beside it first, so that a kill leaves no half of one."""
+    if folder.exists():
+        return
+    from maskrcnn.data.synthetic import write_dataset  # scikit-image takes a second to import
+
+    print(f"no --data: writing a synthetic data set to {folder}")
+    beside = folder.with_name(folder.name + ".part")
+    with writing(folder):
+        shutil.rmtree(beside, ignore_errors=True)
+        write_dataset(beside, seed=seed)
+        beside.rename(folder)
 
 
 def training_transform(options: DataOptions) -> T.Compose:

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 from typing import Any
 
 import numpy as np
 import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
 from maskrcnn.data.coco import to_coco
 from maskrcnn.data.dataset import CellDataset
 from maskrcnn.data.sample import Batch, collate
+from maskrcnn.engine import distributed
 from maskrcnn.model import MaskRCNN
 
 COCO_MAX_DETECTIONS = 100
@@ -24,16 +26,22 @@ COCO_MAX_DETECTIONS = 100
 
 @torch.inference_mode()
 def predict_dataset(model: MaskRCNN, dataset: CellDataset, device: torch.device) -> list[dict[str, Any]]:
-    """COCO results (RLE as text, 1-based classes) of the model on every picture, each at its own size."""
+    """COCO results (RLE as text, 1-based classes) of the model on every picture, each at its own size.
+
+    Of several processes each predicts every N-th picture; process 0 returns the results of all, in the order of the
+    pictures, the others none.
+    """
     model.eval()
-    loader: DataLoader[Batch] = DataLoader(dataset, batch_size=1, collate_fn=collate)  # type: ignore[arg-type] # samples in, batches out
-    results: list[dict[str, Any]] = []
-    for batch in tqdm(loader, desc="validate", leave=False):
+    own = range(distributed.rank(), len(dataset), distributed.world_size())
+    loader: DataLoader[Batch] = DataLoader(Subset(dataset, own), batch_size=1, collate_fn=collate)  # type: ignore[arg-type] # samples in, batches out
+    results: list[list[dict[str, Any]]] = []
+    for batch in tqdm(loader, desc="validate", leave=False, disable=not distributed.is_main()):
         batch = batch.to(device)
         images = batch.images.contiguous(memory_format=torch.channels_last)
         for image_id, detections in zip(batch.image_ids, model(images, batch.sizes), strict=True):
-            results.extend(detections.to_coco(image_id))
-    return results
+            results.append(detections.to_coco(image_id))
+    in_order = itertools.zip_longest(*distributed.gather(results), fillvalue=[])
+    return [result for pictures in in_order for picture in pictures for result in picture]
 
 
 def coco_metrics(
@@ -70,14 +78,21 @@ def coco_metrics(
 def evaluate(
     model: MaskRCNN, dataset: CellDataset, device: torch.device, truth: dict[str, Any] | None = None
 ) -> dict[str, float]:
-    """Mask and box metrics of ``model`` on ``dataset``: keys ``mask/AP``, ``mask/AP50/class1``, ``box/AP``, ..."""
-    truth = truth if truth is not None else to_coco(dataset)
+    """Mask and box metrics of ``model`` on ``dataset``: keys ``mask/AP``, ``mask/AP50/class1``, ``box/AP``, ...
+
+    Several processes share the pictures and get the same metrics, which process 0 computes: it alone needs ``truth``.
+    """
     results = predict_dataset(model, dataset, device)
-    metrics = {}
-    for name, iou_type in (("mask", "segm"), ("box", "bbox")):
-        scores = coco_metrics(truth, results, model.detections_per_image, iou_type)
-        metrics.update({f"{name}/{key}": value for key, value in scores.items()})
-    return metrics
+
+    def score() -> dict[str, float]:
+        cells = truth if truth is not None else to_coco(dataset)
+        metrics = {}
+        for name, iou_type in (("mask", "segm"), ("box", "bbox")):
+            scores = coco_metrics(cells, results, model.detections_per_image, iou_type)
+            metrics.update({f"{name}/{key}": value for key, value in scores.items()})
+        return metrics
+
+    return distributed.from_main(score)
 
 
 def _precision_without_results(evaluation: COCOeval) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -16,16 +17,26 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
 
     Each picture comes ``repeat_factors[i]`` times an epoch on average, rounded down or up (Gupta et al. 2019, LVIS,
     section 5.1), in random order. The factors are scaled by a hair to add up to a whole number, so that all epochs are
-    equally long; the last batch may be smaller. Since everything follows from ``(seed, epoch)``, a run that resumes
+    equally long; the last batch may be smaller. With several processes a batch of all of them, ``world_size`` times
+    ``batch_size`` pictures of the same order, is dealt out picture by picture; a last one with fewer pictures than
+    processes is filled up with the epoch's first. Since everything follows from ``(seed, epoch)``, a run that resumes
     inside an epoch skips what it has seen and goes on as if never stopped.
     """
 
-    def __init__(self, repeat_factors: Sequence[float] | np.ndarray, batch_size: int, seed: int) -> None:
+    def __init__(
+        self,
+        repeat_factors: Sequence[float] | np.ndarray,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
         factors = np.asarray(repeat_factors, dtype=np.float64)
         self.draws_per_epoch = max(1, round(float(factors.sum())))
         self.repeat_factors = factors * (self.draws_per_epoch / factors.sum())
         self.batch_size = batch_size
         self.seed = seed
+        self.rank, self.world_size = rank, world_size
         self.epoch = 0
         self.skip_batches = 0
 
@@ -37,8 +48,11 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
         order = rng.permutation(self._indices(rng))
         seeds = rng.integers(0, 2**62, size=len(order))
         draws = [(int(index), int(seed)) for index, seed in zip(order, seeds, strict=True)]
-        batches = [draws[i : i + self.batch_size] for i in range(0, len(draws), self.batch_size)]
-        return iter(batches[self.skip_batches :])
+        joint = self.batch_size * self.world_size
+        batches = [draws[i : i + joint] for i in range(0, len(draws), joint)]
+        missing = max(0, self.world_size - len(batches[-1]))
+        batches[-1] = batches[-1] + list(itertools.islice(itertools.cycle(draws), missing))
+        return (batch[self.rank :: self.world_size] for batch in batches[self.skip_batches :])
 
     def _indices(self, rng: np.random.Generator) -> np.ndarray:
         """Picture indices with their repeats, by systematic sampling: the factors laid end to end on a line, which is
@@ -51,7 +65,7 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
 
     def __len__(self) -> int:
         """Batches in a whole epoch."""
-        return -(-self.draws_per_epoch // self.batch_size)
+        return -(-self.draws_per_epoch // (self.batch_size * self.world_size))
 
 
 def build_loader(

@@ -17,12 +17,15 @@ TOTAL = "loss"
 class MetricsLog:
     """Appends to ``metrics.jsonl``; every line is a JSON object with the ``step`` it belongs to."""
 
-    def __init__(self, path: Path, resume_step: int | None = None) -> None:
-        """``resume_step``: lines of later steps, which a resumed run will write again, are taken out first."""
+    def __init__(self, path: Path, resume: tuple[int, int] | None = None) -> None:
+        """``resume``: steps and epochs that are done; lines of later steps, and validations of later epochs (which may
+        follow the same step), are taken out first, for a resumed run writes them again."""
         self.path = path
         self.rows: list[dict[str, Any]] = []
-        if resume_step is not None and path.is_file():
-            self.rows = [row for row in read_metrics(path) if row["step"] <= resume_step]
+        if resume is not None and path.is_file():
+            step, epoch = resume
+            done = [row for row in read_metrics(path) if row["step"] <= step]
+            self.rows = [row for row in done if TOTAL in row or row["epoch"] <= epoch]
         beside = path.with_name(path.name + ".part")
         with writing(path):
             beside.write_text("".join(json.dumps(row) + "\n" for row in self.rows))

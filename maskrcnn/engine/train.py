@@ -4,98 +4,83 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from maskrcnn.data.coco import to_coco
-from maskrcnn.data.sample import Batch
-from maskrcnn.engine.checkpoint import load_checkpoint, load_model_state, save_checkpoint
-from maskrcnn.engine.config import OptimOptions, TrainConfig
+from maskrcnn.engine import distributed
+from maskrcnn.engine.checkpoint import load_checkpoint, save_checkpoint
+from maskrcnn.engine.config import TrainConfig
 from maskrcnn.engine.datasets import Datasets, build_datasets
-from maskrcnn.engine.device import autocast, choose_device, default_workers
+from maskrcnn.engine.device import choose_device, default_workers
+from maskrcnn.engine.ema import WeightAverage
 from maskrcnn.engine.evaluate import evaluate
 from maskrcnn.engine.loader import EpochSampler, build_loader
 from maskrcnn.engine.log import TOTAL, MetricsLog, plot_metrics
+from maskrcnn.engine.steps import Run, build_optimizer, train_epoch
 from maskrcnn.errors import InputError, writing
-from maskrcnn.model import MaskRCNN, mask_rcnn_resnet_fpn
+from maskrcnn.model import mask_rcnn_resnet_fpn
 from maskrcnn.model.weights import load_weights
 
 BEST_BY = "mask/AP"
-
-
-class NonFiniteLossError(RuntimeError):
-    """A loss became infinite or NaN; the message names the step, the losses and the pictures."""
-
-
-@dataclass
-class Run:
-    """What changes while a run goes on; all of it is in ``last.pt``."""
-
-    model: MaskRCNN
-    optimizer: torch.optim.Optimizer
-    epoch: int = 0
-    step_in_epoch: int = 0
-    step: int = 0
-    best: float = -math.inf
-
-    def state(self) -> dict[str, Any]:
-        return {
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "epoch": self.epoch,
-            "step_in_epoch": self.step_in_epoch,
-            "step": self.step,
-            "best": self.best,
-        }
-
-    def restore(self, state: dict[str, Any], path: Path) -> None:
-        load_model_state(self.model, state["model"], path)
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.epoch, self.step_in_epoch = state["epoch"], state["step_in_epoch"]
-        self.step, self.best = state["step"], state["best"]
 
 
 def train(config: TrainConfig) -> Path:
     """Train as ``config`` says and return the run folder.
 
     The folder holds ``config.json``, ``metrics.jsonl``, ``loss.png``, ``last.pt`` (to resume), and ``best.pt``
-    (the weights of the epoch with the highest validation mask AP).
+    (the weights of the epoch with the highest validation mask AP; with ``--ema`` their average). Processes that
+    torchrun started train together; all must see the same folder and data, and process 0 alone writes.
 
     Raises:
         InputError: for data, weights or options that cannot be used.
         NonFiniteLossError: a loss was not finite; ``last.pt`` of an earlier step is kept.
         KeyboardInterrupt: after Ctrl-C, once the step is done and ``last.pt`` is written.
     """
-    saved = None
+    saved, last = None, None
     if config.resume is not None:
         last = config.resume if config.resume.suffix == ".pt" else config.resume / "last.pt"
         saved = load_checkpoint(last)
         config = _resumed_config(config, TrainConfig.from_dict(saved["config"]), last.parent)
     config.check()
     device = choose_device(config.device)
-    folder = prepare_run_folder(config)
+    with distributed.processes(device):
+        return _train(config, device, saved, last)
+
+
+def _train(config: TrainConfig, device: torch.device, saved: dict[str, Any] | None, last: Path | None) -> Path:
+    """:func:`train` once the processes are joined; from the contents ``saved`` of the file ``last``, if given."""
+    if distributed.world_size() > 1 and config.model_options.norm == "batch":
+        raise InputError(
+            "--norm is batch; expected group or frozen_batch with several processes, which see other pictures"
+        )
+    folder = distributed.from_main(lambda: prepare_run_folder(config))
     torch.manual_seed(config.seed)
     datasets = build_datasets(config, folder)
     model_options = _model_options(config, datasets.num_classes)
     model = mask_rcnn_resnet_fpn(**model_options)
     if config.model_options.backbone_weights is not None and saved is None:
-        print(load_weights(model, config.model_options.backbone_weights, adapt=True))
+        loaded = load_weights(model, config.model_options.backbone_weights, adapt=True)
+        if distributed.is_main():
+            print(loaded)
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    run = Run(model, build_optimizer(model, config.optim_options))
-    if saved is not None:
+    optim = config.optim_options
+    run = Run(
+        model,
+        distributed.data_parallel(model, device),
+        build_optimizer(model, optim),
+        None if optim.ema is None else WeightAverage(model, optim.ema),
+    )
+    if saved is not None and last is not None:
         run.restore(saved, last)
     description = {
         "config": config.to_dict(),
@@ -116,98 +101,77 @@ def _train_epochs(
     description: dict[str, Any],
     resumed: bool,
 ) -> None:
-    log = MetricsLog(folder / "metrics.jsonl", resume_step=run.step if resumed else None)
-    sampler = EpochSampler(datasets.repeat_factors, config.optim_options.batch_size, config.seed)
+    optim, main = config.optim_options, distributed.is_main()
+    log = distributed.from_main(
+        lambda: MetricsLog(folder / "metrics.jsonl", (run.step, run.epoch) if resumed else None)
+    )
+    sampler = EpochSampler(
+        datasets.repeat_factors, optim.batch_size, config.seed, distributed.rank(), distributed.world_size()
+    )
     workers = config.data_options.workers
     loader = build_loader(datasets.train, sampler, default_workers(device) if workers is None else workers, device)
-    epochs = config.optim_options.epochs
-    total_steps = epochs * len(sampler)
-    truth = to_coco(datasets.val)
+    steps = -(-len(sampler) // optim.accumulate)
+    truth = to_coco(datasets.val) if main else {}
     title = f"{folder.name}: mask loss {config.model_options.mask_loss}"
 
     def save() -> None:
-        save_checkpoint(folder / "last.pt", {**run.state(), **description})
+        contents = {**run.state(), **description}
+        distributed.from_main(lambda: save_checkpoint(folder / "last.pt", contents))
 
     with stop_after_step() as stop:
-        while run.epoch < epochs:
-            sampler.set_epoch(run.epoch, run.step_in_epoch)
-            with tqdm(total=len(sampler), initial=run.step_in_epoch, desc=f"epoch {run.epoch + 1}/{epochs}") as bar:
-                for row in train_epoch(run, loader, config, device, total_steps):
-                    log.write(row)
+        while run.epoch < optim.epochs:
+            sampler.set_epoch(run.epoch, run.step_in_epoch * optim.accumulate)
+            stopping = False
+            name = f"epoch {run.epoch + 1}/{optim.epochs}"
+            with tqdm(total=steps, initial=run.step_in_epoch, desc=name, disable=not main) as bar:
+                for row in train_epoch(run, loader, config, device, optim.epochs * steps):
+                    if main:
+                        log.write(row)
                     bar.set_postfix(loss=f"{row[TOTAL]:.3f}", lr=f"{row['lr']:.1e}", refresh=False)
                     bar.update()
-                    if stop.requested:
+                    stopping = distributed.any_process(stop.requested, device)
+                    if stopping:
                         break
                     if run.step % config.save_every == 0:
                         save()
-            if stop.requested:
+            if stopping:
                 save()
-                print(f"stopped after step {run.step}; go on with: python train.py --resume {folder}", file=sys.stderr)
+                if main:
+                    hint = f"stopped after step {run.step}; go on with: python train.py --resume {folder}"
+                    print(hint, file=sys.stderr)
                 raise KeyboardInterrupt
             run.epoch, run.step_in_epoch = run.epoch + 1, 0
-            if run.epoch % config.val_every == 0 or run.epoch == epochs:
-                metrics = evaluate(run.model, datasets.val, device, truth)
-                log.write({"step": run.step, "epoch": run.epoch, **metrics})
-                print_validation(run.epoch, metrics, run.model.detections_per_image)
-                if metrics[BEST_BY] >= run.best:
-                    run.best = metrics[BEST_BY]
-                    weights = {"model": run.model.state_dict(), "step": run.step, "metrics": metrics}
-                    save_checkpoint(folder / "best.pt", {**weights, **description})
+            if run.epoch % config.val_every == 0 or run.epoch == optim.epochs:
+                validate(run, datasets, folder, device, description, log, truth)
             save()
-            plot_metrics(log.rows, folder / "loss.png", title)
+            if main:
+                plot_metrics(log.rows, folder / "loss.png", title)
 
 
-def train_epoch(
-    run: Run, loader: DataLoader[Batch], config: TrainConfig, device: torch.device, total_steps: int
-) -> Iterator[dict[str, float]]:
-    """Take the (remaining) steps of one epoch; yields a row for ``metrics.jsonl`` after each.
+def validate(
+    run: Run,
+    datasets: Datasets,
+    folder: Path,
+    device: torch.device,
+    description: dict[str, Any],
+    log: MetricsLog,
+    truth: dict[str, Any],
+) -> None:
+    """Score the validation pictures after an epoch, and keep the weights in ``best.pt`` if none were better."""
+    model = run.scored_model
+    metrics = evaluate(model, datasets.val, device, truth)
+    better = metrics[BEST_BY] >= run.best
+    if better:
+        run.best = metrics[BEST_BY]
 
-    Raises NonFiniteLossError, before the weights are touched, if a loss is not finite.
-    """
-    optim = config.optim_options
-    run.model.train()
-    for batch in loader:
-        lr = optim.lr * learning_rate_factor(run.step, total_steps, optim.warmup_steps)
-        for group in run.optimizer.param_groups:
-            group["lr"] = lr
-        # the sampling of a step depends on the seed and its number alone, so that a resumed run repeats it
-        torch.manual_seed(int(np.random.SeedSequence([config.seed, run.step]).generate_state(1)[0]))
-        batch = batch.to(device)
-        images = batch.images.contiguous(memory_format=torch.channels_last)
-        with autocast(config.precision, device):
-            losses = run.model(images, batch.sizes, batch.labels)
-        loss = torch.stack(list(losses.values())).sum()
-        row = {TOTAL: loss.item(), **{name: value.item() for name, value in losses.items()}}
-        if not math.isfinite(row[TOTAL]):
-            parts = ", ".join(f"{name} {value:.4g}" for name, value in row.items())
-            raise NonFiniteLossError(
-                f"the loss is not finite at step {run.step + 1} ({parts}) on the pictures {', '.join(batch.names)}"
-            )
-        run.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        if optim.clip_norm > 0:
-            row["grad_norm"] = nn.utils.clip_grad_norm_(run.model.parameters(), optim.clip_norm).item()
-        run.optimizer.step()
-        run.step += 1
-        run.step_in_epoch += 1
-        yield {"step": run.step, "epoch": run.epoch + 1, "lr": lr, **row}
+    def write() -> None:
+        log.write({"step": run.step, "epoch": run.epoch, **metrics})
+        print_validation(run.epoch, metrics, model.detections_per_image)
+        if better:
+            weights = {"model": model.state_dict(), "step": run.step, "metrics": metrics}
+            save_checkpoint(folder / "best.pt", {**weights, **description})
 
-
-def learning_rate_factor(step: int, total_steps: int, warmup_steps: int) -> float:
-    """Linear warm-up (Goyal et al. 2017, section 2.2), then half a cosine to 0 (Loshchilov & Hutter 2017, eq. 5)."""
-    if step < warmup_steps:
-        return (step + 1) / (warmup_steps + 1)
-    progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
-    return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
-
-
-def build_optimizer(model: nn.Module, options: OptimOptions) -> torch.optim.Optimizer:
-    """Adam, AdamW or SGD (momentum 0.9) over the weights that are trained."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    if options.optimizer == "sgd":
-        return torch.optim.SGD(parameters, options.lr, momentum=0.9, weight_decay=options.weight_decay, fused=True)
-    kind = torch.optim.AdamW if options.optimizer == "adamw" else torch.optim.Adam
-    return kind(parameters, options.lr, weight_decay=options.weight_decay, fused=True)
+    distributed.from_main(write)
 
 
 def prepare_run_folder(config: TrainConfig) -> Path:
@@ -242,12 +206,17 @@ class _Stop:
 
 @contextmanager
 def stop_after_step() -> Iterator[_Stop]:
-    """Inside the block the first Ctrl-C only sets ``requested``; a second one interrupts at once."""
+    """Inside the block the first Ctrl-C only sets ``requested``; a second one interrupts at once.
+
+    With several processes all that come only set it: the terminal and torchrun may both send one, and a process that
+    stops at once leaves the others waiting. torchrun ends processes that take more than 30 seconds.
+    """
     stop = _Stop()
 
     def handler(signum: int, frame: object) -> None:
         stop.requested = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        if distributed.world_size() == 1:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
     before = signal.signal(signal.SIGINT, handler)
     try:

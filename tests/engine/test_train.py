@@ -22,7 +22,8 @@ from PIL import Image
 from maskrcnn.engine.checkpoint import load_checkpoint
 from maskrcnn.engine.config import DataOptions, ModelOptions, OptimOptions, TrainConfig
 from maskrcnn.engine.log import read_metrics
-from maskrcnn.engine.train import NonFiniteLossError, learning_rate_factor, train
+from maskrcnn.engine.steps import NonFiniteLossError, learning_rate_factor
+from maskrcnn.engine.train import train
 from maskrcnn.errors import InputError
 from maskrcnn.model import MaskRCNN
 from tests.conftest import ROOT, tiny_config

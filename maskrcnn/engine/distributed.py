@@ -1,0 +1,133 @@
+"""Several processes that train one network (data parallel), as torchrun starts them; without it, one process."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, TypeVar, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from maskrcnn.errors import InputError
+
+T = TypeVar("T")
+
+VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+"""What torchrun tells the processes that it starts (https://docs.pytorch.org/docs/stable/elastic/run.html)."""
+
+TIMEOUT = timedelta(hours=1)
+"""How long processes wait for each other: process 0 alone scores a validation, which may take minutes."""
+
+
+def rank() -> int:
+    """Number of this process, 0..N - 1; 0 where there is only one."""
+    return dist.get_rank() if _running() else 0
+
+
+def launched_rank() -> int:
+    """:func:`rank` also before the processes are joined and after they have parted."""
+    return int(os.environ["RANK"]) if all(name in os.environ for name in VARIABLES) else 0
+
+
+def world_size() -> int:
+    """Number of processes."""
+    return dist.get_world_size() if _running() else 1
+
+
+def is_main() -> bool:
+    """Whether this is process 0, which alone writes files, prints and shows progress."""
+    return rank() == 0
+
+
+@contextmanager
+def processes(device: torch.device) -> Iterator[None]:
+    """Inside the block, processes that torchrun started are joined: by nccl on a GPU each, by gloo on the CPU.
+
+    Raises InputError where torchrun started more processes on this machine than it has GPUs.
+    """
+    if any(name not in os.environ for name in VARIABLES) or os.environ["WORLD_SIZE"] == "1":
+        yield
+        return
+    if device.type == "cuda":
+        local = int(os.environ["LOCAL_RANK"])
+        if local >= torch.cuda.device_count():
+            raise InputError(
+                f"torchrun --nproc-per-node: process {local + 1} of this machine has no GPU; it has "
+                f"{torch.cuda.device_count()}, start as many processes or choose --device cpu"
+            )
+        torch.cuda.set_device(local)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def data_parallel(model: nn.Module, device: torch.device) -> nn.Module:
+    """``model`` with gradients that are averaged over the processes during the backward pass; one process: itself."""
+    if not _running():
+        return model
+    return DistributedDataParallel(model, device_ids=[torch.cuda.current_device()] if device.type == "cuda" else None)
+
+
+def mean(values: Tensor) -> Tensor:
+    """The mean of a float tensor over the processes, in all of them."""
+    if not _running():
+        return values
+    total = values.detach().clone()
+    dist.all_reduce(total)
+    return total / world_size()
+
+
+def any_process(flag: bool, device: torch.device) -> bool:
+    """Whether ``flag`` is set in any process: the same answer in all."""
+    if not _running():
+        return flag
+    flags = torch.tensor(int(flag), device=device)
+    dist.all_reduce(flags)
+    return bool(flags.item())
+
+
+def from_all(value: T) -> list[T]:
+    """``value`` (anything that pickles) of every process, in their order, in all processes."""
+    values: list[Any] = [value] * world_size()
+    if _running():
+        dist.all_gather_object(values, value)
+    return values
+
+
+def gather(value: T) -> list[T]:
+    """``value`` (anything that pickles) of every process, in their order: in process 0; an empty list in others."""
+    if not _running():
+        return [value]
+    values: list[Any] | None = [None] * world_size() if is_main() else None
+    dist.gather_object(value, values)
+    return cast(list[T], values or [])
+
+
+def from_main(make: Callable[[], T]) -> T:
+    """What ``make`` returns in process 0, which alone calls it, in all processes; all wait for it.
+
+    Raises InputError in all where ``make`` raises it: all end, none waits for process 0 in vain.
+    """
+    if not _running():
+        return make()
+    message: list[Any] = [None, None]
+    if is_main():
+        try:
+            message[0] = make()
+        except InputError as error:
+            message[1] = str(error)
+    dist.broadcast_object_list(message)
+    if message[1] is not None:
+        raise InputError(message[1])
+    return cast(T, message[0])
+
+
+def _running() -> bool:
+    return dist.is_available() and dist.is_initialized()

@@ -1,0 +1,75 @@
+"""Run lengths to label images, held against pycocotools' full-size masks."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pycocotools import mask as coco_mask
+
+from maskrcnn.data.rle import label_image, label_planes, pixels, run_lengths
+
+
+def _random_masks(seed: int, count: int = 6) -> np.ndarray:
+    """Overlapping discs and specks, some without a pixel: bool [count, H, W]."""
+    rng = np.random.default_rng(seed)
+    height, width = rng.integers(1, 40, 2)
+    y, x = np.mgrid[:height, :width]
+    masks = []
+    for _ in range(count):
+        cy, cx, radius = rng.uniform(0, height), rng.uniform(0, width), rng.uniform(0, 15)
+        disc = (y - cy) ** 2 + (x - cx) ** 2 < radius**2
+        masks.append(disc if rng.random() < 0.7 else rng.random((height, width)) < rng.choice([0, 0.3, 1]))
+    return np.array(masks)
+
+
+def _encode(mask: np.ndarray) -> dict:
+    return coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
+
+
+@given(st.integers(0, 10_000))
+def test_pixels_are_those_of_the_decoded_mask(seed: int) -> None:
+    for mask in _random_masks(seed):
+        rle = _encode(mask)
+        assert run_lengths(rle["counts"]).sum() == mask.size
+        assert pixels(rle).tolist() == np.flatnonzero(mask.T.reshape(-1)).tolist()
+        assert pixels({**rle, "counts": rle["counts"].decode()}).tolist() == pixels(rle).tolist()
+
+
+@given(st.lists(st.integers(0, 2_000_000), min_size=1, max_size=12))
+def test_long_runs_survive_the_text(lengths: list[int]) -> None:
+    """Pycocotools writes the text of the runs; chains of up to five characters, of both signs."""
+    rle = coco_mask.frPyObjects({"size": [1, sum(lengths)], "counts": lengths}, 1, sum(lengths))
+    assert run_lengths(rle["counts"]).tolist() == lengths
+
+
+@given(st.integers(0, 10_000))
+def test_the_later_cell_covers_the_earlier(seed: int) -> None:
+    masks = _random_masks(seed)
+    expected = np.zeros(masks.shape[1:], int)
+    for value, mask in enumerate(masks, start=1):
+        expected[mask] = value
+    image = label_image([_encode(mask) for mask in masks], masks.shape[1:])
+    assert image.dtype == np.int32
+    np.testing.assert_array_equal(image, expected)
+
+
+@given(st.integers(0, 10_000))
+def test_planes_hold_every_cell_whole(seed: int) -> None:
+    masks = _random_masks(seed)
+    planes = label_planes([_encode(mask) for mask in masks], masks.shape[1:])
+    assert planes.shape[1:] == masks.shape[1:]
+    for value, mask in enumerate(masks, start=1):
+        np.testing.assert_array_equal((planes == value).any(axis=0), mask)
+        assert ((planes == value).any(axis=(1, 2))).sum() <= 1
+
+
+def test_no_cells_no_planes() -> None:
+    assert label_planes([], (3, 5)).shape == (0, 3, 5)
+    assert label_image([], (3, 5)).tolist() == np.zeros((3, 5)).tolist()
+
+
+@pytest.mark.parametrize("size", [(1, 1), (7, 3)])
+def test_a_cell_that_fills_the_picture(size: tuple[int, int]) -> None:
+    assert (label_image([_encode(np.ones(size))], size) == 1).all()

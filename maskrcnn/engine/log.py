@@ -1,13 +1,10 @@
-"""What a run leaves to look at: ``metrics.jsonl`` (a line a step, a line a validation) and ``loss.png``."""
+"""The record of a run: ``metrics.jsonl``, a line a step and a line a validation."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-from matplotlib.figure import Figure
 
 from maskrcnn.errors import writing
 
@@ -46,39 +43,3 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError:
             break
     return rows
-
-
-def plot_metrics(rows: list[dict[str, Any]], path: Path, title: str) -> None:
-    """Losses against steps (smoothed over about 2 % of the run) and, below, the validation AP."""
-    steps = [row for row in rows if TOTAL in row]
-    validations = [row for row in rows if "mask/AP" in row]
-    figure = Figure(figsize=(8, 6.5 if validations else 4), layout="constrained")
-    axes = figure.subplots(2 if validations else 1, 1, squeeze=False, sharex=True)[:, 0]
-    x = np.array([row["step"] for row in steps])
-    window = max(1, len(steps) // 50)
-    for name in [key for key in steps[0] if key.startswith("loss")]:
-        values = np.array([row[name] for row in steps])
-        smooth = np.convolve(values, np.ones(window) / window, mode="valid")
-        heavy = name == TOTAL
-        axes[0].plot(
-            x[window - 1 :],
-            smooth,
-            label="total" if heavy else name.removeprefix("loss_"),
-            linewidth=2 if heavy else 1,
-            color="black" if heavy else None,
-        )
-    axes[0].set(ylabel="loss", title=title, ylim=(0, None))
-    axes[0].legend(ncols=3, fontsize="small")
-    if validations:
-        x = np.array([row["step"] for row in validations])
-        for key, label in (("mask/AP50", "AP50"), ("mask/AP", "AP (0.5:0.95)"), ("mask/AP75", "AP75")):
-            axes[1].plot(x, [row[key] for row in validations], marker="o", markersize=4, label=label)
-        axes[1].set(ylabel="validation mask AP", ylim=(0, 1))
-        axes[1].legend(fontsize="small")
-    axes[-1].set_xlabel("step")
-    for axis in axes:
-        axis.grid(alpha=0.3)
-    beside = path.with_name(path.stem + ".part.png")
-    with writing(path):
-        figure.savefig(beside, dpi=100)
-        beside.replace(path)

@@ -25,7 +25,8 @@ from maskrcnn.engine.device import choose_device, default_workers
 from maskrcnn.engine.ema import WeightAverage
 from maskrcnn.engine.evaluate import evaluate
 from maskrcnn.engine.loader import EpochSampler, build_loader
-from maskrcnn.engine.log import TOTAL, MetricsLog, plot_metrics
+from maskrcnn.engine.log import TOTAL, MetricsLog
+from maskrcnn.engine.plots import plot_metrics
 from maskrcnn.engine.steps import Run, build_optimizer, train_epoch
 from maskrcnn.errors import InputError, writing
 from maskrcnn.model import mask_rcnn_resnet_fpn
@@ -37,9 +38,10 @@ BEST_BY = "mask/AP"
 def train(config: TrainConfig) -> Path:
     """Train as ``config`` says and return the run folder.
 
-    The folder holds ``config.json``, ``metrics.jsonl``, ``loss.png``, ``last.pt`` (to resume), and ``best.pt``
-    (the weights of the epoch with the highest validation mask AP; with ``--ema`` their average). Processes that
-    torchrun started train together; all must see the same folder and data, and process 0 alone writes.
+    The folder holds ``config.json``, ``metrics.jsonl``, ``loss.png``, ``last.pt`` (to resume), ``best.pt``
+    (the weights of the epoch with the highest validation mask AP; with ``--ema`` their average), and the last epoch's
+    ``precision_recall.png`` and ``classes.png``. Processes that torchrun started train together; all must see the same
+    folder and data, and process 0 alone writes.
 
     Raises:
         InputError: for data, weights or options that cannot be used.
@@ -142,7 +144,8 @@ def _train_epochs(
                 raise KeyboardInterrupt
             run.epoch, run.step_in_epoch = run.epoch + 1, 0
             if run.epoch % config.val_every == 0 or run.epoch == optim.epochs:
-                validate(run, datasets, folder, device, description, log, truth)
+                plots = folder if run.epoch == optim.epochs else None
+                validate(run, datasets, folder, device, description, log, truth, plots)
             save()
             if main:
                 plot_metrics(log.rows, folder / "loss.png", title)
@@ -156,10 +159,11 @@ def validate(
     description: dict[str, Any],
     log: MetricsLog,
     truth: dict[str, Any],
+    plots: Path | None,
 ) -> None:
     """Score the validation pictures after an epoch, and keep the weights in ``best.pt`` if none were better."""
     model = run.scored_model
-    metrics = evaluate(model, datasets.val, device, truth)
+    metrics = evaluate(model, datasets.val, device, truth, plots=plots)
     better = metrics[BEST_BY] >= run.best
     if better:
         run.best = metrics[BEST_BY]
@@ -195,7 +199,8 @@ def print_validation(epoch: int, metrics: dict[str, float], limit: int) -> None:
     at_limit = f" (AP {metrics[f'mask/AP@{limit}']:.3f} at {limit} detections)" if f"mask/AP@{limit}" in metrics else ""
     print(
         f"validation after epoch {epoch}: mask AP {metrics['mask/AP']:.3f}, AP50 {metrics['mask/AP50']:.3f}, "
-        f"AP75 {metrics['mask/AP75']:.3f} at 100 detections{at_limit}; AP50 by class: {classes}",
+        f"AP75 {metrics['mask/AP75']:.3f} at 100 detections{at_limit}; "
+        f"dense AP50 {metrics['dense/AP50']:.3f}, PQ {metrics['dense/PQ']:.3f}; AP50 by class: {classes}",
         flush=True,
     )
 

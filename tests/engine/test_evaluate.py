@@ -1,4 +1,4 @@
-"""The COCO metrics against pycocotools' own summary and against cases that one can score in the head."""
+"""The metrics of COCO results against pycocotools, dense masks and cases that one can score in the head."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from maskrcnn.engine.evaluate import coco_metrics
+from maskrcnn.engine.evaluate import coco_metrics, dense_metrics
+from maskrcnn.engine.metrics import PER_PICTURE, POOLED, count, summarize
 
 SIZE = 96
 
@@ -120,3 +121,56 @@ def test_the_callers_results_are_left_as_they_are() -> None:
     before = [dict(result) for result in results]
     coco_metrics(truth, results, 200)
     assert results == before
+
+
+def _drawn(results: list[dict[str, Any]], image: int, category: int | None) -> np.ndarray:
+    """The results of one picture as a label image, painted mask by mask, the best last."""
+    labels = np.zeros((SIZE, SIZE), int)
+    chosen = [r for r in results if r["image_id"] == image and category in (None, r["category_id"])]
+    for value, result in enumerate(sorted(chosen, key=lambda r: r.get("score", 0)), start=1):
+        labels[coco_mask.decode(result["segmentation"]) > 0] = value
+    return labels
+
+
+@pytest.mark.parametrize("min_score", [0.0, 0.5])
+def test_dense_metrics_of_overlapping_results(min_score: float) -> None:
+    """Against label images painted from full masks. True cells that overlap get a plane each."""
+    truth, results = _random_case(2)
+    metrics = dense_metrics(truth, results, min_score)
+    kept = [result for result in results if result["score"] >= min_score]
+    for name, category in (("any", None), ("class1", 1), ("class2", 2), ("class3", 3)):
+        pictures = []
+        for image in range(1, 5):
+            cells = [a for a in truth["annotations"] if a["image_id"] == image and category in (None, a["category_id"])]
+            planes = np.array([i * coco_mask.decode(a["segmentation"]).astype(int) for i, a in enumerate(cells, 1)])
+            pictures.append(count(planes, _drawn(kept, image, category)))
+        for key, value in summarize(pictures).items():
+            assert metrics[f"{key}/{name}"] == pytest.approx(value, abs=1e-12)
+    assert 0.1 < metrics["AP50"] < 0.9
+    for key in (*POOLED, *PER_PICTURE):
+        assert metrics[key] == pytest.approx(np.mean([metrics[f"{key}/class{k}"] for k in (1, 2, 3)]))
+
+
+def test_dense_metrics_scored_by_hand() -> None:
+    """A cell and, half over it with a lower score, a wrong one; the wrong one alone with a higher score."""
+    cell = _annotation(1, 1, 1, _square(10, 10, 10))
+    wrong = _square(10, 15, 10)
+    truth = _truth([cell], categories=2)
+    behind = dense_metrics(truth, [_result(cell, 0.9), _result(cell, 0.6, wrong)])
+    assert behind["SQ/class1"] == 1
+    assert behind["AP50"] == behind["AP50/class1"] == 1 / 2
+    assert behind["PQ"] == pytest.approx(1 / 1.5)
+    in_front = dense_metrics(truth, [_result(cell, 0.9), _result(cell, 0.95, wrong)])
+    assert in_front["AP50/class1"] == 1 / 2  # half of the cell is left to see, IoU 0.5: a hit for AP...
+    assert in_front["PQ"] == 0  # ... and none for PQ
+    assert dense_metrics(truth, [_result(cell, 0.4)])["AP50"] == 0
+    assert dense_metrics(truth, [_result(cell, 0.4)], min_score=0.4)["AP50"] == 1
+    assert dense_metrics(truth, [])["AP50/class2"] == -1
+
+
+def test_a_cell_of_the_wrong_class_is_right_for_any() -> None:
+    cells = [_annotation(1, 1, 1, _square(10, 10, 10)), _annotation(2, 1, 2, _square(40, 40, 10))]
+    swapped = [{**_result(cell, 0.9), "category_id": 3 - cell["category_id"]} for cell in cells]
+    metrics = dense_metrics(_truth(cells, categories=2), swapped)
+    assert metrics["AP50/any"] == 1
+    assert metrics["AP50"] == 0

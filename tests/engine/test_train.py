@@ -32,6 +32,7 @@ from tests.conftest import ROOT, tiny_config
 def test_a_run_folder_holds_everything(tiny_run: Path) -> None:
     names = {path.name for path in tiny_run.iterdir()}
     assert names >= {"config.json", "metrics.jsonl", "loss.png", "last.pt", "best.pt"}
+    assert names >= {"precision_recall.png", "classes.png"}
     assert not [name for name in names if ".part" in name]
     config = json.loads((tiny_run / "config.json").read_text())
     assert config["model_options"]["mask_loss"] == "dice"
@@ -45,6 +46,7 @@ def test_a_run_folder_holds_everything(tiny_run: Path) -> None:
     validations = [row for row in rows if "mask/AP" in row]
     assert [row["epoch"] for row in validations] == [1, 2]
     assert {"mask/AP50", "mask/AP75", "mask/AP@20", "mask/AP50/class1", "box/AP"} <= validations[0].keys()
+    assert {"dense/AP", "dense/AP50", "dense/AP75_pictures", "dense/PQ/class1", "dense/SQ"} <= validations[0].keys()
     assert np.asarray(Image.open(tiny_run / "loss.png")).std() > 5
 
 

@@ -1,0 +1,152 @@
+"""The pictures in a run folder: ``loss.png``, ``precision_recall.png`` and ``classes.png``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from maskrcnn.engine.log import TOTAL
+from maskrcnn.errors import writing
+
+# Okabe & Ito's palette, which colour-blind readers can tell apart; without its yellow, which is too pale for lines
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+LINES = ("-", "--", ":")  # a new style each time that the colours are used up
+
+
+def plot_metrics(rows: list[dict[str, Any]], path: Path, title: str) -> None:
+    """Losses against steps (smoothed over about 2 % of the run) and, below, the validation scores."""
+    steps = [row for row in rows if TOTAL in row]
+    validations = [row for row in rows if "mask/AP" in row]
+    figure = Figure(figsize=(8, 6.5 if validations else 4), layout="constrained")
+    axes = figure.subplots(2 if validations else 1, 1, squeeze=False, sharex=True)[:, 0]
+    x = np.array([row["step"] for row in steps])
+    window = max(1, len(steps) // 50)
+    for name in [key for key in steps[0] if key.startswith("loss")]:
+        values = np.array([row[name] for row in steps])
+        smooth = np.convolve(values, np.ones(window) / window, mode="valid")
+        heavy = name == TOTAL
+        axes[0].plot(
+            x[window - 1 :],
+            smooth,
+            label="total" if heavy else name.removeprefix("loss_"),
+            linewidth=2 if heavy else 1,
+            color="black" if heavy else None,
+        )
+    axes[0].set(ylabel="loss", title=title, ylim=(0, None))
+    axes[0].legend(ncols=3, fontsize="small")
+    if validations:
+        _plot_validations(axes[1], validations)
+    axes[-1].set_xlabel("step")
+    for axis in axes:
+        axis.grid(alpha=0.3)
+    _save(figure, path)
+
+
+def _plot_validations(axis: Axes, validations: list[dict[str, Any]]) -> None:
+    x = [row["step"] for row in validations]
+    curves = (
+        ("mask/AP50", "AP50", "-"),
+        ("mask/AP", "AP (0.5:0.95)", "-"),
+        ("mask/AP75", "AP75", "-"),
+        ("dense/AP50", "TP/(TP+FP+FN) at IoU 0.5", "--"),
+        ("dense/PQ", "panoptic quality", "--"),
+    )
+    for (key, label, line), color in zip(curves, COLORS, strict=False):
+        values = [row.get(key, np.nan) for row in validations]
+        axis.plot(x, values, line, marker="o", markersize=4, label=label, color=color)
+    axis.set(ylabel="validation, masks", ylim=(0, 1))
+    axis.legend(fontsize="small", ncols=2)
+
+
+def plot_precision_recall(precision: np.ndarray, class_names: Sequence[str], limit: int, path: Path) -> None:
+    """Precision against recall at mask IoU 0.5 and 0.75, a curve a class.
+
+    Args:
+        precision: [10, 101, K] of COCOeval: IoU 0.5:0.05:0.95, recall 0:0.01:1, classes; -1 for a class without cells.
+        class_names: K names.
+        limit: detections a picture that were counted, for the title.
+        path: a PNG file.
+    """
+    figure = Figure(figsize=(10, 5.1 + 0.25 * -(-len(class_names) // 2)), layout="constrained")
+    recall = np.linspace(0, 1, precision.shape[1])
+    for axis, (iou, index) in zip(figure.subplots(1, 2, sharey=True), ((0.5, 0), (0.75, 5)), strict=True):
+        for k, name in enumerate(class_names):
+            curve = precision[index, :, k]
+            known = bool((curve > -1).all())
+            axis.plot(
+                recall if known else [],
+                curve if known else [],
+                color=COLORS[k % len(COLORS)],
+                linestyle=LINES[k // len(COLORS) % len(LINES)],
+                linewidth=2,
+                label=f"{name}: {curve.mean():.3f}" if known else f"{name}: no cells",
+                clip_on=False,
+                zorder=3,
+            )
+        axis.set(xlim=(0, 1), ylim=(0, 1), xlabel="recall", title=f"mask IoU {iou:g}")
+        axis.legend(
+            loc="upper center",
+            bbox_to_anchor=(0.5, -0.13),
+            ncols=2,
+            frameon=False,
+            title="class: AP (area under the curve)",
+        )
+        axis.grid(alpha=0.3)
+        axis.tick_params(labelleft=True)
+        axis.set_ylabel("precision")
+    figure.suptitle(f"Validation: precision and recall, at most {limit} detections a picture")
+    _save(figure, path)
+
+
+def plot_classes(metrics: dict[str, float], class_names: Sequence[str], cells: Sequence[int], path: Path) -> None:
+    """Bars of AP, AP50, dense AP50 and PQ for each class and their mean, with their values.
+
+    Args:
+        metrics: of :func:`maskrcnn.engine.evaluate.evaluate`.
+        class_names: K names, of classes 1..K.
+        cells: K numbers of true cells.
+        path: a PNG file.
+    """
+    bars = (
+        ("mask/AP", "AP (COCO, IoU 0.5:0.95)"),
+        ("mask/AP50", "AP50 (COCO)"),
+        ("dense/AP50", "TP/(TP+FP+FN) at IoU 0.5"),
+        ("dense/PQ", "panoptic quality"),
+    )
+    groups = [
+        (f"{name}\n{n:,} cells", f"/class{k}") for k, (name, n) in enumerate(zip(class_names, cells, strict=True), 1)
+    ]
+    if len(class_names) > 1:
+        groups.append((f"mean of classes\n{sum(cells):,} cells", ""))
+    figure = Figure(figsize=(max(6.5, 1.2 + 1.75 * len(groups)), 4.6), layout="constrained")
+    axis = figure.subplots()
+    width = 0.8 / len(bars)
+    for position, (key, label) in enumerate(bars):
+        values = [metrics[key + suffix] for _, suffix in groups]
+        x = np.arange(len(groups)) + (position - (len(bars) - 1) / 2) * width
+        drawn = axis.bar(x, np.maximum(values, 0), width * 0.92, label=label, color=COLORS[position], zorder=3)
+        texts = [f"{value:.2f}" if value >= 0 else "none" for value in values]
+        axis.bar_label(drawn, texts, padding=2, fontsize="small")
+    if len(class_names) > 1:
+        axis.axvline(len(groups) - 1.5, color="0.7", linewidth=1)
+    axis.set_xticks(range(len(groups)), [name for name, _ in groups])
+    axis.set(ylim=(0, 1.06), xlim=(-0.5, len(groups) - 0.5), ylabel="score (0 to 1)")
+    axis.set_yticks(np.linspace(0, 1, 6))
+    axis.tick_params(axis="x", length=0)
+    axis.grid(axis="y", alpha=0.3)
+    axis.spines[["top", "right"]].set_visible(False)
+    figure.suptitle("Validation: scores of masks by class")
+    figure.legend(loc="outside lower center", ncols=2 if len(groups) < 4 else 4, frameon=False, fontsize="small")
+    _save(figure, path)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    beside = path.with_name(path.stem + ".part.png")
+    with writing(path):
+        figure.savefig(beside, dpi=100)
+        beside.replace(path)

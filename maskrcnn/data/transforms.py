@@ -145,10 +145,11 @@ class ColorJitter:
         )
         image = sample.image.float()
         # The three are one affine map: saturation mixes a pixel with its grey value, contrast with the mean grey.
-        grey = image.mean(dim=2, keepdim=True)
-        mixed = saturation * image + (1 - saturation) * grey
-        mixed = brightness * (contrast * mixed + (1 - contrast) * grey.mean())
-        return Sample(mixed.round().clamp(0, 255).to(torch.uint8), sample.labels, sample.name, sample.image_id)
+        red, green, blue = image.unbind(2)
+        grey = (red + green + blue) / 3
+        offset = brightness * (contrast * (1 - saturation) * grey + (1 - contrast) * grey.mean())
+        mixed = image.mul_(brightness * contrast * saturation).add_(offset[..., None])
+        return Sample(mixed.round_().clamp_(0, 255).to(torch.uint8), sample.labels, sample.name, sample.image_id)
 
 
 def _factor(rng: np.random.Generator, low: float, high: float) -> float:
@@ -181,9 +182,10 @@ def _drop_slivers(crop: Sample, before: InstanceLabels, areas: Tensor, min_visib
 
 
 def _resize_image(image: Tensor, size: tuple[int, int]) -> Tensor:
-    pixels = image.permute(2, 0, 1)[None].float()
+    """In PyTorch's integer arithmetic for uint8, which is several times as fast as floats and off by 1 at most."""
+    pixels = image.permute(2, 0, 1)[None]
     resized = F.interpolate(pixels, size=size, mode="bilinear", align_corners=False, antialias=True)
-    return resized[0].permute(1, 2, 0).round().clamp(0, 255).to(torch.uint8).contiguous()
+    return resized[0].permute(1, 2, 0).contiguous()
 
 
 def _resize_planes(planes: Tensor, size: tuple[int, int]) -> Tensor:
@@ -192,4 +194,4 @@ def _resize_planes(planes: Tensor, size: tuple[int, int]) -> Tensor:
         ((torch.arange(wanted) + 0.5) * (have / wanted)).long().clamp(max=have - 1)
         for wanted, have in zip(size, planes.shape[1:], strict=True)
     )
-    return planes[:, rows][:, :, columns].contiguous()
+    return torch.from_numpy(planes.numpy()[:, rows.numpy()].take(columns.numpy(), axis=2))

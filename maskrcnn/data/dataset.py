@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from typing import Self
 
 import numpy as np
@@ -18,8 +19,38 @@ from maskrcnn.data.sample import Sample
 Transform = Callable[[Sample, np.random.Generator], Sample]
 
 
+@dataclass
+class Cache:
+    """What a data set and its subsets have decoded, by name, up to ``limit`` bytes.
+
+    When it is full, the other pictures are decoded each time they are drawn: in random order no other choice of what to
+    keep would be better.
+
+    Attributes:
+        limit: bytes, of pixels and planes.
+        held: bytes that are in use.
+        full: whether something was turned away.
+        images: uint8 [H, W, 3].
+        labels: with planes as :func:`_compact` gives them.
+    """
+
+    limit: float = 8e9
+    held: int = 0
+    full: bool = False
+    images: dict[str, Tensor] = field(default_factory=dict)
+    labels: dict[str, InstanceLabels] = field(default_factory=dict)
+
+    def takes(self, tensor: Tensor) -> bool:
+        """Whether there is room for the tensor; counts it then."""
+        if self.held + tensor.nbytes > self.limit:
+            self.full = True
+            return False
+        self.held += tensor.nbytes
+        return True
+
+
 class CellDataset(Dataset[Sample]):
-    """Pictures with labelled cells; each is decoded once and kept as uint8 pixels and compact integer planes.
+    """Pictures with labelled cells; each is decoded once and kept as uint8 pixels and compact planes (:class:`Cache`).
 
     ``dataset[i]`` is the picture as it is, ``dataset[i, seed]`` the picture after ``transform`` with a random generator
     of that seed: what a training step sees depends on the index and the seed alone, whichever process prepares it.
@@ -34,8 +65,7 @@ class CellDataset(Dataset[Sample]):
     transform: Transform | None = None
 
     def __init__(self) -> None:
-        self._images: dict[str, Tensor] = {}
-        self._labels: dict[str, InstanceLabels] = {}
+        self.cache = Cache()
 
     def read_image(self, index: int) -> Tensor:
         """uint8 [H, W, 3]."""
@@ -59,23 +89,41 @@ class CellDataset(Dataset[Sample]):
 
     def __getitem__(self, item: int | tuple[int, int]) -> Sample:
         index, seed = item if isinstance(item, tuple) else (item, None)
-        name = self.names[index]
-        if name not in self._images:
-            self._images[name] = self.read_image(index)
-        sample = Sample(self._images[name], self.labels(index), name, self.image_ids[index])
-        if seed is None or self.transform is None:
-            return sample
-        return self.transform(sample, np.random.default_rng(seed))
+        # the planes stay compact until the transform has cut out what it needs
+        sample = Sample(self._image(index), self._compact_labels(index), self.names[index], self.image_ids[index])
+        if seed is not None and self.transform is not None:
+            sample = self.transform(sample, np.random.default_rng(seed))
+        return replace(sample, labels=_with_type(sample.labels, torch.int32))
 
     def labels(self, index: int) -> InstanceLabels:
         """The cells of one picture, which need not be decoded for it."""
+        return _with_type(self._compact_labels(index), torch.int32)
+
+    def preload(self) -> None:
+        """Decode the pictures that the cache has room for; processes forked afterwards share their memory."""
+        with ThreadPoolExecutor() as pool:
+            for _ in pool.map(self._image, range(len(self))):
+                if self.cache.full:
+                    pool.shutdown(cancel_futures=True)
+                    return
+
+    def _image(self, index: int) -> Tensor:
         name = self.names[index]
-        if name not in self._labels:
-            self._labels[name] = _compact(self.read_labels(index))
-        labels = self._labels[name]
-        return InstanceLabels(
-            labels.planes.to(torch.int32), labels.plane, labels.ids, labels.classes, labels.boxes, labels.areas
-        )
+        image = self.cache.images.get(name)
+        if image is None:
+            image = self.read_image(index)
+            if self.cache.takes(image):
+                self.cache.images[name] = image
+        return image
+
+    def _compact_labels(self, index: int) -> InstanceLabels:
+        name = self.names[index]
+        labels = self.cache.labels.get(name)
+        if labels is None:
+            labels = _compact(self.read_labels(index))
+            if self.cache.takes(labels.planes):
+                self.cache.labels[name] = labels
+        return labels
 
     def class_counts(self) -> np.ndarray:
         """int64 [pictures, K]: cells of each class in each picture. Reads every label file (once)."""
@@ -98,6 +146,8 @@ def _compact(labels: InstanceLabels) -> InstanceLabels:
     """The same labels with planes of int16 where the ids allow it: a data set is kept in memory whole."""
     if labels.planes.numel() and int(labels.planes.max()) > torch.iinfo(torch.int16).max:
         return labels
-    return InstanceLabels(
-        labels.planes.to(torch.int16), labels.plane, labels.ids, labels.classes, labels.boxes, labels.areas
-    )
+    return _with_type(labels, torch.int16)
+
+
+def _with_type(labels: InstanceLabels, dtype: torch.dtype) -> InstanceLabels:
+    return replace(labels, planes=labels.planes.to(dtype))

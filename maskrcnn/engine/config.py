@@ -44,6 +44,9 @@ class DataOptions:
     """Strength of the brightness, contrast and saturation jitter; 0: none."""
     workers: int | None = None
     """Processes that prepare batches; default: none on the CPU, up to 8 on a GPU."""
+    cache_gb: float = 8.0
+    """Most memory for decoded pictures and label planes, which the workers share; what does not fit is decoded in each
+    epoch. Pictures take 3 bytes a pixel and a class 2 bytes more."""
 
 
 @dataclass(frozen=True)
@@ -156,6 +159,7 @@ class TrainConfig:
             ("--color-jitter", data.color_jitter, 0 <= data.color_jitter < 1, "0 up to 1"),
             ("--num-classes", data.num_classes, data.num_classes is None or data.num_classes >= 1, "at least 1"),
             ("--workers", data.workers, data.workers is None or data.workers >= 0, "at least 0"),
+            ("--cache-gb", data.cache_gb, data.cache_gb >= 0, "at least 0"),
             ("--anchor-sizes", model.anchor_sizes, len(model.anchor_sizes) == 5, "five entries, for P2 to P6"),
             ("--detections-per-image", model.detections_per_image, model.detections_per_image >= 1, "at least 1"),
             ("--epochs", optim.epochs, optim.epochs >= 1, "at least 1"),

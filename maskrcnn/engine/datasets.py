@@ -47,6 +47,7 @@ def build_datasets(config: TrainConfig, folder: Path) -> Datasets:
         source = CocoDataset(data, options.image_root, percentiles=options.percentiles, num_classes=options.num_classes)
     else:
         source = Hw3Folder(data, percentiles=options.percentiles, num_classes=options.num_classes)
+    source.cache.limit = options.cache_gb * 1e9
     counts = source.class_counts()
     train_indices, val_indices = train_val_split(counts, options.val_fraction, options.split_seed)
     if distributed.is_main():

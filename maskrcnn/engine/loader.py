@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import sys
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from maskrcnn.data.dataset import CellDataset
 from maskrcnn.data.sample import Batch, Sample, collate
 
 
@@ -71,11 +73,18 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
 def build_loader(
     dataset: Dataset[Sample], sampler: EpochSampler, workers: int, device: torch.device
 ) -> DataLoader[Batch]:
-    """Batches for training. Workers are started anew each epoch: they share the pictures decoded before the fork."""
+    """Batches for training.
+
+    Workers are started anew each epoch, and what they decode is gone with them: so the pictures are decoded before, and
+    the workers, forked where that is possible, share them.
+    """
+    if workers and isinstance(dataset, CellDataset):
+        dataset.preload()
     return DataLoader(
         dataset,  # type: ignore[arg-type] # samples in, batches out
         batch_sampler=sampler,
         num_workers=workers,
+        multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
         collate_fn=collate,
         pin_memory=device.type == "cuda",
     )

@@ -1,13 +1,18 @@
-"""The order of training pictures: a function of the seed and the epoch alone."""
+"""Training batches: functions of the seed and the epoch alone, whichever process prepares them and what it has kept."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from maskrcnn.engine.loader import EpochSampler
+from maskrcnn.data.hw3 import Hw3Folder
+from maskrcnn.data.transforms import RandomCrop
+from maskrcnn.engine.loader import EpochSampler, build_loader
 
 
 def _epoch(sampler: EpochSampler, epoch: int, skip: int = 0) -> list[list[tuple[int, int]]]:
@@ -56,3 +61,50 @@ def test_repeats_average_to_the_factor() -> None:
         total += np.bincount([batch[0][0] for batch in _epoch(sampler, epoch)], minlength=5)
     # an epoch has round(9.5) = 10 draws
     assert total / 2000 == pytest.approx(factors * 10 / 9.5, rel=0.08)
+
+
+def _batches(dataset: Hw3Folder, workers: int) -> list[tuple]:
+    sampler = EpochSampler(np.ones(len(dataset)), batch_size=2, seed=1)
+    loader = build_loader(dataset, sampler, workers, torch.device("cpu"))
+    return [(b.names, b.images.tolist(), [labels.planes.tolist() for labels in b.labels]) for b in loader]
+
+
+def _cropped(data: Path) -> Hw3Folder:
+    return Hw3Folder(data, transform=RandomCrop(64, scale=(0.8, 1.25)))
+
+
+def test_workers_give_the_same_batches_and_decode_nothing(tiny_dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = _batches(_cropped(tiny_dataset), workers=0)
+    dataset = _cropped(tiny_dataset)
+    dataset.preload()
+
+    def refuse(self: Hw3Folder, index: int) -> None:
+        raise AssertionError("decoded again")
+
+    monkeypatch.setattr(Hw3Folder, "read_image", refuse)
+    monkeypatch.setattr(Hw3Folder, "read_labels", refuse)
+    assert _batches(dataset, workers=1) == expected
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_what_does_not_fit_into_the_cache_is_decoded_again(tiny_dataset: Path, share: float) -> None:
+    whole = _cropped(tiny_dataset)
+    expected = _batches(whole, workers=0)
+    assert not whole.cache.full
+    assert len(whole.cache.images) == len(whole.cache.labels) == len(whole)
+    planes = sum(labels.planes.nbytes for labels in whole.cache.labels.values())
+    assert whole.cache.held == planes + sum(image.nbytes for image in whole.cache.images.values())
+    small = _cropped(tiny_dataset)
+    small.cache.limit = share * whole.cache.held
+    assert _batches(small, workers=0) == expected
+    small.preload()
+    assert _batches(small.subset(range(len(small)), small.transform), workers=0) == expected
+    assert small.cache.full
+    assert share * whole.cache.held * 0.5 <= small.cache.held <= small.cache.limit
+
+
+def test_samples_have_int32_planes(tiny_dataset: Path) -> None:
+    dataset = _cropped(tiny_dataset)
+    for sample in (dataset[0], dataset[0, 5]):
+        assert sample.labels.planes.dtype == torch.int32
+    assert dataset.cache.labels[dataset.names[0]].planes.dtype == torch.int16

@@ -31,11 +31,7 @@ typedef uint16_t Bits16 __attribute__((vector_size(16), aligned(2), may_alias));
 typedef uint32_t Bits32 __attribute__((vector_size(32), aligned(4), may_alias));
 
 template <>
-struct Channels<BFloat16> {
-    using Sum = float;
-    using Vec = Simd<float>::Vec;
-    static constexpr int kLanes = Simd<float>::kLanes;
-
+struct Channels<BFloat16> : Channels<float> {
     static MASKRCNN_INLINE Vec load(const BFloat16* from) {
         const Bits16 bits = *reinterpret_cast<const Bits16*>(from);
         return reinterpret_cast<Vec>(__builtin_convertvector(bits, Bits32) << 16);
@@ -49,11 +45,7 @@ struct Channels<BFloat16> {
 };
 
 template <>
-struct Channels<Half> {
-    using Sum = float;
-    using Vec = Simd<float>::Vec;
-    static constexpr int kLanes = Simd<float>::kLanes;
-
+struct Channels<Half> : Channels<float> {
     // The exponent and mantissa of 5 + 10 bits, moved into place and scaled by the difference of the biases, 127 - 15;
     // numbers below the smallest normal one come out right too.
     static MASKRCNN_INLINE Vec load(const Half* from) {

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from pycocotools import mask as coco_mask
 from torch import Tensor
 
 from maskrcnn import ops
+from maskrcnn.data.rle import label_image
 
 
 @dataclass(frozen=True)
@@ -80,8 +80,7 @@ class Detections:
 
     def to_labels(self, threshold: float = 0.5) -> Tensor:
         """int32 [H, W]: 0 for background, i + 1 for detection i; where cells overlap, the higher score wins."""
-        labels = np.zeros(self.size, dtype=np.int32)
+        order = torch.argsort(self.scores.cpu(), stable=True).numpy()
         rles = self.to_rle(threshold)
-        for index in torch.argsort(self.scores, stable=True).tolist():
-            labels[coco_mask.decode(rles[index]) > 0] = index + 1
-        return torch.from_numpy(labels)
+        numbers = np.concatenate([[0], order + 1]).astype(np.int32)  # of the detections in the order of label_image
+        return torch.from_numpy(numbers[label_image([rles[index] for index in order], self.size)])

@@ -99,8 +99,8 @@ class BuildKernels(build_ext):
         for source in [ROOT / "csrc" / "ops.cpp", *sorted((ROOT / "csrc" / "cpu").glob("*.cpp"))]:
             outputs.append(objects / f"cpu_{source.stem}.o")
             rules.append(f"build {outputs[-1]}: cpu {source}")
-            # NMS and matching decide by the last bit of an IoU; RoIAlign may fuse multiply and add.
-            rules.append(f"  flags = -ffp-contract={'fast' if source.stem == 'roi_align' else 'off'}")
+            # NMS and matching decide by the last bit of an IoU; RoIAlign and convolutions may fuse multiply and add.
+            rules.append(f"  flags = -ffp-contract={'fast' if source.stem in ('roi_align', 'conv3x3') else 'off'}")
         library = package / "lib" / "libmaskrcnn_cpu.so"
         rules.append(f"build {library}: link {' '.join(map(str, outputs))}")
         rules.append(f"  libs = -L{self.torch}/lib -ltorch_cpu -lc10")

@@ -159,4 +159,45 @@ inline void check_mask_runs(const Tensor& masks, const Tensor& boxes, int64_t he
                     width, " pixels; expected 1 x 1 or more");
 }
 
+inline void check_maps(const std::vector<Tensor>& maps, const char* name, int64_t channels) {
+    STD_TORCH_CHECK(!maps.empty(), name, " must hold at least one map");
+    STD_TORCH_CHECK(channels > 0 && channels % 16 == 0, name, " must have a multiple of 16 channels");
+    for (const Tensor& map : maps) {
+        STD_TORCH_CHECK(map.dim() == 4 && map.is_contiguous() && map.size(3) == channels &&
+                            map.scalar_type() == ScalarType::Float,
+                        name, " must be contiguous float32 [B, H, W, ", channels, "]");
+        check_same_device(map, name, maps[0], name);
+    }
+}
+
+inline void check_conv3x3(const std::vector<Tensor>& maps, const Tensor& weight, const std::optional<Tensor>& bias,
+                          bool transposed) {
+    STD_TORCH_CHECK(weight.dim() == 4 && weight.size(2) == 3 && weight.size(3) == 3 &&
+                        weight.scalar_type() == ScalarType::Float,
+                    "weight must be float32 [K, C, 3, 3]");
+    const int64_t inputs = weight.size(transposed ? 0 : 1), outputs = weight.size(transposed ? 1 : 0);
+    check_maps(maps, "maps", inputs);
+    check_same_device(weight, "weight", maps[0], "maps");
+    STD_TORCH_CHECK(outputs > 0 && outputs % 16 == 0, "weight must have multiples of 16 channels");
+    if (bias) {
+        STD_TORCH_CHECK(bias->dim() == 1 && bias->size(0) == outputs && bias->is_contiguous() &&
+                            bias->scalar_type() == ScalarType::Float,
+                        "bias must be contiguous float32 [", outputs, "]");
+        check_same_device(*bias, "bias", maps[0], "maps");
+    }
+}
+
+inline void check_conv3x3_weight_gradient(const std::vector<Tensor>& maps, const std::vector<Tensor>& grads) {
+    STD_TORCH_CHECK(!maps.empty() && maps.size() == grads.size() && maps[0].dim() == 4 && grads[0].dim() == 4,
+                    "maps and grads must be as many, [B, H, W, C] and [B, H, W, K]");
+    check_maps(maps, "maps", maps[0].size(3));
+    check_maps(grads, "grads", grads[0].size(3));
+    for (size_t i = 0; i < maps.size(); ++i) {
+        for (int axis = 0; axis < 3; ++axis) {
+            STD_TORCH_CHECK(maps[i].size(axis) == grads[i].size(axis), "grads must have the B, H and W of maps");
+        }
+    }
+    check_same_device(grads[0], "grads", maps[0], "maps");
+}
+
 }  // namespace maskrcnn

@@ -25,4 +25,9 @@ STABLE_TORCH_LIBRARY(maskrcnn, m) {
     m.def("mask_runs(Tensor masks, Tensor boxes, int height, int width, float threshold) -> (Tensor, Tensor)");
     // what mask_runs gives, on the CPU -> COCO's texts one after another, uint8, and where each ends, int64 [K]
     m.def("encode_runs(Tensor runs, Tensor ends) -> (Tensor, Tensor)");
+    // maps[l] [B, H_l, W_l, C], weight [K, C, 3, 3] of any strides, bias [K] -> [B, H_l, W_l, K]; transposed: maps of K
+    // channels -> of C, the adjoint
+    m.def("conv3x3(Tensor[] maps, Tensor weight, Tensor? bias, bool transposed) -> Tensor[]");
+    // maps[l] [B, H_l, W_l, C], grads[l] [B, H_l, W_l, K] -> gradient of the weight, [K, 3, 3, C]
+    m.def("conv3x3_weight_gradient(Tensor[] maps, Tensor[] grads) -> Tensor");
 }

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from maskrcnn.model.conv import Conv3x3
 from maskrcnn.model.resnet import GROUPS
 
 
@@ -39,7 +40,8 @@ class FPN(nn.Module):
 
 
 def _conv(inputs: int, outputs: int, size: int, group_norm: bool) -> nn.Sequential:
-    conv = nn.Conv2d(inputs, outputs, size, padding=size // 2, bias=not group_norm)
+    bias = not group_norm
+    conv = Conv3x3(inputs, outputs, bias) if size == 3 else nn.Conv2d(inputs, outputs, size, bias=bias)
     nn.init.kaiming_uniform_(conv.weight, a=1)
     if conv.bias is not None:
         nn.init.zeros_(conv.bias)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from maskrcnn import ops
 from maskrcnn.data.labels import InstanceLabels
+from maskrcnn.model.conv import Conv3x3
 from maskrcnn.model.losses import MaskLoss, mask_loss, mean_count
 from maskrcnn.model.resnet import GROUPS
 from maskrcnn.model.roi_heads import RoIPool, SampledRoIs
@@ -112,7 +113,7 @@ def _attached_zero(module: nn.Module) -> Tensor:
 
 
 def _conv(channels: int, group_norm: bool) -> nn.Sequential:
-    conv = nn.Conv2d(channels, channels, 3, padding=1, bias=not group_norm)
+    conv = Conv3x3(channels, channels, bias=not group_norm)
     nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
     if conv.bias is not None:
         nn.init.zeros_(conv.bias)

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from maskrcnn.model.conv import Conv3x3
+
 Norm = Literal["group", "batch", "frozen_batch"]
 NormLayer = Callable[[int], nn.Module]
 
@@ -62,9 +64,9 @@ class BasicBlock(nn.Module):
 
     def __init__(self, inputs: int, width: int, stride: int, norm: NormLayer, stride_in_1x1: bool = False) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(inputs, width, 3, stride, 1, bias=False)
+        self.conv1 = _conv3x3(inputs, width, stride)
         self.bn1 = norm(width)
-        self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
+        self.conv2 = Conv3x3(width, width, bias=False)
         self.bn2 = norm(width)
         self.downsample = _shortcut(inputs, width, stride, norm)
 
@@ -89,7 +91,7 @@ class Bottleneck(nn.Module):
         first, second = (stride, 1) if stride_in_1x1 else (1, stride)
         self.conv1 = nn.Conv2d(inputs, width, 1, first, bias=False)
         self.bn1 = norm(width)
-        self.conv2 = nn.Conv2d(width, width, 3, second, 1, bias=False)
+        self.conv2 = _conv3x3(width, width, second)
         self.bn2 = norm(width)
         self.conv3 = nn.Conv2d(width, width * self.expansion, 1, bias=False)
         self.bn3 = norm(width * self.expansion)
@@ -101,6 +103,12 @@ class Bottleneck(nn.Module):
         out = F.relu(self.bn2(self.conv2(out)))
         out = self.bn3(self.conv3(out))
         return F.relu(out + (x if self.downsample is None else self.downsample(x)))
+
+
+def _conv3x3(inputs: int, outputs: int, stride: int) -> nn.Conv2d:
+    if stride == 1:
+        return Conv3x3(inputs, outputs, bias=False)
+    return nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
 
 
 def _shortcut(inputs: int, outputs: int, stride: int, norm: NormLayer) -> nn.Sequential | None:

@@ -12,6 +12,7 @@ from maskrcnn import ops
 from maskrcnn.data.labels import InstanceLabels
 from maskrcnn.model.anchors import AnchorGenerator
 from maskrcnn.model.box_coder import BoxCoder
+from maskrcnn.model.conv import Conv3x3
 from maskrcnn.model.losses import mean_count
 from maskrcnn.model.rois import best_of_each_image, clip_boxes, join_rois
 from maskrcnn.model.sampler import sample_balanced
@@ -31,7 +32,8 @@ class RPNHead(nn.Module):
         super().__init__()
         self.anchors_per_position = list(anchors_per_position)
         most = max(anchors_per_position)
-        self.conv = nn.Sequential(nn.Sequential(nn.Conv2d(channels, channels, 3, padding=1), nn.ReLU(inplace=True)))
+        conv = Conv3x3(channels, channels)
+        self.conv = nn.Sequential(nn.Sequential(conv, nn.ReLU(inplace=True)))
         self.cls_logits = nn.Conv2d(channels, most, 1)
         self.bbox_pred = nn.Conv2d(channels, most * 4, 1)
         for module in self.modules():
@@ -43,12 +45,13 @@ class RPNHead(nn.Module):
         """P2..P6 [B, C, H_l, W_l] -> for each level objectness logits [B, A_l] and deltas [B, A_l, 4], A_l ordered by
         row, column and anchor as :class:`AnchorGenerator` orders them."""
         objectness, deltas = [], []
-        for feature, count in zip(features, self.anchors_per_position, strict=True):
-            hidden = self.conv(feature)
+        conv, relu = self.conv[0]  # type: ignore[misc]
+        for hidden, count in zip(conv.over(features), self.anchors_per_position, strict=True):
+            hidden = relu(hidden)
             logits = self.cls_logits(hidden)[:, :count]
             offsets = self.bbox_pred(hidden)[:, : 4 * count]
             objectness.append(logits.permute(0, 2, 3, 1).flatten(1))
-            deltas.append(offsets.permute(0, 2, 3, 1).reshape(len(feature), -1, 4))
+            deltas.append(offsets.permute(0, 2, 3, 1).reshape(len(hidden), -1, 4))
         return objectness, deltas
 
 

@@ -1,5 +1,6 @@
 """The kernels' Python face, one file an op: contract, checks, autograd and fake kernels, and a reference in PyTorch."""
 
+from maskrcnn.ops.conv3x3 import can_conv3x3, conv3x3, conv3x3_reference
 from maskrcnn.ops.crop_labels import crop_labels, crop_labels_reference
 from maskrcnn.ops.library import build_info
 from maskrcnn.ops.masks_to_rle import masks_to_rle, masks_to_rle_reference
@@ -10,6 +11,9 @@ from maskrcnn.ops.roi_align import multilevel_roi_align, roi_align, roi_align_re
 __all__ = [
     "batched_nms",
     "build_info",
+    "can_conv3x3",
+    "conv3x3",
+    "conv3x3_reference",
     "crop_labels",
     "crop_labels_reference",
     "masks_to_rle",

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Literal
 
 import numpy as np
@@ -173,6 +174,31 @@ def crop_cases(device: str) -> list[Case]:
     return cases
 
 
+def conv_cases(device: str) -> list[Case]:
+    """Against PyTorch's convolution in the same layout; on a GPU the network uses that one."""
+    cases = []
+    for batch, channels, side in ((2, 256, 128), (64, 256, 14), (2, 64, 128)) if device == "cpu" else ():
+        x = torch.randn(batch, channels, side, side).contiguous(memory_format=torch.channels_last)
+        weight = torch.randn(channels, channels, 3, 3).contiguous(memory_format=torch.channels_last).requires_grad_()
+        upstream, leaf = torch.randn_like(x), x.clone().requires_grad_()
+        outs = (F.conv2d(leaf, weight, padding=1), ops.conv3x3([leaf], weight)[0])
+        gradient = partial(torch.autograd.grad, inputs=(leaf, weight), grad_outputs=upstream, retain_graph=True)
+        theirs, ours = (partial(gradient, out) for out in outs)
+        size, moved = f"{batch} x {side}x{side}, {channels} channels", 8.0 * x.numel() + 4 * weight.numel()
+        constant = weight.detach()
+        cases += [
+            Case(
+                "conv3x3 forward (PyTorch)",
+                size,
+                lambda x=x, w=constant: F.conv2d(x, w, padding=1),
+                lambda x=x, w=constant: ops.conv3x3([x], w),
+                moved,
+            ),
+            Case("conv3x3 backward (PyTorch)", size, theirs, ours, 2 * moved),
+        ]
+    return cases
+
+
 def rle_cases(device: str) -> list[Case]:
     cases = []
     for count in (300, 100):
@@ -203,6 +229,7 @@ GROUPS = {
     "match_boxes": match_cases,
     "crop_labels": crop_cases,
     "masks_to_rle": rle_cases,
+    "conv3x3": conv_cases,
 }
 
 
@@ -212,7 +239,7 @@ class Options:
 
     device: Literal["cpu", "cuda"] = "cpu"
     only: Annotated[str | None, tyro.conf.arg(metavar="OP")] = None
-    """One of nms, roi_align, match_boxes, crop_labels, masks_to_rle; default: all."""
+    """One of nms, roi_align, match_boxes, crop_labels, masks_to_rle, conv3x3; default: all."""
 
 
 def main(options: Options) -> None:

@@ -21,7 +21,7 @@ from maskrcnn.engine import distributed
 from maskrcnn.engine.checkpoint import load_checkpoint, save_checkpoint
 from maskrcnn.engine.config import TrainConfig
 from maskrcnn.engine.datasets import Datasets, build_datasets
-from maskrcnn.engine.device import choose_device, default_workers
+from maskrcnn.engine.device import choose_device, default_workers, keep_freed_memory
 from maskrcnn.engine.ema import WeightAverage
 from maskrcnn.engine.evaluate import evaluate
 from maskrcnn.engine.loader import EpochSampler, build_loader
@@ -66,6 +66,8 @@ def _train(config: TrainConfig, device: torch.device, saved: dict[str, Any] | No
             "--norm is batch; expected group or frozen_batch with several processes, which see other pictures"
         )
     folder = distributed.from_main(lambda: prepare_run_folder(config))
+    if device.type == "cpu":
+        keep_freed_memory()
     torch.manual_seed(config.seed)
     datasets = build_datasets(config, folder)
     model_options = _model_options(config, datasets.num_classes)

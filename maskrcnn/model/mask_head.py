@@ -58,7 +58,7 @@ class MaskHead(nn.Module):
         if len(rois) == 0:
             return rois.new_zeros(0, self.mask_size, self.mask_size)
         x = self.convs(self.pool(features, rois, image_size))
-        logits = self.mask_fcn_logits(F.relu(self.conv5_mask(x)))
+        logits = self.mask_fcn_logits(F.relu(self.conv5_mask(x), inplace=True))
         return logits[torch.arange(len(rois), device=rois.device), classes].float()
 
     def losses(

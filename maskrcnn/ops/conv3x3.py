@@ -19,7 +19,7 @@ def conv3x3(maps: Sequence[Tensor], weight: Tensor, bias: Tensor | None = None) 
     """``F.conv2d(map, weight, bias, padding=1)`` of each of several maps, as the levels of a pyramid, in one call.
 
     F(4x4, 3x3): 36 multiplications where the definition has 144, forward and in both gradients. Results differ from
-    those of the definition by some units of 1e-6 of the largest value.
+    those of the definition by a few 1e-6 of the largest value (csrc/cpu/winograd.h).
 
     Args:
         maps: float32 [B, C, H_l, W_l] on the CPU; fastest in channels_last.
@@ -79,7 +79,8 @@ def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
 def _backward(ctx, grads):  # type: ignore[no-untyped-def]
     weight, *maps = ctx.saved_tensors
     grads = [grad.contiguous() for grad in grads]
-    to_maps = to_weight = to_bias = None
+    to_maps: list[Tensor | None] = [None] * len(maps)
+    to_weight = to_bias = None
     if ctx.needs_maps:
         to_maps = torch.ops.maskrcnn.conv3x3(grads, weight, None, not ctx.transposed)
     if ctx.needs_input_grad[1]:

@@ -143,7 +143,7 @@ def test_features_rpn_and_proposals(pair: tuple[MaskRCNN, nn.Module], images: li
     for image, other in enumerate(their_proposals):
         own = proposals[proposals[:, 0] == image, 1:]
         assert len(own) == len(other) > 10
-        assert torch.allclose(own, other, atol=1e-3, rtol=1e-4)
+        assert torch.allclose(own, other, atol=3e-3, rtol=1e-4)  # pixels
 
 
 @torch.inference_mode()

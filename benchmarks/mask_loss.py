@@ -1,0 +1,154 @@
+"""Which mask loss is the best one, and is the difference larger than that between two seeds?
+
+    python -m benchmarks.mask_loss --data DIR --out runs/mask_loss [--seeds 0 1 2] [--jobs 2] [-- --crop 256 --epochs 3]
+
+Trains every loss with every seed under one recipe (what stands after ``--`` goes to train.py) and prints tables of the
+validation scores after the last epoch, with a plot. Seeds share the split of the data. Runs that are done are not
+repeated, and runs that were stopped go on.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import tyro
+from matplotlib.figure import Figure
+from scipy import stats
+
+from benchmarks.measure import machine, table
+
+BASE = "bce"
+SCORES = {
+    "mask/AP": "AP",
+    "mask/AP50": "AP50",
+    "mask/AP75": "AP75",
+    "box/AP": "box AP",
+    "dense/PQ": "PQ",
+    "dense/SQ": "mean IoU of matched cells",
+}
+PLOTTED = ("mask/AP", "dense/SQ")
+Results = dict[str, list[dict[str, float]]]
+"""Of each loss the scores of its seeds, in the seeds' order."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """Train the mask losses side by side."""
+
+    data: Path
+    """Folder in the HW3 layout."""
+    out: Path = Path("runs/mask_loss")
+    """A run folder a loss and seed goes here, and the report: report.md, mask_loss.png."""
+    losses: tuple[str, ...] = ("bce", "dice", "bce+dice", "tversky")
+    seeds: tuple[int, ...] = (0, 1, 2)
+    jobs: int = 1
+    """Runs at a time, which share the cores."""
+
+
+def last_scores(run: Path) -> dict[str, float] | None:
+    """The validation scores after the last epoch; None where the run is not done."""
+    if not (run / "config.json").is_file() or not (run / "metrics.jsonl").is_file():
+        return None
+    epochs = json.loads((run / "config.json").read_text())["optim_options"]["epochs"]
+    rows = (json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines())
+    done = [row for row in rows if row["epoch"] == epochs and "mask/AP" in row]
+    return done[-1] if done else None
+
+
+def train(run: Path, loss: str, seed: int, options: Options, recipe: Sequence[str]) -> None:
+    """Start the run, or go on with it; its output goes to ``<run>.log``."""
+    if last_scores(run) is not None:
+        return
+    script = [sys.executable, str(Path(__file__).resolve().parent.parent / "train.py")]
+    if (run / "last.pt").is_file():
+        command = [*script, "--resume", str(run)]
+    else:
+        place = ["--data", str(options.data), "--out", str(run), "--mask-loss", loss, "--seed", str(seed)]
+        command = [*script, *place, *recipe]
+    threads = max(1, len(os.sched_getaffinity(0)) // options.jobs)
+    print(f"{run.name}: {' '.join(command[1:])}", file=sys.stderr, flush=True)
+    with open(f"{run}.log", "a") as log:
+        environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+        done = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=environment, check=False)
+    if done.returncode != 0:
+        raise SystemExit(f"error: {run.name} ended with code {done.returncode}; see {run}.log")
+
+
+def summary(values: Sequence[float]) -> str:
+    """Mean and standard deviation over seeds."""
+    spread = f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.3f}{spread}"
+
+
+def difference(values: Sequence[float], base: Sequence[float]) -> str:
+    """Mean difference of two losses and its 95 % interval, seed by seed (paired t)."""
+    deltas = np.subtract(values, base)
+    if len(deltas) < 2:
+        return f"{deltas.mean():+.3f}"
+    half = stats.t.ppf(0.975, len(deltas) - 1) * deltas.std(ddof=1) / len(deltas) ** 0.5
+    return f"{deltas.mean():+.3f} ({deltas.mean() - half:+.3f} to {deltas.mean() + half:+.3f})"
+
+
+def report(results: Results) -> str:
+    """The tables, in Markdown."""
+    rows = [[loss, *(summary([s[key] for s in scores]) for key in SCORES)] for loss, scores in results.items()]
+    text = [table(["mask loss", *SCORES.values()], rows)]
+    classes = [key for key in next(iter(results.values()))[0] if key.startswith("mask/AP/class")]
+    rows = [[loss, *(summary([s[key] for s in scores]) for key in classes)] for loss, scores in results.items()]
+    text += ["Mask AP by class:", table(["mask loss", *(key.rsplit("/", 1)[1] for key in classes)], rows)]
+    if BASE in results and len(results) > 1:
+        rows = [
+            [loss, *(difference([s[key] for s in scores], [s[key] for s in results[BASE]]) for key in SCORES)]
+            for loss, scores in results.items()
+            if loss != BASE
+        ]
+        text += [f"Differences from {BASE}, with 95 % intervals (paired by seed):"]
+        text += [table(["mask loss", *SCORES.values()], rows)]
+    return "\n\n".join(text)
+
+
+def plot(results: Results, path: Path) -> None:
+    """A dot a seed and a bar at the mean of each loss."""
+    figure = Figure(figsize=(8, 3.5), layout="constrained")
+    for axes, key in zip(figure.subplots(1, len(PLOTTED)), PLOTTED, strict=True):
+        for place, scores in enumerate(results.values()):
+            values = [s[key] for s in scores]
+            axes.plot([place] * len(values), values, "o", color="tab:blue", alpha=0.7)
+            axes.hlines(np.mean(values), place - 0.25, place + 0.25, color="black")
+        axes.set_xticks(range(len(results)), list(results))
+        axes.set_xlim(-0.5, len(results) - 0.5)
+        axes.set_title(f"{'mask ' if key == 'mask/AP' else ''}{SCORES[key]}")
+        axes.grid(axis="y", alpha=0.3)
+    figure.supxlabel("mask loss; a dot a seed, the bar their mean", fontsize="small")
+    figure.savefig(path, dpi=120)
+
+
+def main() -> None:
+    arguments = sys.argv[1:]
+    split = arguments.index("--") if "--" in arguments else len(arguments)
+    options, recipe = tyro.cli(Options, args=arguments[:split]), arguments[split + 1 :]
+    options.out.mkdir(parents=True, exist_ok=True)
+    runs = {(loss, seed): options.out / f"{loss}-{seed}" for seed in options.seeds for loss in options.losses}
+    with ThreadPoolExecutor(options.jobs) as pool:
+        for done in [pool.submit(train, run, *key, options, recipe) for key, run in runs.items()]:
+            done.result()
+    results: Results = {}
+    for loss in options.losses:
+        results[loss] = [scores for seed in options.seeds if (scores := last_scores(runs[loss, seed])) is not None]
+    title = f"{machine()}; {len(options.seeds)} seeds; train.py {' '.join(recipe)}"
+    text = f"{title}\n\n{report(results)}\n"
+    (options.out / "report.md").write_text(text)
+    plot(results, options.out / "mask_loss.png")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -45,9 +45,10 @@ class RPNHead(nn.Module):
         """P2..P6 [B, C, H_l, W_l] -> for each level objectness logits [B, A_l] and deltas [B, A_l, 4], A_l ordered by
         row, column and anchor as :class:`AnchorGenerator` orders them."""
         objectness, deltas = [], []
-        conv, relu = self.conv[0]  # type: ignore[misc]
+        conv = self.conv.get_submodule("0.0")
+        assert isinstance(conv, Conv3x3)
         for hidden, count in zip(conv.over(features), self.anchors_per_position, strict=True):
-            hidden = relu(hidden)
+            hidden = F.relu(hidden, inplace=True)
             logits = self.cls_logits(hidden)[:, :count]
             offsets = self.bbox_pred(hidden)[:, : 4 * count]
             objectness.append(logits.permute(0, 2, 3, 1).flatten(1))

@@ -163,18 +163,18 @@ inline void check_maps(const std::vector<Tensor>& maps, const char* name, int64_
     STD_TORCH_CHECK(!maps.empty(), name, " must hold at least one map");
     STD_TORCH_CHECK(channels > 0 && channels % 16 == 0, name, " must have a multiple of 16 channels");
     for (const Tensor& map : maps) {
-        STD_TORCH_CHECK(map.dim() == 4 && map.is_contiguous() && map.size(3) == channels &&
-                            map.scalar_type() == ScalarType::Float,
-                        name, " must be contiguous float32 [B, H, W, ", channels, "]");
+        STD_TORCH_CHECK(
+            map.dim() == 4 && map.is_contiguous() && map.size(3) == channels && map.scalar_type() == ScalarType::Float,
+            name, " must be contiguous float32 [B, H, W, ", channels, "]");
         check_same_device(map, name, maps[0], name);
     }
 }
 
 inline void check_conv3x3(const std::vector<Tensor>& maps, const Tensor& weight, const std::optional<Tensor>& bias,
                           bool transposed) {
-    STD_TORCH_CHECK(weight.dim() == 4 && weight.size(2) == 3 && weight.size(3) == 3 &&
-                        weight.scalar_type() == ScalarType::Float,
-                    "weight must be float32 [K, C, 3, 3]");
+    STD_TORCH_CHECK(
+        weight.dim() == 4 && weight.size(2) == 3 && weight.size(3) == 3 && weight.scalar_type() == ScalarType::Float,
+        "weight must be float32 [K, C, 3, 3]");
     const int64_t inputs = weight.size(transposed ? 0 : 1), outputs = weight.size(transposed ? 1 : 0);
     check_maps(maps, "maps", inputs);
     check_same_device(weight, "weight", maps[0], "maps");

@@ -1,8 +1,8 @@
 // 3x3 convolution, stride 1, padding 1, channels last, and its gradients, by Winograd's algorithm (winograd.h).
 //
-// Tiles of 4x4 outputs are taken some at a time, so that what is in work stays in the caches: they are transformed to 36
-// points, at each point a matrix product over the channels is made, and the products are transformed back. Channels lie
-// in panels of 16, [panel][tile][16], which the products read and write from one end to the other.
+// Tiles of 4x4 outputs are taken some at a time, so that what is in work stays in the caches: they are transformed to
+// 36 points, at each point a matrix product over the channels is made, and the products are transformed back. Channels
+// lie in panels of 16, [panel][tile][16], which the products read and write from one end to the other.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -23,8 +23,8 @@ namespace {
 using namespace winograd;
 using Vec = Simd<float>::Vec;
 constexpr int kLanes = Simd<float>::kLanes, kPanel = 2 * kLanes;
-constexpr int kRows = 6;            // of a product in work: 12 sums, with 2 + 1 factors, fill 16 registers
-constexpr int kTilesAThread = 48;   // in work
+constexpr int kRows = 6;           // of a product in work: 12 sums, with 2 + 1 factors, fill 16 registers
+constexpr int kTilesAThread = 48;  // in work
 static_assert(kPanel == 16);
 
 MASKRCNN_INLINE Vec load(const float* from) { return *reinterpret_cast<const Vec*>(from); }
@@ -187,17 +187,23 @@ MASKRCNN_MULTIVERSION void multiply(Left left, const float* right, int64_t rows,
         multiply_rows<kRows, kAdd>(left, right, depth, to);
     }
     switch (rows - row) {
-        case 1: return multiply_rows<1, kAdd>(left, right, depth, to);
-        case 2: return multiply_rows<2, kAdd>(left, right, depth, to);
-        case 3: return multiply_rows<3, kAdd>(left, right, depth, to);
-        case 4: return multiply_rows<4, kAdd>(left, right, depth, to);
-        case 5: return multiply_rows<5, kAdd>(left, right, depth, to);
-        default: return;
+        case 1:
+            return multiply_rows<1, kAdd>(left, right, depth, to);
+        case 2:
+            return multiply_rows<2, kAdd>(left, right, depth, to);
+        case 3:
+            return multiply_rows<3, kAdd>(left, right, depth, to);
+        case 4:
+            return multiply_rows<4, kAdd>(left, right, depth, to);
+        case 5:
+            return multiply_rows<5, kAdd>(left, right, depth, to);
+        default:
+            return;
     }
 }
 
-// Weights [K, C, 3, 3] of any layout as a convolution from C to K channels uses them, or, transposed, its adjoint from K
-// to C channels: the taps turned by 180 degrees.
+// Weights [K, C, 3, 3] of any layout as a convolution from C to K channels uses them, or, transposed, its adjoint from
+// K to C channels: the taps turned by 180 degrees.
 struct Weights {
     float* data;
     int64_t out_step, in_step, row_step, column_step;

@@ -143,7 +143,7 @@ def test_features_rpn_and_proposals(pair: tuple[MaskRCNN, nn.Module], images: li
     for image, other in enumerate(their_proposals):
         own = proposals[proposals[:, 0] == image, 1:]
         assert len(own) == len(other) > 10
-        # by rounding, two that score alike may change places or, near the threshold of NMS, one be dropped for the other
+        # by rounding, two that score alike may change places, or NMS may drop the one for the other
         nearest = torch.cdist(own.double(), other.double(), p=torch.inf).min(1)
         assert float((nearest.values <= 0.03).double().mean()) >= 0.98  # pixels
 

@@ -43,7 +43,7 @@ class FrozenBatchNorm2d(nn.Module):
         """[B, C, H, W] -> the same shape."""
         scale = self.weight * (self.running_var + self.eps).rsqrt()
         shift = self.bias - self.running_mean * scale
-        return torch.addcmul(shift.to(x.dtype).view(1, -1, 1, 1), x, scale.to(x.dtype).view(1, -1, 1, 1))
+        return x * scale.to(x.dtype).view(1, -1, 1, 1) + shift.to(x.dtype).view(1, -1, 1, 1)
 
 
 def make_norm(norm: Norm, channels: int, eps: float = 1e-5) -> nn.Module:

@@ -35,7 +35,7 @@ def test_as_torchvision(group_norm: bool, size: tuple[int, int]) -> None:
     assert len(outputs) == len(expected) == 5
     for own, other in zip(outputs, expected, strict=True):
         assert own.shape == other.shape
-        assert torch.allclose(own, other, atol=1e-4)
+        assert torch.allclose(own, other, atol=1e-5)
 
 
 def test_gradient_reaches_every_weight() -> None:

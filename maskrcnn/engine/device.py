@@ -63,8 +63,10 @@ def keep_freed_memory() -> None:
     glibc takes each large tensor from the system and gives it back when freed. The tensors of all steps are the same,
     and the first touch of fresh pages takes a fifth of a step's time.
     """
+    if sys.platform != "linux":
+        return
     libc = ctypes.CDLL(None)
-    if sys.platform == "linux" and hasattr(libc, "gnu_get_libc_version"):
+    if hasattr(libc, "gnu_get_libc_version"):
         libc.mallopt(_M_MMAP_MAX, 0)
         libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
         libc.mallopt(_M_TOP_PAD, 1 << 26)

@@ -1,6 +1,9 @@
-"""Which precision ``auto`` is."""
+"""Which precision ``auto`` is, and what becomes of freed memory."""
 
 from __future__ import annotations
+
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -29,3 +32,27 @@ def test_auto_is_float32_where_pytorch_cannot_say(monkeypatch: pytest.MonkeyPatc
     for name in QUERIES:
         monkeypatch.delattr(torch.cpu, name, raising=False)
     assert not use_bfloat16("auto", CPU)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc")
+def test_freed_memory_is_kept() -> None:
+    script = """
+import resource, torch
+from maskrcnn.engine.device import keep_freed_memory
+
+def faults():
+    for _ in range(8):  # the first ones find places for what follows
+        torch.empty(1 << 24).fill_(1)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(4):
+        torch.empty(1 << 24).fill_(1)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+print(faults())
+keep_freed_memory()
+print(faults())
+"""
+    out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    by_default, kept = map(int, out.split())
+    assert by_default > 100
+    assert kept < by_default / 10

@@ -13,7 +13,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,10 +63,10 @@ def last_scores(run: Path) -> dict[str, float] | None:
     return done[-1] if done else None
 
 
-def train(run: Path, loss: str, seed: int, options: Options, recipe: Sequence[str]) -> None:
-    """Start the run, or go on with it; its output goes to ``<run>.log``."""
-    if last_scores(run) is not None:
-        return
+def train(run: Path, loss: str, seed: int, options: Options, recipe: Sequence[str]) -> dict[str, float]:
+    """The run's last scores, once it is done: start it, or go on with it; its output goes to ``<run>.log``."""
+    if (scores := last_scores(run)) is not None:
+        return scores
     script = [sys.executable, str(Path(__file__).resolve().parent.parent / "train.py")]
     if (run / "last.pt").is_file():
         command = [*script, "--resume", str(run)]
@@ -78,8 +78,9 @@ def train(run: Path, loss: str, seed: int, options: Options, recipe: Sequence[st
     with open(f"{run}.log", "a") as log:
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
         done = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=environment, check=False)
-    if done.returncode != 0:
+    if done.returncode != 0 or (scores := last_scores(run)) is None:
         raise SystemExit(f"error: {run.name} ended with code {done.returncode}; see {run}.log")
+    return scores
 
 
 def summary(values: Sequence[float]) -> str:
@@ -99,19 +100,27 @@ def difference(values: Sequence[float], base: Sequence[float]) -> str:
 
 def report(results: Results) -> str:
     """The tables, in Markdown."""
-    rows = [[loss, *(summary([s[key] for s in scores]) for key in SCORES)] for loss, scores in results.items()]
-    text = [table(["mask loss", *SCORES.values()], rows)]
-    classes = [key for key in next(iter(results.values()))[0] if key.startswith("mask/AP/class")]
-    rows = [[loss, *(summary([s[key] for s in scores]) for key in classes)] for loss, scores in results.items()]
-    text += ["Mask AP by class:", table(["mask loss", *(key.rsplit("/", 1)[1] for key in classes)], rows)]
-    if BASE in results and len(results) > 1:
-        rows = [
-            [loss, *(difference([s[key] for s in scores], [s[key] for s in results[BASE]]) for key in SCORES)]
-            for loss, scores in results.items()
-            if loss != BASE
-        ]
-        text += [f"Differences from {BASE}, with 95 % intervals (paired by seed):"]
-        text += [table(["mask loss", *SCORES.values()], rows)]
+
+    def by_loss(columns: dict[str, str], cell: Callable[[str, str], str], losses: Iterable[str]) -> str:
+        rows = [[loss, *(cell(loss, key) for key in columns)] for loss in losses]
+        return table(["mask loss", *columns.values()], rows)
+
+    def values(loss: str, key: str) -> list[float]:
+        return [scores[key] for scores in results[loss]]
+
+    def mean(loss: str, key: str) -> str:
+        return summary(values(loss, key))
+
+    def from_base(loss: str, key: str) -> str:
+        return difference(values(loss, key), values(BASE, key))
+
+    prefix = "mask/AP/"
+    first = next(iter(results.values()))[0]
+    classes = {key: key.removeprefix(prefix) for key in first if key.startswith(prefix)}
+    text = [by_loss(SCORES, mean, results), "Mask AP by class:", by_loss(classes, mean, results)]
+    others = [loss for loss in results if loss != BASE]
+    if BASE in results and others:
+        text += [f"Differences from {BASE}, with 95 % intervals (paired by seed):", by_loss(SCORES, from_base, others)]
     return "\n\n".join(text)
 
 
@@ -138,11 +147,9 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     runs = {(loss, seed): options.out / f"{loss}-{seed}" for seed in options.seeds for loss in options.losses}
     with ThreadPoolExecutor(options.jobs) as pool:
-        for done in [pool.submit(train, run, *key, options, recipe) for key, run in runs.items()]:
-            done.result()
-    results: Results = {}
-    for loss in options.losses:
-        results[loss] = [scores for seed in options.seeds if (scores := last_scores(runs[loss, seed])) is not None]
+        started = {key: pool.submit(train, run, *key, options, recipe) for key, run in runs.items()}
+        done = {key: run.result() for key, run in started.items()}
+    results = {loss: [done[loss, seed] for seed in options.seeds] for loss in options.losses}
     title = f"{machine()}; {len(options.seeds)} seeds; train.py {' '.join(recipe)}"
     text = f"{title}\n\n{report(results)}\n"
     (options.out / "report.md").write_text(text)

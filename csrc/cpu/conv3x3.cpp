@@ -8,7 +8,6 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
-#include <cstring>
 #include <optional>
 #include <vector>
 
@@ -59,13 +58,14 @@ struct Window {
     int64_t row_step;
     int y1, y2, x1, x2;
 
-    MASKRCNN_INLINE Window(const Maps& maps, int64_t tile, int64_t margin) {
+    MASKRCNN_INLINE Window(const Maps& maps, int64_t tile) {
+        constexpr int kMargin = (kSide - kOut) / 2;
         const Map* map = &maps.maps.back();
         while (tile < map->first) --map;
         tile -= map->first;
         const int64_t column = tile % map->tile_columns, row = tile / map->tile_columns % map->tile_rows;
         const int64_t image = tile / map->tile_columns / map->tile_rows;
-        const int64_t y = row * kOut - margin, x = column * kOut - margin;
+        const int64_t y = row * kOut - kMargin, x = column * kOut - kMargin;
         row_step = map->width * maps.channels;
         corner = map->data + (image * map->height + y) * row_step + x * maps.channels;
         y1 = static_cast<int>(std::max<int64_t>(0, -y)), x1 = static_cast<int>(std::max<int64_t>(0, -x));
@@ -91,15 +91,14 @@ struct Window {
 
 // Numbers of tiles in work: at each of 36 points panels of 16 channels, [point][panel][tile][16].
 struct Work {
-    int64_t capacity, panels, point_step;
+    int64_t capacity, point_step;
     Tensor memory;
     float* data;
 
     // One line more a point: the same place of all points would fall into the same set of the cache.
     Work(int64_t tiles, int64_t channels)
         : capacity(tiles),
-          panels(channels / kPanel),
-          point_step(panels * tiles * kPanel + kPanel),
+          point_step(channels * tiles + kPanel),
           memory(torch::stable::empty({kPoints * point_step}, ScalarType::Float)),
           data(static_cast<float*>(memory.mutable_data_ptr())) {
         use_huge_pages(memory);
@@ -115,7 +114,7 @@ MASKRCNN_MULTIVERSION void to_points(const Maps& maps, const Work& work, int64_t
     constexpr int kSide = T::kFrom;
     Vec pixels[kSide * kSide], points[kPoints];
     for (int64_t t = begin; t < end; ++t) {
-        const Window<kSide> window(maps, first + t, kSide == kIn ? 1 : 0);
+        const Window<kSide> window(maps, first + t);
         for (int64_t c = 0; c < maps.channels; c += kLanes) {
             window.load_all(maps.channels, c, pixels);
             transform<T>(pixels, points);
@@ -130,7 +129,7 @@ MASKRCNN_MULTIVERSION void from_points(const Maps& maps, const Work& work, const
                                        int64_t begin, int64_t end) {
     Vec pixels[kOut * kOut], points[kPoints];
     for (int64_t t = begin; t < end; ++t) {
-        const Window<kOut> window(maps, first + t, 0);
+        const Window<kOut> window(maps, first + t);
         for (int64_t c = 0; c < maps.channels; c += kLanes) {
             const float* from = work.at(0, c / kPanel, t) + c % kPanel;
             for (int i = 0; i < kPoints; ++i) points[i] = load(from + i * work.point_step);

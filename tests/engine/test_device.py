@@ -41,10 +41,10 @@ import resource, torch
 from maskrcnn.engine.device import keep_freed_memory
 
 def faults():
-    for _ in range(8):  # the first ones find places for what follows
+    for _ in range(50):  # until all have found their places
         torch.empty(1 << 24).fill_(1)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    for _ in range(4):
+    for _ in range(20):
         torch.empty(1 << 24).fill_(1)
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 

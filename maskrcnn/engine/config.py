@@ -59,7 +59,8 @@ class ModelOptions:
     """Normalisation. auto: frozen_batch when --backbone-weights is given, group when training from random weights."""
     backbone_weights: str | None = None
     """File or URL with weights to start from: a torchvision or timm ResNet, detectron2's R-50.pkl, or a whole
-    torchvision Mask R-CNN (without its last layers, where classes or anchors differ), told apart by their keys."""
+    Mask R-CNN, torchvision's or best.pt of another run (without its last layers, where classes or anchors differ), told
+    apart by their keys."""
     stride_in_1x1: bool = False
     """Put the strides of a stage into its first 1x1 convolution, as detectron2's R-50.pkl has them."""
     mask_loss: Literal["bce", "dice", "bce+dice", "tversky"] = "bce"

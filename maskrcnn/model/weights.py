@@ -1,4 +1,5 @@
-"""Weights of other programs: torchvision's and timm's ResNets, detectron2's ``R-50.pkl``, torchvision's Mask R-CNN.
+"""Weights to start from: torchvision's and timm's ResNets, detectron2's ``R-50.pkl``, torchvision's Mask R-CNN, and
+checkpoints of our own.
 
 The format is told by the keys of the file, not by its name.
 """
@@ -47,7 +48,7 @@ _DETECTRON2_MEAN_BGR = (103.53, 116.28, 123.675)
 
 
 def load_weights(model: MaskRCNN, source: str | os.PathLike[str], adapt: bool = False) -> str:
-    """Copy weights of another program into ``model`` (in place).
+    """Copy weights of another program, or of another run of ours, into ``model`` (in place).
 
     Args:
         model: its norm decides what fits: weights with batch statistics need ``batch`` or ``frozen_batch``.
@@ -81,6 +82,8 @@ def _recognise(state: State, model: MaskRCNN, path: Path) -> tuple[str, nn.Modul
     backbone = model.backbone
     if any(key.startswith("roi_heads.") for key in state):
         return "torchvision Mask R-CNN", model, _from_torchvision_model(state, path), []
+    if "neck.inner_blocks.0.0.weight" in state:
+        return "checkpoint of train.py", model, dict(state), []
     if "layer1.0.conv1.weight" in state:
         classifier = [key for key in state if key.startswith("fc.")]
         kept = {key: value for key, value in state.items() if not key.startswith("fc.")}
@@ -96,8 +99,8 @@ def _recognise(state: State, model: MaskRCNN, path: Path) -> tuple[str, nn.Modul
             )
         return "ResNet of detectron2", backbone, _from_detectron2(resnet, model), ignored
     raise InputError(
-        f"{path}: neither a ResNet of torchvision, timm or detectron2 nor a torchvision Mask R-CNN; its keys "
-        f"begin with {', '.join(list(state)[:3]) or 'none'}"
+        f"{path}: neither a ResNet of torchvision, timm or detectron2 nor a Mask R-CNN of torchvision or train.py; its "
+        f"keys begin with {', '.join(list(state)[:3]) or 'none'}"
     )
 
 
@@ -144,12 +147,15 @@ def _drop_other_last_layers(state: State, model: nn.Module) -> list[str]:
 
 
 def _check_fit(target: nn.Module, state: State, path: Path) -> None:
-    own = {k: v for k, v in target.state_dict().items() if not k.endswith("num_batches_tracked")}
-    own = {k: v for k, v in own.items() if k not in ("pixel_mean", "pixel_std")}
-    if any("running_mean" in key for key in state) and not any("running_mean" in key for key in own):
+    optional = ("num_batches_tracked", "pixel_mean", "pixel_std")  # other programs' files lack them
+    own = {k: v for k, v in target.state_dict().items() if k in state or not k.endswith(optional)}
+    statistics = [any("running_mean" in key for key in keys) for keys in (state, own)]
+    if statistics == [True, False]:
         raise InputError(
             f"{path}: weights with batch norm, but the model has group norm; choose --norm frozen_batch or batch"
         )
+    if statistics == [False, True]:
+        raise InputError(f"{path}: weights with group norm, but the model has batch norm; choose --norm group")
     if wrong := misfits(state, own):
         raise InputError(f"{path}: weights that do not fit the model: {wrong}")
 

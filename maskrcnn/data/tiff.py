@@ -106,8 +106,8 @@ def read_mask(path: str | os.PathLike[str]) -> Tensor:
 def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
     """(height, width) in pixels, from the file's header, without decoding the picture."""
     path = Path(path)
-    with _readable(path):
-        if _is_tiff(path):
+    with readable(path):
+        if is_tiff(path):
             with tifffile.TiffFile(path) as tiff:
                 series = _first_series(tiff, path)
                 height, width = (series.shape[series.axes.index(axis)] for axis in "YX")
@@ -118,7 +118,7 @@ def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
 
 
 @contextmanager
-def _readable(path: Path) -> Iterator[None]:
+def readable(path: Path) -> Iterator[None]:
     """Name the file in whatever a decoder raises: each codec has its own exceptions for a damaged file."""
     if not path.is_file():
         raise InputError(f"{path}: no such file")
@@ -131,15 +131,16 @@ def _readable(path: Path) -> Iterator[None]:
         raise InputError(f"{path}: not a picture that can be read (damaged or another format): {reason}") from error
 
 
-def _is_tiff(path: Path) -> bool:
+def is_tiff(path: Path) -> bool:
+    """Whether the file begins as TIFFs do, whatever its name."""
     with path.open("rb") as file:
         return file.read(4) in _TIFF_MAGIC
 
 
 def _decode(path: Path, colour: bool) -> Array:
     """The pixels as stored, [H, W] or [H, W, channels]; ``colour`` resolves palettes and inverted greys."""
-    with _readable(path):
-        pixels = _decode_tiff(path, colour) if _is_tiff(path) else _decode_pillow(path, colour)
+    with readable(path):
+        pixels = _decode_tiff(path, colour) if is_tiff(path) else decode_pillow(path, colour)
     if pixels.ndim == 3 and pixels.shape[2] == 1:
         pixels = pixels[:, :, 0]
     if 0 in pixels.shape:
@@ -152,17 +153,21 @@ def _decode(path: Path, colour: bool) -> Array:
 def _decode_tiff(path: Path, colour: bool) -> Array:
     with tifffile.TiffFile(path) as tiff:
         series = _first_series(tiff, path)
-        for page in series.pages:
-            # Some codecs fill what a truncated file lacks with zeros, without a word.
-            ends = (o + n for o, n in zip(page.dataoffsets, page.databytecounts, strict=False))
-            if max(ends, default=0) > tiff.filehandle.size:
-                raise InputError(f"{path}: truncated, its last pixels lie behind the end of the file")
+        check_complete(tiff, series, path)
         pixels = series.asarray()
         axes = "".join(a for a, n in zip(series.axes, series.shape, strict=True) if n > 1 or a in "YX")
         pixels = pixels.reshape([n for a, n in zip(series.axes, series.shape, strict=True) if n > 1 or a in "YX"])
         if len(axes) == 3 and axes.index("Y") == 1:
             pixels = np.moveaxis(pixels, 0, 2)
-        return _resolve_photometric(pixels, series.keyframe, path) if colour else pixels
+        return resolve_photometric(pixels, series.keyframe, path) if colour else pixels
+
+
+def check_complete(tiff: tifffile.TiffFile, series: Any, path: Path) -> None:
+    """Raise InputError for a truncated file: some codecs fill what it lacks with zeros, without a word."""
+    for page in series.pages:
+        ends = (o + n for o, n in zip(page.dataoffsets, page.databytecounts, strict=False))
+        if max(ends, default=0) > tiff.filehandle.size:
+            raise InputError(f"{path}: truncated, its last pixels lie behind the end of the file")
 
 
 def _first_series(tiff: tifffile.TiffFile, path: Path) -> Any:
@@ -182,20 +187,22 @@ def _first_series(tiff: tifffile.TiffFile, path: Path) -> Any:
     return series
 
 
-def _resolve_photometric(pixels: Array, page: Any, path: Path) -> Array:
+def resolve_photometric(pixels: Array, page: Any, path: Path) -> Array:
+    """Palettes to RGB, and inverted greys to rising ones (floats to their negatives); other colours than RGB raise."""
     kind = page.photometric
     if kind == tifffile.PHOTOMETRIC.PALETTE and page.colormap is not None:
         return (np.moveaxis(page.colormap, 0, 1)[pixels] >> 8).astype(np.uint8)
     if kind == tifffile.PHOTOMETRIC.MINISWHITE:
         if pixels.dtype == bool:
             return ~pixels
-        return pixels.max() - pixels if pixels.dtype.kind == "f" else np.iinfo(pixels.dtype).max - pixels
+        return -pixels if pixels.dtype.kind == "f" else np.iinfo(pixels.dtype).max - pixels
     if kind in (tifffile.PHOTOMETRIC.SEPARATED, tifffile.PHOTOMETRIC.CIELAB, tifffile.PHOTOMETRIC.ICCLAB):
         raise InputError(f"{path}: colours stored as {kind.name}, expected grey or RGB")
     return pixels
 
 
-def _decode_pillow(path: Path, colour: bool) -> Array:
+def decode_pillow(path: Path, colour: bool) -> Array:
+    """The pixels of a PNG or JPEG, [H, W] or [H, W, channels]; ``colour`` resolves palettes."""
     with Image.open(path) as picture:
         if colour and picture.mode in ("P", "PA", "CMYK", "YCbCr", "LAB", "HSV"):
             return np.asarray(picture.convert("RGB"))
@@ -222,16 +229,16 @@ def _to_uint8(pixels: Array, percentiles: tuple[float, float] | None) -> npt.NDA
         table = np.arange(np.iinfo(pixels.dtype).max + 1)
         counts = np.bincount(pixels.reshape(-1), minlength=len(table))
         low, high = (0, len(table) - 1) if percentiles is None else _range_of_counts(counts, percentiles)
-        return _stretch(table, low, high)[pixels]
+        return stretch(table, low, high)[pixels]
     if whole_range:
         info = np.iinfo(pixels.dtype)
-        return _stretch(pixels, info.min, info.max)
+        return stretch(pixels, info.min, info.max)
     low, high = pixels.min(), pixels.max()
     if percentiles is not None:
         inner = np.percentile(pixels, percentiles, method="inverted_cdf")
         if inner[0] < inner[1]:
             low, high = inner
-    return _stretch(pixels, float(low), float(high))
+    return stretch(pixels, float(low), float(high))
 
 
 def _range_of_counts(counts: npt.NDArray[np.int64], percentiles: tuple[float, float]) -> tuple[int, int]:
@@ -243,7 +250,7 @@ def _range_of_counts(counts: npt.NDArray[np.int64], percentiles: tuple[float, fl
     return int(low), int(high)
 
 
-def _stretch(values: Array, low: float, high: float) -> npt.NDArray[np.uint8]:
+def stretch(values: Array, low: float, high: float) -> npt.NDArray[np.uint8]:
     """Map low..high to 0..255, clipped and rounded; a picture of one value becomes black."""
     # float32 holds an 8- or 16-bit value exactly; wider ones need float64 until the range is subtracted.
     wide: Any = np.float32 if values.dtype.itemsize <= 2 else np.float64

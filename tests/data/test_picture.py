@@ -1,0 +1,209 @@
+"""Pictures read by region: every way a TIFF can be cut up, stacks, channels, pyramids, and exact percentiles."""
+
+from __future__ import annotations
+
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as stn
+from PIL import Image
+
+from maskrcnn.data.picture import Picture, open_pictures, percentiles_of, picture_of
+from maskrcnn.data.tiff import read_image
+from maskrcnn.errors import InputError
+
+RNG = np.random.default_rng(0)
+RGB = RNG.integers(0, 200, (70, 90, 3), dtype=np.uint8)
+GREY = RNG.integers(0, 40000, (70, 90), dtype=np.uint16)
+REGIONS = [(0, 0, 70, 90), (0, 0, 1, 1), (69, 89, 1, 1), (13, 5, 40, 50), (32, 48, 38, 42)]
+
+
+def write(path: Path, array: np.ndarray, **options: object) -> Path:
+    tifffile.imwrite(path, array, **options)
+    return path
+
+
+def only(path: Path, **options: object) -> Picture:
+    (picture,) = open_pictures(path, **options)  # type: ignore[arg-type]
+    return picture
+
+
+def assert_regions(picture: Picture, whole: torch.Tensor) -> None:
+    assert picture.size == tuple(whole.shape[:2])
+    for top, left, height, width in REGIONS:
+        region = picture.read(top, left, height, width)
+        assert region.dtype == torch.uint8
+        assert torch.equal(region, whole[top : top + height, left : left + width])
+
+
+@pytest.mark.parametrize("percentiles", [None, (0.1, 99.9), (5.0, 60.0)])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"rowsperstrip": 7},
+        {"rowsperstrip": 7, "compression": "lzw", "predictor": True},
+        {"tile": (16, 32)},
+        {"tile": (32, 16), "compression": "zlib", "predictor": True},
+        {"tile": (16, 16), "bigtiff": True, "compression": "zlib"},
+        {"byteorder": ">", "rowsperstrip": 9},
+        {"byteorder": ">"},
+    ],
+    ids=str,
+)
+def test_regions_are_those_of_the_whole_picture(tmp_path: Path, options: dict, percentiles: tuple | None) -> None:
+    for name, array, kind in (("rgb", RGB, "rgb"), ("grey", GREY, "minisblack")):
+        path = write(tmp_path / f"{name}.tif", array, photometric=kind, **options)
+        assert_regions(only(path, percentiles=percentiles), read_image(path, percentiles))
+
+
+@pytest.mark.parametrize("options", [{}, {"tile": (16, 16), "compression": "zlib"}, {"rowsperstrip": 5}])
+def test_planes_alpha_and_inverted_greys(tmp_path: Path, options: dict) -> None:
+    planar = write(tmp_path / "p.tif", np.moveaxis(RGB, 2, 0), photometric="rgb", planarconfig="separate", **options)
+    rgba = np.concatenate([RGB, np.full_like(RGB[:, :, :1], 255)], axis=2)
+    alpha = write(tmp_path / "a.tif", rgba, photometric="rgb", **options)
+    inverted = write(tmp_path / "i.tif", RGB[:, :, 0], photometric="miniswhite", **options)
+    real = write(tmp_path / "f.tif", RGB[:, :, 0].astype(np.float32) / 7 - 3, photometric="miniswhite", **options)
+    for path in (planar, alpha, inverted, real):
+        assert_regions(only(path), read_image(path))
+
+
+def test_hw3_pictures(shared_data: Path) -> None:
+    paths = [*shared_data.glob("hw3_sample/train/*/image.tif"), *sorted(shared_data.glob("dsb2018/train/*/image.tif"))]
+    for path in paths[::40]:
+        picture, whole = only(path), read_image(path)
+        assert picture.size == tuple(whole.shape[:2])
+        assert torch.equal(picture.read(0, 0, *picture.size), whole)
+        assert torch.equal(picture.read(3, 2, 20, 17), whole[3:23, 2:19])
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+def test_png_and_jpeg(tmp_path: Path, suffix: str) -> None:
+    Image.fromarray(RGB).save(tmp_path / f"p.{suffix}")
+    assert_regions(only(tmp_path / f"p.{suffix}"), read_image(tmp_path / f"p.{suffix}"))
+
+
+def test_jpeg_tiles(tmp_path: Path) -> None:
+    """As slide scanners write them: the tables once a page, colours as YCbCr."""
+    smooth = np.asarray(Image.fromarray(RGB[:8, :8]).resize((90, 70), Image.Resampling.BICUBIC))
+    path = write(tmp_path / "j.tif", smooth, photometric="ycbcr", compression="jpeg", tile=(16, 16), subsampling=(1, 1))
+    assert_regions(only(path, percentiles=None), torch.from_numpy(tifffile.imread(path)))
+
+
+def test_each_page_of_a_stack_is_a_picture_of_its_own(tmp_path: Path) -> None:
+    stack = RNG.integers(0, 255, (6, 70, 90), dtype=np.uint8)
+    stack[2] //= 5  # a darker page is stretched by its own percentiles
+    pictures = open_pictures(write(tmp_path / "z.tif", stack, metadata={"axes": "ZYX"}))
+    assert [p.name for p in pictures] == [f"z.tif#{i}" for i in range(1, 7)]
+    for picture, page in zip(pictures, stack, strict=True):
+        alone = write(tmp_path / "page.tif", page)
+        assert_regions(picture, read_image(alone))
+
+
+@pytest.mark.parametrize("ome", [True, False])
+def test_channels_are_chosen(tmp_path: Path, ome: bool) -> None:
+    planes = RNG.integers(0, 60000, (2, 5, 70, 90), dtype=np.uint16)
+    path = tmp_path / ("c.ome.tif" if ome else "c.tif")
+    write(path, planes, metadata={"axes": "TCYX"}, ome=ome, imagej=not ome, photometric="minisblack")
+    with pytest.raises(InputError, match="5 channels; choose one to three"):
+        open_pictures(path)
+    with pytest.raises(InputError, match="has the channels 0 to 4, no 5"):
+        open_pictures(path, channels=[5])
+    for chosen in ([3], [4, 0, 2], [1, 2]):
+        pictures = open_pictures(path, channels=chosen, percentiles=None)
+        assert len(pictures) == 2
+        for picture, frame in zip(pictures, planes, strict=True):
+            expected = np.rint(frame[chosen].astype(np.float32) * np.float32(255 / 65535)).astype(np.uint8)
+            colours = np.zeros((70, 90, 3), np.uint8)
+            colours[:, :, : len(chosen)] = np.moveaxis(expected, 0, 2)
+            if len(chosen) == 1:
+                colours[:] = expected[0][:, :, None]
+            assert_regions(picture, torch.from_numpy(colours))
+
+
+def test_a_level_of_a_pyramid(tmp_path: Path) -> None:
+    small = np.ascontiguousarray(RGB[::2, ::2])
+    for name, options in (("svs.tif", {}), ("p.ome.tif", {"metadata": {"axes": "YXS"}})):
+        with tifffile.TiffWriter(tmp_path / name) as tiff:
+            tiff.write(RGB, tile=(16, 16), subifds=1, photometric="rgb", **options)
+            tiff.write(small, tile=(16, 16), subfiletype=1, photometric="rgb")
+        assert torch.equal(only(tmp_path / name, percentiles=None).read(0, 0, 70, 90), torch.from_numpy(RGB))
+        level = only(tmp_path / name, percentiles=None, level=1)
+        assert torch.equal(level.read(0, 0, 35, 45), torch.from_numpy(small))
+        with pytest.raises(InputError, match="has the levels 0 to 1"):
+            open_pictures(tmp_path / name, level=2)
+
+
+def test_what_cannot_be_used_is_said(tmp_path: Path) -> None:
+    path = write(tmp_path / "t.tif", RGB, photometric="rgb", compression="zlib", rowsperstrip=8)
+    path.write_bytes(path.read_bytes()[:-200])
+    with pytest.raises(InputError, match="t.tif"):
+        open_pictures(path)[0].read(0, 0, 70, 90)
+    holed = write(tmp_path / "nan.tif", np.where(GREY == GREY[3, 4], np.nan, GREY.astype(np.float32)))
+    with pytest.raises(InputError, match="NaN"):
+        only(holed).read(0, 0, 70, 90)
+    with pytest.raises(InputError, match="no such file"):
+        open_pictures(tmp_path / "nowhere.tif")
+    (tmp_path / "text.png").write_text("no picture")
+    with pytest.raises(InputError, match=r"text\.png"):
+        open_pictures(tmp_path / "text.png")
+    with pytest.raises(ValueError, match="region"):
+        only(write(tmp_path / "g.tif", GREY)).read(60, 0, 20, 20)
+
+
+def test_a_region_costs_what_it_shows(tmp_path: Path) -> None:
+    """A picture of 50 MB: a region of it takes its own tiles, and the percentiles a band at a time."""
+    path = tmp_path / "large.tif"
+    tiles = (np.full((512, 512), i % 251, np.uint8) for i in range(14 * 14))
+    tifffile.imwrite(path, tiles, shape=(7168, 7168), dtype=np.uint8, tile=(512, 512), compression="zlib")
+    for percentiles, most in ((None, 3e6), ((0.1, 99.9), 1.2e8)):
+        picture = only(path, percentiles=percentiles)
+        tracemalloc.start()
+        region = picture.read(3400, 3400, 300, 300)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < most
+        assert len(region.unique()) == 4
+
+
+def test_a_reduced_picture_is_the_mean_of_its_blocks(tmp_path: Path) -> None:
+    picture = only(write(tmp_path / "r.tif", RGB, photometric="rgb"), percentiles=None)
+    reduced = picture.reduced(30)
+    assert reduced.shape == (24, 30, 3)  # the last row holds the mean of the one row that is left
+    blocks = RGB[:69].reshape(23, 3, 30, 3, 3).mean(axis=(1, 3))
+    assert np.abs(reduced[:23] - blocks).max() <= 0.6  # Pillow's own rounding
+    assert np.array_equal(picture.reduced(90), RGB)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.sampled_from(["u1", "u2", "u4", "i1", "i2", "i4", "f2", "f4", "f8"]).flatmap(
+        lambda kind: stn.arrays(
+            kind,
+            st.integers(1, 60),
+            elements=None if "f" not in kind else {"allow_nan": False, "allow_infinity": False},
+        )
+    ),
+    st.tuples(st.floats(0, 50), st.floats(50, 100)),
+)
+def test_percentiles_by_digits_are_numpys(values: np.ndarray, percentiles: tuple[float, float]) -> None:
+    half = len(values) // 2
+    found = percentiles_of(lambda: iter([part for part in (values[:half], values[half:]) if len(part)]), percentiles)
+    low, high = np.percentile(values, (0, 100))
+    expected = np.percentile(values.astype(np.float64), percentiles, method="inverted_cdf")
+    assert low <= found[0] <= found[1] <= high
+    assert np.array_equal(found, expected)
+
+
+def test_arrays_are_pictures_too() -> None:
+    assert_regions(picture_of(RGB, None), torch.from_numpy(RGB))
+    assert picture_of(GREY, (1, 99)).read(0, 0, 70, 90).shape == (70, 90, 3)
+    for bad in (np.zeros((3, 4, 5)), np.zeros((0, 4)), np.full((2, 2), np.inf), np.array([["a"]])):
+        with pytest.raises(InputError, match="image"):
+            picture_of(bad, None)

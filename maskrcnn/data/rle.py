@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+Ints = npt.NDArray[np.int64]
+
 
 def run_lengths(counts: str | bytes) -> npt.NDArray[np.int64]:
     """The run lengths that COCO's text stands for, background first.
@@ -42,6 +44,51 @@ def pixels(rle: dict[str, Any]) -> npt.NDArray[np.int64]:
     stops = np.cumsum(lengths)[1::2]
     inside = lengths[1::2]
     return np.arange(inside.sum()) + np.repeat(stops - np.cumsum(inside), inside)
+
+
+def _column_runs(rle: dict[str, Any]) -> tuple[Ints, Ints, Ints]:
+    """The cell's runs cut where a column ends: column, first row and the row behind the last, int64 [R] each."""
+    height = rle["size"][0]
+    lengths = run_lengths(rle["counts"])
+    stops = np.cumsum(lengths)[1::2]
+    inside = lengths[1::2]
+    starts, stops = (stops - inside)[inside > 0], stops[inside > 0]
+    first = starts // height
+    columns = (stops - 1) // height - first + 1  # that a run touches
+    run = np.repeat(np.arange(len(starts)), columns)
+    column = first[run] + np.arange(len(run)) - np.repeat(np.cumsum(columns) - columns, columns)
+    return column, np.maximum(starts[run] - column * height, 0), np.minimum(stops[run] - column * height, height)
+
+
+def _bounds(column: Ints, begin: Ints, end: Ints) -> tuple[int, int, int, int]:
+    if not len(column):
+        return 0, 0, 0, 0
+    return int(begin.min()), int(column[0]), int(end.max()), int(column[-1]) + 1
+
+
+def cell_boxes(rles: Sequence[dict[str, Any]]) -> npt.NDArray[np.int64]:
+    """The tight windows of the cells' pixels as [top, left, bottom, right], bottom and right behind the last pixel.
+
+    Returns:
+        int64 [K, 4]; [0, 0, 0, 0] for a cell without pixels. It costs the runs, not the pixels.
+    """
+    return np.array([_bounds(*_column_runs(rle)) for rle in rles], np.int64).reshape(-1, 4)
+
+
+def cell_window(rle: dict[str, Any]) -> tuple[int, int, npt.NDArray[np.bool_]]:
+    """The cell in the tight window of its pixels; it costs the runs and the window, not the picture.
+
+    Returns:
+        The picture's row and column of the window's first pixel, and bool [h, w]: (0, 0, bool [0, 0]) for a cell
+        without pixels.
+    """
+    column, begin, end = _column_runs(rle)
+    top, left, bottom, right = _bounds(column, begin, end)
+    change = np.zeros((right - left, bottom - top + 1), np.int8)  # +1 where a run begins, -1 behind its end
+    change[column - left, begin - top] += 1
+    change[column - left, end - top] -= 1
+    inside = np.cumsum(change, axis=1, dtype=np.int8)[:, :-1] > 0
+    return top, left, np.ascontiguousarray(inside.T)
 
 
 def label_image(rles: Sequence[dict[str, Any]], size: tuple[int, int]) -> npt.NDArray[np.int32]:

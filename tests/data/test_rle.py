@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 
-from maskrcnn.data.rle import label_image, label_planes, pixels, run_lengths
+from maskrcnn.data.rle import cell_boxes, cell_window, label_image, label_planes, pixels, run_lengths
 
 
 def _random_masks(seed: int, count: int = 6) -> np.ndarray:
@@ -73,3 +75,39 @@ def test_no_cells_no_planes() -> None:
 @pytest.mark.parametrize("size", [(1, 1), (7, 3)])
 def test_a_cell_that_fills_the_picture(size: tuple[int, int]) -> None:
     assert (label_image([_encode(np.ones(size))], size) == 1).all()
+
+
+@given(st.integers(0, 10_000))
+def test_windows_are_tight_and_hold_the_pixels(seed: int) -> None:
+    masks = _random_masks(seed)
+    rles = [_encode(mask) for mask in masks]
+    boxes = cell_boxes(rles)
+    assert boxes.shape == (len(masks), 4)
+    for mask, rle, box in zip(masks, rles, boxes.tolist(), strict=True):
+        top, left, window = cell_window(rle)
+        rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+        if not len(rows):
+            assert (top, left, window.shape, box) == (0, 0, (0, 0), [0, 0, 0, 0])
+            continue
+        assert box == [rows[0], columns[0], rows[-1] + 1, columns[-1] + 1] == [top, left, *box[2:]]
+        assert window.dtype == bool
+        np.testing.assert_array_equal(window, mask[box[0] : box[2], box[1] : box[3]])
+
+
+def test_a_run_over_several_columns_and_one_of_no_length() -> None:
+    """Counts that pycocotools reads but does not write: two runs that touch, with a run of no background between."""
+    rle = coco_mask.frPyObjects({"size": [4, 5], "counts": [6, 3, 0, 5, 6]}, 4, 5)
+    top, left, window = cell_window(rle)
+    assert (top, left) == (0, 1)
+    np.testing.assert_array_equal(window, coco_mask.decode(rle)[:, 1:4])
+
+
+def test_the_window_of_a_cell_in_a_large_picture() -> None:
+    side = 60_000  # a mask of its size would take 3.6 GB
+    rle = coco_mask.frPyObjects({"size": [side, side], "counts": [50_000 * side + 7, 3, side - 3, 2]}, side, side)
+    tracemalloc.start()
+    top, left, window = cell_window(rle)
+    assert tracemalloc.get_traced_memory()[1] < 100_000
+    tracemalloc.stop()
+    assert (top, left) == (7, 50_000)
+    assert window.tolist() == [[True, True], [True, True], [True, False]]

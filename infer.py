@@ -1,5 +1,7 @@
 """Find the cells in pictures with a trained model: python infer.py --checkpoint runs/NAME/best.pt --data DIR"""
 
+import sys
+
 import tyro
 
 from maskrcnn.errors import one_line_errors
@@ -7,4 +9,5 @@ from maskrcnn.predict.infer import InferConfig, infer
 
 if __name__ == "__main__":
     with one_line_errors():
-        infer(tyro.cli(InferConfig, description=__doc__))
+        outcome = infer(tyro.cli(InferConfig, description=__doc__))
+        sys.exit(1 if outcome.failures else 0)

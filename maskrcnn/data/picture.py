@@ -1,7 +1,7 @@
 """Pictures that are read by region: a slide of 50,000 x 50,000 pixels is never in memory as a whole.
 
-A file holds one picture, or a stack of pages that are pictures of their own. TIFFs are decoded strip by strip or tile by
-tile (any compression, BigTIFF, OME-TIFF, a level of a pyramid); PNG and JPEG have no regions and are decoded whole.
+A file holds one picture, or a stack of pages that are pictures of their own. TIFFs are decoded strip by strip or tile
+by tile (any compression, BigTIFF, OME-TIFF, a level of a pyramid); PNG and JPEG have no regions and are decoded whole.
 """
 
 from __future__ import annotations
@@ -121,7 +121,9 @@ class Picture:
             low, high = percentiles_of(self._bands, (0, 100))
             return low, high
         low, high = percentiles_of(self._bands, self._percentiles)
-        return (low, high) if low < high else percentiles_of(self._bands, (0, 100))
+        if low == high:
+            low, high = percentiles_of(self._bands, (0, 100))
+        return low, high
 
 
 def open_pictures(
@@ -310,7 +312,7 @@ class _Segments:
         self.planes_per_page = page.samplesperpixel if self.separate else 1
 
     def reader(self, planes: Sequence[int], samples: Sequence[int] | None) -> ReadRegion:
-        """Reads ``planes`` (of all pages, one after another) as channels, or of the one plane given, its ``samples``."""
+        """Reads ``planes`` (counted through all pages) as channels, or of the one plane given, its ``samples``."""
 
         def read(top: int, left: int, height: int, width: int) -> Array:
             with readable(self.path):

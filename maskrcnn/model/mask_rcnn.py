@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -56,6 +57,17 @@ class MaskRCNN(nn.Module):
     def detections_per_image(self) -> int:
         """The most cells reported for one picture."""
         return self.box_head.detections_per_image
+
+    @contextmanager
+    def at_least_detections(self, count: int) -> Iterator[None]:
+        """Inside the block at least ``count`` cells may be found in a picture, and twice as many proposals are kept."""
+        before = self.box_head.detections_per_image, self.rpn.pre_nms, self.rpn.post_nms
+        self.box_head.detections_per_image = max(before[0], count)
+        self.rpn.pre_nms, self.rpn.post_nms = ((pair[0], max(pair[1], 2 * count)) for pair in before[1:])
+        try:
+            yield
+        finally:
+            self.box_head.detections_per_image, self.rpn.pre_nms, self.rpn.post_nms = before
 
     def forward(
         self,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import os
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from maskrcnn.data.hw3 import TestImage
-from maskrcnn.errors import writing
+from maskrcnn.files import replacing
 
 RESULTS = "test-results.json"
 SUBMISSION = "submission.zip"
@@ -43,12 +42,9 @@ def write_results(
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr(RESULTS, text)
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, contents in ((RESULTS, text.encode()), (SUBMISSION, packed.getvalue())):
-            beside = folder / (name + ".part")
+    for name, contents in ((RESULTS, text.encode()), (SUBMISSION, packed.getvalue())):
+        with replacing(folder / name) as beside:
             beside.write_bytes(contents)
-            os.replace(beside, folder / name)
     return folder / RESULTS, folder / SUBMISSION
 
 

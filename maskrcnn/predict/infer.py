@@ -1,22 +1,49 @@
-"""An inference run from options to a submission and pictures of it."""
+"""An inference run from options to files: a folder of pictures that can be stopped, gone on with, and shared out."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import csv
+import hashlib
+import io
+import json
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+from maskrcnn.predict.geojson import write_geojson
+from maskrcnn.predict.labels import write_class_labels, write_labels
+from maskrcnn.predict.report import ReportPicture, write_report
+from maskrcnn.predict.table import write_table
 from tqdm import tqdm
 
-from maskrcnn.data.hw3 import TestImage, read_test_release
-from maskrcnn.data.tiff import image_size
+from maskrcnn.data.hw3 import IMAGE, Hw3Folder, TestImage, read_test_release
+from maskrcnn.data.picture import Picture, open_pictures
+from maskrcnn.engine import distributed
+from maskrcnn.engine.device import choose_device, keep_freed_memory
 from maskrcnn.errors import InputError, writing
+from maskrcnn.files import replacing
+from maskrcnn.model import Detections
+from maskrcnn.predict.augment import Augment
 from maskrcnn.predict.export import write_results
 from maskrcnn.predict.overlay import draw_overlay
-from maskrcnn.predict.predictor import load
+from maskrcnn.predict.predictor import OVERLAP, Predictor, load
 
 PICTURES = (".tif", ".tiff", ".png", ".jpg", ".jpeg")
+CELLS, FAILURES, OPTIONS, REPORT = "cells", "failures.csv", "infer.json", "report.html"
+THUMBNAIL, OVERLAY = 1024, 1600
+
+Format = Literal["coco", "labels", "class-labels", "geojson", "csv", "overlay"]
+_FILES: dict[str, str] = {
+    "labels": "labels/{}.tif",
+    "class-labels": "class-labels/{}",
+    "geojson": "geojson/{}.geojson",
+    "csv": "csv/{}.csv",
+    "overlay": "overlays/{}.png",
+}
 
 
 @dataclass(frozen=True)
@@ -28,72 +55,288 @@ class InferConfig:
     data: Path | None = None
     """Folder with test_release/*.tif and test_image_name_to_ids.json."""
     images: tuple[Path, ...] = ()
-    """Pictures, or folders of pictures (TIFF, PNG, JPEG), instead of --data; they get the ids 1, 2, ... in order."""
+    """Pictures, or folders of pictures (TIFF, PNG, JPEG) or of <name>/image.tif, instead of --data; they, and the pages
+    of stacks, get the ids 1, 2, ... in order."""
     out: Path | None = None
-    """Where test-results.json, submission.zip and overlays/ go; default: the checkpoint's folder."""
-    overlays: int = 8
-    """Number of pictures to draw the predictions on, evenly spread over the data; 0: none, -1: all."""
-    overlay_score: float = 0.5
-    """Lowest score of a cell that is drawn (the results hold all of them)."""
+    """Where the results go; default: the checkpoint's folder."""
+    format: tuple[Format, ...] = ("coco", "overlay")
+    """What is written: coco: test-results.json and submission.zip; labels: a label TIFF a picture; class-labels: one a
+    class (<name>/class1.tif, ...); geojson: outlines for QuPath; csv: a row of measurements a cell; overlay: the
+    outlines drawn on the picture."""
+    report: bool = False
+    """Write report.html: counts, histograms and all pictures with outlines to switch on and off."""
+    truth: Path | None = None
+    """Folder of <name>/class1.tif, ... (as in train/) with the true cells of the pictures, which the report scores."""
+    min_score: float = 0.5
+    """Lowest score of a cell in labels, GeoJSON, tables and overlays (coco and the report hold all of them)."""
+    tile: int | None = None
+    """Side in pixels of the tiles in which larger pictures are predicted; default: from the device's memory."""
+    overlap: int = OVERLAP
+    """Pixels that neighbouring tiles share: more than the largest cell."""
+    batch_size: int | None = None
+    """Tiles that go through the network together; default: 1 on a CPU, 4 on a GPU."""
+    augment: Augment = "none"
+    """Average the cells of several views of each picture: its mirror images (flips, 4 times the work), also turned by
+    90 degrees (rotations, 8 times), also at 4/5 and 5/4 of the size (scales, 10 times)."""
+    level: int = 0
+    """Level of a pyramid, 0 being the full size."""
+    channels: tuple[int, ...] | None = None
+    """Which channels (from 0) of a file of several are red, green and blue; one alone is grey."""
+    overwrite: bool = False
+    """Predict all pictures anew, also those that an earlier run has finished."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: cuda where it is available."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: bf16 autocast on GPUs, and on CPUs (AVX-512 BF16, AMX), that compute in it; else fp32."""
 
 
-def infer(config: InferConfig) -> Path:
-    """Predict every picture, write ``test-results.json`` and ``submission.zip``, draw overlays; returns the folder.
+@dataclass(frozen=True)
+class Outcome:
+    """What a run came to: its folder, the number of cells, and what went wrong with which picture."""
+
+    folder: Path
+    cells: int
+    failures: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One picture to predict: page ``page`` of the file ``path``. ``key`` names its output files."""
+
+    key: str
+    file_name: str
+    path: Path
+    page: int
+    image_id: int
+    size: tuple[int, int] | None = None
+
+
+def infer(config: InferConfig) -> Outcome:
+    """Predict every picture and write what ``--format`` and ``--report`` ask for.
+
+    A picture is done once ``cells/<name>.json`` is there, which is written after its other files: a run that was
+    stopped goes on with the next one. A picture that cannot be read is passed over, and named in ``failures.csv``.
+    Processes that torchrun started share the pictures out; process 0 puts the results together.
 
     Raises:
-        InputError: a picture, the id mapping, the checkpoint or the output folder cannot be used. Earlier results
-            stay as they were then; overlays of the pictures before may be new.
+        InputError: options, the id mapping, the checkpoint or the output folder cannot be used, or the folder holds
+            results of other options.
     """
-    images = find_images(config)
-    predictor = load(config.checkpoint, config.device, config.precision)
-    folder = config.out if config.out is not None else config.checkpoint.parent
-    drawn = overlay_indices(len(images), config.overlays)
-    results = []
-    for index, image in enumerate(tqdm(images, desc="infer", unit="picture")):
-        picture = predictor.prepare(image.path)
-        detections = predictor.predict_prepared(picture)
-        results.extend(detections.to_coco(image.image_id))
-        if index in drawn:
-            overlay = draw_overlay(picture, detections, predictor.class_names, config.overlay_score)
-            path = folder / "overlays" / f"{Path(image.file_name).stem}.png"
-            with writing(path):
-                path.parent.mkdir(parents=True, exist_ok=True)
-                overlay.save(path, optimize=True)
-    json_path, zip_path = write_results(folder, results, images, len(predictor.class_names))
-    print(f"{len(results)} cells in {len(images)} pictures: {json_path}, {zip_path}")
-    return folder
+    device = choose_device(config.device)
+    with distributed.processes(device):
+        if device.type == "cpu":
+            keep_freed_memory()
+        jobs = find_jobs(config)
+        predictor = load(
+            config.checkpoint,
+            config.device,
+            config.precision,
+            config.tile,
+            config.overlap,
+            config.batch_size,
+            config.augment,
+        )
+        folder = config.out if config.out is not None else config.checkpoint.parent
+        distributed.from_main(lambda: _prepare(config, folder))
+        todo = [job for job in jobs if config.overwrite or not _is_done(folder, job, config)]
+        own = todo[distributed.rank() :: distributed.world_size()]
+        failures: dict[str, str] = {}
+        for part in distributed.from_all(_predict_all(config, predictor, own, folder)):
+            failures |= part
+        cells = distributed.from_main(lambda: _finish(config, predictor, jobs, folder, failures))
+        return Outcome(folder, cells, failures)
 
 
-def find_images(config: InferConfig) -> Sequence[TestImage]:
-    """The pictures of ``--data`` or ``--images`` with their ids and sizes; raises InputError where there are none."""
+def find_jobs(config: InferConfig) -> list[Job]:
+    """The pictures of ``--data`` or ``--images`` in order; raises InputError where there are none."""
     if (config.data is None) == (not config.images):
         raise InputError("give either --data FOLDER or --images PICTURES")
     if config.data is not None:
-        return read_test_release(config.data)
-    paths: list[Path] = []
-    for entry in config.images:
-        if entry.is_dir():
-            found = sorted(path for path in entry.iterdir() if path.suffix.lower() in PICTURES)
-            if not found:
-                raise InputError(f"--images {entry}: no picture ({', '.join(PICTURES)}) in this folder")
-            paths.extend(found)
-        elif entry.is_file():
-            paths.append(entry)
-        else:
-            raise InputError(f"--images {entry}: no such file or folder")
-    sizes = [image_size(path) for path in paths]
-    return [
-        TestImage(path, path.name, number, height, width)
-        for number, (path, (height, width)) in enumerate(zip(paths, sizes, strict=True), start=1)
-    ]
+        tests = read_test_release(config.data)
+        keys = _keys([test.path for test in tests])
+        return [
+            Job(key, test.file_name, test.path, 0, test.image_id, (test.height, test.width))
+            for key, test in zip(keys, tests, strict=True)
+        ]
+    paths = [path for entry in config.images for path in _pictures_in(entry)]
+    jobs: list[Job] = []
+    for key, path in zip(_keys(paths), paths, strict=True):
+        try:
+            pages = len(open_pictures(path, level=config.level, channels=config.channels))
+        except InputError:
+            pages = 1  # it will fail, and be named, when its turn comes
+        for page in range(pages):
+            end = f"-{page + 1}" if pages > 1 else ""
+            jobs.append(Job(key + end, path.name, path, page, len(jobs) + 1))
+    return jobs
 
 
-def overlay_indices(count: int, wanted: int) -> set[int]:
-    """``wanted`` (-1: all) indices spread evenly over ``count`` pictures."""
-    if wanted < 0 or wanted >= count:
-        return set(range(count))
-    return {round(i * (count - 1) / max(1, wanted - 1)) for i in range(wanted)}
+def _pictures_in(entry: Path) -> list[Path]:
+    if entry.is_file():
+        return [entry]
+    if not entry.is_dir():
+        raise InputError(f"--images {entry}: no such file or folder")
+    found = sorted(path for path in entry.iterdir() if path.suffix.lower() in PICTURES) or sorted(
+        entry.glob(f"*/{IMAGE}")
+    )
+    if not found:
+        raise InputError(f"--images {entry}: no picture ({', '.join(PICTURES)}) in this folder")
+    return found
+
+
+def _keys(paths: Sequence[Path]) -> list[str]:
+    """A name for each picture's files: its own without the ending, of ``<name>/image.tif`` the folder's.
+
+    Where that names two, the ending stays; where it still does, a number follows.
+    """
+    stems = [path.parent.name if path.name == IMAGE else path.stem for path in paths]
+    counts = Counter(stems)
+    names = [stem if counts[stem] == 1 else path.name for stem, path in zip(stems, paths, strict=True)]
+    seen: Counter[str] = Counter()
+    keys = []
+    for name in names:
+        seen[name] += 1
+        keys.append(name if seen[name] == 1 else f"{name}-{seen[name]}")
+    return keys
+
+
+def _prepare(config: InferConfig, folder: Path) -> None:
+    """Create the folder and keep the options that the cells depend on; raises InputError for results of others."""
+    digest = hashlib.sha256(config.checkpoint.read_bytes()).hexdigest()
+    names = ("tile", "overlap", "augment", "level", "channels", "precision", "min_score")
+    options = {"checkpoint": digest, **{name: getattr(config, name) for name in names}}
+    text = json.dumps(options, indent=2) + "\n"
+    path = folder / OPTIONS
+    with writing(folder):
+        (folder / CELLS).mkdir(parents=True, exist_ok=True)
+        if path.exists() and not config.overwrite:
+            before = json.loads(path.read_text())
+            other = [name for name, value in json.loads(text).items() if before.get(name) != value]
+            if other:
+                raise InputError(
+                    f"{folder}: holds results of another {', '.join(other)}; choose another --out, or --overwrite"
+                )
+        _write_text(path, text)
+
+
+def _is_done(folder: Path, job: Job, config: InferConfig) -> bool:
+    files = [f"{CELLS}/{job.key}.json", *(_FILES[name].format(job.key) for name in config.format if name in _FILES)]
+    return all((folder / file).exists() for file in files)
+
+
+def _predict_all(config: InferConfig, predictor: Predictor, jobs: Sequence[Job], folder: Path) -> dict[str, str]:
+    """Predict the pictures and write their files, the last one's while the network works on the next; returns what
+    went wrong, by key."""
+    failures: dict[str, str] = {}
+    main = distributed.is_main()
+    with ThreadPoolExecutor(1) as pool:
+        writing_last: Future[None] | None = None
+        for job in tqdm(jobs, desc="infer", unit="picture", disable=not main):
+            try:
+                picture = _open(job, config, predictor)
+                with tqdm(desc=picture.name, unit="tile", leave=False, disable=not main, delay=2) as bar:
+
+                    def show(done: int, total: int, bar: Any = bar) -> None:
+                        bar.total = total
+                        bar.update(done - bar.n)
+
+                    detections = predictor.predict(picture, show)
+            except InputError as error:
+                failures[job.key] = str(error)
+                tqdm.write(f"warning: passed over: {error}", file=sys.stderr)
+                continue
+            if writing_last is not None:
+                writing_last.result()
+            writing_last = pool.submit(_write, config, predictor, job, picture, detections, folder)
+        if writing_last is not None:
+            writing_last.result()
+    return failures
+
+
+def _open(job: Job, config: InferConfig, predictor: Predictor) -> Picture:
+    picture = open_pictures(job.path, predictor.percentiles, config.level, config.channels)[job.page]
+    if job.size is not None and picture.size != job.size:
+        (height, width), (h, w) = picture.size, job.size
+        raise InputError(f"{job.path}: {height}x{width} pixels, but the id mapping says {h}x{w}")
+    return picture
+
+
+def _write(
+    config: InferConfig, predictor: Predictor, job: Job, picture: Picture, detections: Detections, folder: Path
+) -> None:
+    """All files of one picture; ``cells/<key>.json`` comes last, for it says that the others are there."""
+    names, wanted = predictor.class_names, config.format
+    paths = {name: folder / file.format(job.key) for name, file in _FILES.items()}
+    shown = detections.filter(config.min_score)
+    if "labels" in wanted:
+        write_labels(paths["labels"], shown)
+    if "class-labels" in wanted:
+        write_class_labels(paths["class-labels"], shown, len(names))
+    if "geojson" in wanted:
+        write_geojson(paths["geojson"], shown, names)
+    if "csv" in wanted:
+        write_table(paths["csv"], shown, names, picture.read)
+    if "overlay" in wanted:
+        overlay = draw_overlay(picture.reduced(OVERLAY), shown, names, config.min_score)
+        with replacing(paths["overlay"]) as beside:
+            overlay.save(beside, "PNG", optimize=True)
+    height, width = picture.size
+    record = {"name": picture.name, "height": height, "width": width, "results": detections.to_coco(job.image_id)}
+    _write_text(folder / CELLS / f"{job.key}.json", json.dumps(record))
+
+
+def _write_text(path: Path, text: str) -> None:
+    with replacing(path) as beside:
+        beside.write_bytes(text.encode())
+
+
+def _finish(
+    config: InferConfig, predictor: Predictor, jobs: Sequence[Job], folder: Path, failures: dict[str, str]
+) -> int:
+    """The files about all pictures together; returns the number of cells."""
+    done = [job for job in jobs if job.key not in failures]
+    records = {job.key: json.loads((folder / CELLS / f"{job.key}.json").read_text()) for job in done}
+    table = io.StringIO(newline="")
+    csv.writer(table).writerows([("picture", "error"), *sorted(failures.items())])
+    if failures:
+        _write_text(folder / FAILURES, table.getvalue())
+    else:
+        with writing(folder):
+            (folder / FAILURES).unlink(missing_ok=True)
+    results = [result for record in records.values() for result in record["results"]]
+    written: list[Path] = []
+    if "coco" in config.format:
+        images = [
+            TestImage(job.path, job.file_name, job.image_id, records[job.key]["height"], records[job.key]["width"])
+            for job in done
+        ]
+        written += write_results(folder, results, images, len(predictor.class_names))
+    if config.report:
+        pictures = _report_pictures(config, predictor, done, records)
+        write_report(folder / REPORT, pictures, predictor.class_names, min_score=config.min_score)
+        written.append(folder / REPORT)
+    print(f"{len(results)} cells in {len(done)} pictures: {', '.join(map(str, written)) or folder}")
+    if failures:
+        print(f"{len(failures)} pictures were passed over: {folder / FAILURES}", file=sys.stderr)
+    return len(results)
+
+
+def _report_pictures(
+    config: InferConfig, predictor: Predictor, jobs: Sequence[Job], records: dict[str, Any]
+) -> Iterator[ReportPicture]:
+    truth = None if config.truth is None else Hw3Folder(config.truth, num_classes=len(predictor.class_names))
+    for job in jobs:
+        picture, record = _open(job, config, predictor), records[job.key]
+        cells = None
+        if truth is not None:
+            if job.key not in truth.names:
+                raise InputError(f"--truth {config.truth}: no folder {job.key} for {job.path}")
+            labels = truth.read_labels(truth.names.index(job.key))
+            cells = [
+                {"category_id": category, "segmentation": {**rle, "counts": rle["counts"].decode()}, "area": area}
+                for rle, category, area in zip(
+                    labels.to_rle(), labels.classes.tolist(), labels.areas.tolist(), strict=True
+                )
+            ]
+        thumbnail = picture.reduced(THUMBNAIL)
+        yield ReportPicture(picture.name, picture.size, record["results"], thumbnail, cells)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from skimage.segmentation import find_boundaries
@@ -18,7 +19,7 @@ LEGEND_HEIGHT = 22
 
 
 def draw_overlay(
-    image: Tensor,
+    image: Tensor | npt.NDArray[np.uint8],
     detections: Detections,
     class_names: Sequence[str],
     min_score: float = 0.5,
@@ -28,8 +29,8 @@ def draw_overlay(
     """The picture with every detection of at least ``min_score`` outlined.
 
     Args:
-        image: uint8 [H, W, 3].
-        detections: of the same size as the image.
+        image: uint8 [H, W, 3], or the picture reduced, of any size.
+        detections: of the whole picture.
         class_names: names of classes 1..K.
         min_score: cells of a lower score are left out.
         shortest_side, longest_side: small pictures are enlarged until the shorter side has about ``shortest_side``
@@ -39,7 +40,8 @@ def draw_overlay(
     scale = min(max(1.0, shortest_side / min(height, width)), longest_side / max(height, width))
     detections = detections.filter(min_score).to("cpu").rescale(scale)
     height, width = detections.size
-    picture = Image.fromarray(image.cpu().numpy()).resize((width, height), Image.Resampling.BICUBIC)
+    pixels = image.cpu().numpy() if isinstance(image, Tensor) else image
+    picture = Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC)
     canvas = np.asarray(picture).astype(np.float32)
     cells = detections.to_labels().numpy()
     palette = np.array([COLORS[(int(label) - 1) % len(COLORS)] for label in detections.labels] or [(0, 0, 0)])

@@ -2,19 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from maskrcnn.data.labels import InstanceLabels
+from maskrcnn.data.picture import Picture, open_pictures, picture_of
 from maskrcnn.data.sample import Sample, collate
-from maskrcnn.data.tiff import read_image, to_rgb_uint8
 from maskrcnn.engine.checkpoint import build_model, load_checkpoint
 from maskrcnn.engine.device import autocast, choose_device
+from maskrcnn.errors import InputError
 from maskrcnn.model import Detections, MaskRCNN
+from maskrcnn.predict.augment import Augment, detect_in_views
+from maskrcnn.predict.tiles import Tile, merge_tiles, tile_picture
+
+T = TypeVar("T")
+
+OVERLAP = 128
+"""Default overlap of tiles in pixels: more than a cell."""
+
+PIXELS_PER_DETECTION = 1024
+"""The checkpoint's limit of cells was meant for small pictures: in larger ones there may be one in each 32x32."""
+
+BYTES_PER_PIXEL = 1500
+"""What the network takes for a pixel of its input (ResNet-50 in float32 on a CPU: see tests), generously."""
+
+SMALLEST_TILE = 256
 
 
 class Predictor:
@@ -23,6 +44,12 @@ class Predictor:
     >>> model = maskrcnn.load("runs/first/best.pt")  # doctest: +SKIP
     >>> cells = model("picture.tif")  # doctest: +SKIP
     >>> len(cells), cells.boxes, cells.to_labels()  # doctest: +SKIP
+
+    Attributes:
+        tile: pictures with a side above it are predicted in tiles of this many pixels a side.
+        overlap: pixels that neighbouring tiles share; cells that are larger may be cut.
+        batch_size: tiles that go through the network together.
+        augment: views of each tile that are averaged (:mod:`maskrcnn.predict.augment`).
     """
 
     def __init__(
@@ -32,15 +59,28 @@ class Predictor:
         class_names: Sequence[str],
         device: torch.device,
         precision: str = "auto",
+        tile: int | None = None,
+        overlap: int = OVERLAP,
+        batch_size: int | None = None,
+        augment: Augment = "none",
     ) -> None:
         self.model = model.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
         self.percentiles = percentiles
         self.class_names = tuple(class_names)
         self.device = device
         self.precision = precision
+        self.tile = default_tile(device) if tile is None else tile
+        self.overlap = overlap
+        self.batch_size = (1 if device.type == "cpu" else 4) if batch_size is None else batch_size
+        self.augment: Augment = augment
+        if self.tile < 32 or not 0 <= overlap < self.tile or self.batch_size < 1:
+            raise InputError(
+                f"--tile {self.tile}, --overlap {overlap}, --batch-size {self.batch_size}: expected a tile of 32 pixels or "
+                "more, an overlap below it and a batch of at least 1"
+            )
 
     def __call__(self, image: str | Path | np.ndarray | Tensor) -> Detections:
-        """Cells in one picture.
+        """Cells in one picture of any size.
 
         Args:
             image: a file (TIFF, PNG, JPEG), or an array [H, W], [H, W, 3] or [H, W, 4] of any integer or float type.
@@ -49,37 +89,151 @@ class Predictor:
             Detections on the CPU, highest score first, in pixels of the picture.
 
         Raises:
-            InputError: the file or array is no picture that can be used.
+            InputError: the file or array is no picture that can be used, or a stack of several.
         """
-        return self.predict_prepared(self.prepare(image))
-
-    def prepare(self, image: str | Path | np.ndarray | Tensor) -> Tensor:
-        """The picture as the network sees it: uint8 [H, W, 3] with its intensities stretched as in training."""
         if isinstance(image, str | Path):
-            return read_image(Path(image), self.percentiles)
+            pictures = open_pictures(image, self.percentiles)
+            if len(pictures) > 1:
+                raise InputError(
+                    f"{image}: {len(pictures)} pages; open_pictures gives each of them to Predictor.predict"
+                )
+            return self.predict(pictures[0])
         array = image.cpu().numpy() if isinstance(image, Tensor) else np.asarray(image)
-        return to_rgb_uint8(array, self.percentiles)
+        return self.predict(picture_of(array, self.percentiles))
+
+    def predict(self, picture: Picture, progress: Callable[[int, int], object] | None = None) -> Detections:
+        """Cells in a picture, which is read tile by tile.
+
+        Args:
+            picture: of :func:`maskrcnn.data.picture.open_pictures`, with this predictor's ``percentiles``.
+            progress: called after each batch with the tiles done and all tiles.
+
+        Returns:
+            Detections on the CPU, highest score first, in pixels of the picture; of a picture in tiles, masks are in
+            half precision.
+        """
+        while True:
+            tiles = tile_picture(picture.size, self.tile, self.overlap)
+            try:
+                found = self._detect_tiles(picture, tiles, progress)
+                break
+            except torch.cuda.OutOfMemoryError:
+                self._use_smaller_tiles()
+        if len(tiles) == 1:
+            return found[0]
+        cells, cut = merge_tiles(tiles, found, picture.size)
+        if cut:
+            print(
+                f"warning: {picture.name}: {cut} cells reach across the overlap of tiles and may be cut; a larger "
+                f"--overlap (now {self.overlap}) shows them whole",
+                file=sys.stderr,
+            )
+        return cells
+
+    def _detect_tiles(
+        self, picture: Picture, tiles: Sequence[Tile], progress: Callable[[int, int], object] | None
+    ) -> list[Detections]:
+        found: list[Detections] = []
+        for images in _read_ahead(picture, tiles, self.batch_size):
+            cells = self._detect(images)
+            found += cells if len(tiles) == 1 else [replace(one, masks=one.masks.half()) for one in cells]
+            if progress is not None:
+                progress(len(found), len(tiles))
+        return found
+
+    def _detect(self, images: Sequence[Tensor]) -> list[Detections]:
+        """Cells of pictures uint8 [H, W, 3] of one size; in smaller batches from when the GPU's memory is too small."""
+        try:
+            return detect_in_views(self._forward, images, self.augment)
+        except torch.cuda.OutOfMemoryError:
+            if len(images) == 1:
+                raise
+        self.batch_size = min(self.batch_size, -(-len(images) // 2))
+        _say_once(f"out of memory: going on with batches of {self.batch_size}")
+        return [one for part in _batches(images, self.batch_size) for one in self._detect(part)]
+
+    def _use_smaller_tiles(self) -> None:
+        if self.tile <= SMALLEST_TILE:
+            raise InputError(
+                f"out of memory with tiles of {self.tile} pixels, one at a time; close other programs on the GPU, or "
+                "choose --device cpu"
+            ) from None
+        self.tile = max(SMALLEST_TILE, self.tile // 2)
+        self.overlap = min(self.overlap, self.tile // 2)
+        _say_once(f"out of memory: going on with tiles of {self.tile} pixels")
 
     @torch.inference_mode()
-    def predict_prepared(self, image: Tensor) -> Detections:
-        """Cells in a picture that :meth:`prepare` returned."""
-        height, width = image.shape[:2]
-        batch = collate([Sample(image, InstanceLabels.empty(height, width), "image", 0)]).to(self.device)
-        with autocast(self.precision, self.device):
-            (detections,) = self.model(batch.images.contiguous(memory_format=torch.channels_last), batch.sizes)
-        return detections.to("cpu")
+    def _forward(self, images: Sequence[Tensor]) -> list[Detections]:
+        samples = [Sample(image, InstanceLabels.empty(*image.shape[:2]), "image", 0) for image in images]
+        batch = collate(samples).to(self.device)
+        height, width = images[0].shape[:2]
+        limit = height * width // PIXELS_PER_DETECTION
+        with autocast(self.precision, self.device), self.model.at_least_detections(limit):
+            detections = self.model(batch.images.contiguous(memory_format=torch.channels_last), batch.sizes)
+        return [one.to("cpu") for one in detections]
 
 
-def load(checkpoint: str | Path, device: str = "auto", precision: str = "auto") -> Predictor:
+def _batches(items: Sequence[T], size: int) -> list[Sequence[T]]:
+    return [items[start : start + size] for start in range(0, len(items), size)]
+
+
+def _read_ahead(picture: Picture, tiles: Sequence[Tile], batch_size: int) -> Iterator[list[Tensor]]:
+    """The tiles' pixels in batches; the next batch is read while the caller works on one."""
+
+    def read(batch: Sequence[Tile]) -> list[Tensor]:
+        return [picture.read(tile.top, tile.left, tile.height, tile.width) for tile in batch]
+
+    batches = _batches(tiles, batch_size)
+    with ThreadPoolExecutor(1) as pool:
+        upcoming = pool.submit(read, batches[0])
+        for index in range(len(batches)):
+            images = upcoming.result()
+            if index + 1 < len(batches):
+                upcoming = pool.submit(read, batches[index + 1])
+            yield images
+
+
+def default_tile(device: torch.device) -> int:
+    """The side of the largest tile, 512 to 2048 pixels, that a quarter of the device's memory has room for.
+
+    On a CPU 1024 at most: larger ones do not go faster.
+    """
+    if device.type == "cuda":
+        memory, largest = torch.cuda.get_device_properties(device).total_memory, 2048
+    else:
+        memory, largest = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), 1024
+    fitting = [side for side in (512, 1024, 2048) if side <= largest and side**2 * BYTES_PER_PIXEL <= memory / 4]
+    return max(fitting, default=512)
+
+
+_said: set[str] = set()
+
+
+def _say_once(message: str) -> None:
+    if message not in _said:
+        _said.add(message)
+        print(f"warning: {message}", file=sys.stderr)
+
+
+def load(
+    checkpoint: str | Path,
+    device: str = "auto",
+    precision: str = "auto",
+    tile: int | None = None,
+    overlap: int = OVERLAP,
+    batch_size: int | None = None,
+    augment: Augment = "none",
+) -> Predictor:
     """The predictor of a checkpoint that ``train.py`` wrote.
 
     Args:
         checkpoint: ``best.pt`` or ``last.pt`` of a run folder; read with ``weights_only=True``.
         device: ``auto``, ``cpu`` or ``cuda``.
         precision: ``auto`` (bf16 autocast on GPUs and CPUs that compute in it, else fp32), ``fp32`` or ``bf16``.
+        tile, overlap, batch_size, augment: see :class:`Predictor`; None: chosen for the device.
 
     Raises:
-        InputError: the file is missing, damaged, or no checkpoint of this project.
+        InputError: the file is missing, damaged, or no checkpoint of this project; a tile that cannot be used.
     """
     path = Path(checkpoint)
     contents = load_checkpoint(path)
@@ -90,4 +244,8 @@ def load(checkpoint: str | Path, device: str = "auto", precision: str = "auto") 
         contents["class_names"],
         choose_device(device),
         precision,
+        tile,
+        overlap,
+        batch_size,
+        augment,
     )

@@ -143,9 +143,9 @@ def test_a_level_of_a_pyramid(tmp_path: Path) -> None:
 def test_what_cannot_be_used_is_said(tmp_path: Path) -> None:
     path = write(tmp_path / "t.tif", RGB, photometric="rgb", compression="zlib", rowsperstrip=8)
     path.write_bytes(path.read_bytes()[:-200])
-    with pytest.raises(InputError, match="t.tif"):
+    with pytest.raises(InputError, match=r"t\.tif"):
         open_pictures(path)[0].read(0, 0, 70, 90)
-    holed = write(tmp_path / "nan.tif", np.where(GREY == GREY[3, 4], np.nan, GREY.astype(np.float32)))
+    holed = write(tmp_path / "nan.tif", np.where(GREY[3, 4] == GREY, np.nan, GREY.astype(np.float32)))
     with pytest.raises(InputError, match="NaN"):
         only(holed).read(0, 0, 70, 90)
     with pytest.raises(InputError, match="no such file"):

@@ -1,0 +1,184 @@
+"""Large pictures: tiles that overlap, and one list of cells out of theirs.
+
+A cell that a tile's border cuts is whole in the neighbour, as long as it is smaller than the overlap; so cut ones give
+way to whole ones, and of two that are the same cell the better one stays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from maskrcnn.data.rle import cell_window
+from maskrcnn.model import Detections
+
+SAME_CELL = 0.5
+"""Overlap of two masks from which they are one cell, as in COCO's lowest threshold."""
+
+CUT_MARGIN = 2.0
+"""Pixels from a tile's inner border within which a box counts as cut: boxes end about there, not exactly."""
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A window of a picture, in pixels."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+
+def tile_picture(size: tuple[int, int], tile: int, overlap: int) -> list[Tile]:
+    """Windows of at most ``tile`` x ``tile`` pixels that cover a picture of ``size`` (H, W), row by row.
+
+    Neighbours overlap by at least ``overlap`` pixels; all windows have the same size, and the overlap is spread evenly.
+    Raises ValueError unless 0 <= overlap < tile.
+    """
+    if not 0 <= overlap < tile:
+        raise ValueError(f"overlap is {overlap}; expected 0 up to the tile's {tile} pixels")
+    rows, columns = (_starts(length, tile, overlap) for length in size)
+    height, width = (min(tile, length) for length in size)
+    return [Tile(top, left, height, width) for top in rows for left in columns]
+
+
+def _starts(length: int, tile: int, overlap: int) -> list[int]:
+    if length <= tile:
+        return [0]
+    count = -(-(length - overlap) // (tile - overlap))
+    return [round(i * (length - tile) / (count - 1)) for i in range(count)]
+
+
+def merge_tiles(tiles: Sequence[Tile], found: Sequence[Detections], size: tuple[int, int]) -> tuple[Detections, int]:
+    """One picture's cells from those of its tiles.
+
+    What a tile's inner border cuts is dropped where another tile shows that place whole. Then two detections of the same
+    class from different tiles are one cell where their masks overlap by more than :data:`SAME_CELL`: by intersection over
+    union, or over the smaller mask where one of them is cut. Whole ones go before cut ones, then the higher score before
+    the lower, as in non-maximum suppression. What one tile says about two of its own cells stands.
+
+    Args:
+        tiles, found: the windows, and the detections of each in its own pixels.
+        size: (H, W) of the picture.
+
+    Returns:
+        The cells in the picture's pixels, highest score first, masks in half precision (3 KB a cell in single); and how
+        many of them are still cut by an inner border: cells larger than the overlap.
+    """
+    placed = [_placed(detections, tile, size) for tile, detections in zip(tiles, found, strict=True)]
+    cut = [_is_cut(detections.boxes, tile, size) for tile, detections in zip(tiles, placed, strict=True)]
+    neighbours = _neighbours(tiles)
+    for i, j in [*neighbours, *((j, i) for i, j in neighbours)]:
+        seen_whole = _lies_in(placed[i].boxes, tiles[j]) & ~_is_cut(placed[i].boxes, tiles[j], size)
+        stays = ~(cut[i] & seen_whole)
+        placed[i], cut[i] = placed[i].select(stays), cut[i][stays]
+    first = np.cumsum([0, *map(len, placed)])
+    cells, is_cut = _joined(placed, size), torch.cat(cut)
+    pairs = [_close_pairs(cells, slice(*first[i : i + 2]), slice(*first[j : j + 2])) for i, j in neighbours]
+    same = np.concatenate([np.zeros((0, 2), np.int64), *pairs])
+    same = same[_are_same(cells, is_cut, same)]
+    kept = torch.from_numpy(_suppress(len(cells), same, is_cut.numpy(), cells.scores.numpy()))
+    kept = kept[cells.scores[kept].argsort(descending=True, stable=True)]
+    return cells.select(kept), int(is_cut[kept].sum())
+
+
+def _joined(parts: Sequence[Detections], size: tuple[int, int]) -> Detections:
+    names = ("boxes", "scores", "labels", "masks")
+    return Detections(*(torch.cat([getattr(part, name) for part in parts]) for name in names), size)
+
+
+def _placed(detections: Detections, tile: Tile, size: tuple[int, int]) -> Detections:
+    offset = detections.boxes.new_tensor([tile.left, tile.top] * 2)
+    return replace(detections, boxes=detections.boxes + offset, masks=detections.masks.half(), size=size)
+
+
+def _is_cut(boxes: Tensor, tile: Tile, size: tuple[int, int]) -> Tensor:
+    """bool [K]: the box [K, 4] (in the picture's pixels) reaches a border of the tile that is none of the picture's."""
+    inner = [tile.left > 0, tile.top > 0, tile.left + tile.width < size[1], tile.top + tile.height < size[0]]
+    return ((_room(boxes, tile) <= CUT_MARGIN) & torch.tensor(inner)).any(dim=1)
+
+
+def _lies_in(boxes: Tensor, tile: Tile) -> Tensor:
+    """bool [K]: no part of the box is outside the tile."""
+    return (_room(boxes, tile) >= 0).all(dim=1)
+
+
+def _room(boxes: Tensor, tile: Tile) -> Tensor:
+    """Pixels from the tile's left, top, right and bottom border to the box."""
+    corners = boxes.new_tensor([tile.left, tile.top, tile.left + tile.width, tile.top + tile.height])
+    return (boxes - corners) * boxes.new_tensor([1, 1, -1, -1])
+
+
+def _neighbours(tiles: Sequence[Tile]) -> list[tuple[int, int]]:
+    """Pairs of tiles that share pixels. Tiles lie on a grid, so each looks at those of its own and the next rows."""
+    rows: dict[int, list[int]] = {}
+    for index, tile in enumerate(tiles):
+        rows.setdefault(tile.top, []).append(index)
+    tops = sorted(rows)
+    pairs = []
+    for place, top in enumerate(tops):
+        below = [t for t in tops[place + 1 :] if t < top + tiles[rows[top][0]].height]
+        for index in rows[top]:
+            others = [o for t in [top, *below] for o in rows[t] if o > index]
+            left, width = tiles[index].left, tiles[index].width
+            pairs += [(index, o) for o in others if abs(tiles[o].left - left) < width]
+    return pairs
+
+
+def _close_pairs(cells: Detections, ours: slice, theirs: slice) -> npt.NDArray[np.int64]:
+    """int64 [P, 2]: detections of two tiles, of one class, whose boxes share enough for their masks to be the same."""
+    a, b = cells.boxes[ours], cells.boxes[theirs]
+    if not len(a) or not len(b):
+        return np.zeros((0, 2), np.int64)
+    sides = (torch.minimum(a[:, None, 2:], b[:, 2:]) - torch.maximum(a[:, None, :2], b[:, :2])).clamp(min=0)
+    smaller = torch.minimum((a[:, 2:] - a[:, :2]).prod(1)[:, None], (b[:, 2:] - b[:, :2]).prod(1))
+    close = (sides.prod(2) > 0.25 * smaller) & (cells.labels[ours][:, None] == cells.labels[theirs])
+    return torch.nonzero(close).numpy() + np.array([ours.start, theirs.start])
+
+
+def _are_same(cells: Detections, cut: Tensor, pairs: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+    """bool [P]: whether the masks of each pair are one cell."""
+    involved = np.unique(pairs)  # only cells near a seam get masks here
+    rles = cells.select(torch.from_numpy(involved)).to_rle()
+    windows = dict(zip(involved.tolist(), map(cell_window, rles), strict=True))
+    return np.array(
+        [_overlap(windows[i], windows[j], bool(cut[i] or cut[j])) > SAME_CELL for i, j in pairs.tolist()], bool
+    )
+
+
+Window = tuple[int, int, npt.NDArray[np.bool_]]
+
+
+def _overlap(a: Window, b: Window, over_smaller: bool) -> float:
+    """Intersection of two masks over their union, or over the smaller one."""
+    (top_a, left_a, mask_a), (top_b, left_b, mask_b) = a, b
+    top, left = max(top_a, top_b), max(left_a, left_b)
+    bottom = min(top_a + mask_a.shape[0], top_b + mask_b.shape[0])
+    right = min(left_a + mask_a.shape[1], left_b + mask_b.shape[1])
+    if bottom <= top or right <= left:
+        return 0.0
+    part_a = mask_a[top - top_a : bottom - top_a, left - left_a : right - left_a]
+    part_b = mask_b[top - top_b : bottom - top_b, left - left_b : right - left_b]
+    shared, areas = np.count_nonzero(part_a & part_b), (np.count_nonzero(mask_a), np.count_nonzero(mask_b))
+    whole = min(areas) if over_smaller else sum(areas) - shared
+    return shared / whole if whole else 0.0
+
+
+def _suppress(
+    count: int, same: npt.NDArray[np.int64], cut: npt.NDArray[np.bool_], scores: npt.NDArray[np.float32]
+) -> npt.NDArray[np.int64]:
+    """Indices of the detections that stay, when of each pair in ``same`` only the better one does."""
+    both = np.concatenate([same, same[:, ::-1]])
+    both = both[np.argsort(both[:, 0], kind="stable")]
+    bounds = np.searchsorted(both[:, 0], np.arange(count + 1))
+    alive = np.ones(count, bool)
+    for index in np.lexsort((-scores, cut)):
+        if alive[index]:
+            start, stop = bounds[index : index + 2]
+            alive[both[start:stop, 1]] = False
+    return np.flatnonzero(alive)

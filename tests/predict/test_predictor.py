@@ -1,0 +1,153 @@
+"""Pictures of any size through the predictor: tiles, memory that runs out, many cells."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tifffile
+import torch
+from torch import Tensor, nn
+
+import maskrcnn
+from maskrcnn.data.picture import open_pictures
+from maskrcnn.errors import InputError
+from maskrcnn.model import Detections
+from maskrcnn.predict.predictor import Predictor, default_tile
+
+SIDE = 12
+
+
+class BrightSquares(nn.Module):
+    """Stands in for the network: every bright square is a cell; too many pixels at once do not fit its memory."""
+
+    detections_per_image = 200
+
+    def __init__(self, most_pixels: int = 10**9) -> None:
+        super().__init__()
+        self.most_pixels = most_pixels
+        self.shapes: list[tuple[int, ...]] = []
+
+    at_least_detections = maskrcnn.MaskRCNN.at_least_detections
+    box_head: Any = type("Head", (), {"detections_per_image": 200})
+    rpn: Any = type("RPN", (), {"pre_nms": (1, 1), "post_nms": (1, 1)})
+
+    def forward(self, images: Tensor, sizes: Sequence[tuple[int, int]]) -> list[Detections]:
+        if images.numel() / 3 > self.most_pixels:
+            raise torch.cuda.OutOfMemoryError("out of memory")
+        self.shapes.append(tuple(images.shape))
+        return [self._detect(image, size) for image, size in zip(images, sizes, strict=True)]
+
+    def _detect(self, image: Tensor, size: tuple[int, int]) -> Detections:
+        from skimage.measure import label, regionprops
+
+        regions = regionprops(label(image[0, : size[0], : size[1]].numpy() > 128))
+        boxes = torch.tensor([[r.bbox[1], r.bbox[0], r.bbox[3], r.bbox[2]] for r in regions]).float().view(-1, 4)
+        count = len(regions)
+        return Detections(boxes, torch.ones(count), torch.ones(count).long(), torch.ones(count, 28, 28), size)
+
+
+def squares(height: int, width: int, step: int = 20) -> tuple[np.ndarray, int]:
+    picture = np.zeros((height, width), np.uint8)
+    corners = [(y, x) for y in range(3, height - SIDE, step) for x in range(3, width - SIDE, step)]
+    for y, x in corners:
+        picture[y : y + SIDE, x : x + SIDE] = 255
+    return picture, len(corners)
+
+
+def predictor(model: nn.Module, **options: Any) -> Predictor:
+    return Predictor(model, None, ["cell"], torch.device("cpu"), "fp32", **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("options", [{"tile": 96}, {"tile": 100, "batch_size": 3}, {"tile": 64, "overlap": 24}])
+def test_tiles_find_each_cell_once(options: dict) -> None:
+    picture, count = squares(211, 333)
+    model = BrightSquares()
+    cells = predictor(model, **{"overlap": 32, **options})(picture)
+    assert len(cells) == count
+    assert cells.size == (211, 333)
+    assert ((cells.boxes[:, 2:] - cells.boxes[:, :2]) == SIDE).all()
+    side = -(-options["tile"] // 32) * 32
+    assert {shape[2:] for shape in model.shapes} == {(side, side)}
+    assert max(shape[0] for shape in model.shapes) == options.get("batch_size", 1)
+
+
+def test_a_picture_that_fits_a_tile_is_not_cut() -> None:
+    picture, count = squares(211, 333)
+    model = BrightSquares()
+    assert len(predictor(model, tile=333)(picture)) == count
+    assert model.shapes == [(1, 3, 224, 352)]
+
+
+def test_pictures_are_read_by_region(tmp_path: Path) -> None:
+    picture, count = squares(500, 400)
+    tifffile.imwrite(tmp_path / "p.tif", picture, tile=(64, 64), compression="zlib")
+    seen: list[tuple[int, int]] = []
+    model = predictor(BrightSquares(), tile=128, overlap=32)
+    (opened,) = open_pictures(tmp_path / "p.tif", None)
+    cells = model.predict(opened, lambda done, total: seen.append((done, total)))
+    assert len(cells) == count
+    assert seen == [(i, 20) for i in range(1, 21)]
+
+
+def test_memory_that_runs_out_makes_batches_and_then_tiles_smaller(capsys: pytest.CaptureFixture[str]) -> None:
+    picture, count = squares(700, 1000)
+    model = BrightSquares(most_pixels=256 * 256)
+    cells = predictor(model, tile=512, overlap=64, batch_size=4)
+    assert len(cells(picture)) == count
+    assert (cells.batch_size, cells.tile) == (1, 256)
+    assert len(cells(picture)) == count
+    said = capsys.readouterr().err
+    assert said.count("batches of 1") == said.count("tiles of 256") == 1
+    with pytest.raises(InputError, match="out of memory"):
+        predictor(BrightSquares(most_pixels=1000), tile=256, overlap=32)(picture)
+
+
+def test_cells_larger_than_the_overlap_are_said(capsys: pytest.CaptureFixture[str]) -> None:
+    picture = np.zeros((200, 300), np.uint8)
+    picture[60:140, 40:260] = 255
+    predictor(BrightSquares(), tile=128, overlap=16)(picture)
+    assert "reach across the overlap" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("options", [{"tile": 16}, {"tile": 64, "overlap": 64}, {"batch_size": 0}])
+def test_tiles_that_cannot_be_used(options: dict) -> None:
+    with pytest.raises(InputError, match="--tile"):
+        predictor(BrightSquares(), **options)
+
+
+def test_the_limit_of_cells_grows_with_the_picture(tiny_run: Path) -> None:
+    model = maskrcnn.load(tiny_run / "best.pt", device="cpu", tile=1024)
+    model.model.box_head.score_threshold = 0.0
+    noise = np.random.default_rng(0).integers(0, 255, (256, 320, 3), dtype=np.uint8)
+    own = model.model.detections_per_image
+    assert own == 20
+    assert own < len(model(noise)) <= 256 * 320 // 1024
+    assert model.model.detections_per_image == own
+
+
+def test_augmented_views_and_tiles_go_together(tiny_run: Path) -> None:
+    plain = maskrcnn.load(tiny_run / "best.pt", device="cpu", tile=96, overlap=16)
+    flipped = maskrcnn.load(tiny_run / "best.pt", device="cpu", tile=96, overlap=16, augment="flips")
+    picture = np.random.default_rng(0).integers(0, 255, (96, 150), dtype=np.uint8)
+    cells = flipped(picture)
+    assert cells.size == (96, 150)
+    mirrored = flipped(np.ascontiguousarray(picture[:, ::-1]))
+    assert len(cells) == len(mirrored)
+    assert torch.allclose(cells.scores, mirrored.scores, atol=1e-4)
+    assert len(plain(picture)) <= 2 * 20
+
+
+def test_a_stack_is_no_single_picture(tiny_run: Path, tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "s.tif", np.zeros((6, 40, 50), np.uint8), metadata={"axes": "ZYX"})
+    model = maskrcnn.load(tiny_run / "best.pt", device="cpu")
+    with pytest.raises(InputError, match="6 pages"):
+        model(tmp_path / "s.tif")
+    assert model.predict(open_pictures(tmp_path / "s.tif", model.percentiles)[5]).size == (40, 50)
+
+
+def test_the_default_tile_fits_the_memory() -> None:
+    assert default_tile(torch.device("cpu")) in (512, 1024)

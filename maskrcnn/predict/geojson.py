@@ -1,0 +1,147 @@
+"""Outlines of the cells in a picture as GeoJSON that QuPath imports."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from skimage.measure import find_contours, label
+
+from maskrcnn.data.rle import cell_window
+from maskrcnn.files import replacing
+from maskrcnn.model import Detections
+from maskrcnn.predict.labels import classes_of
+from maskrcnn.predict.overlay import COLORS
+
+Point = tuple[int, int]
+Ring = list[Point]
+
+
+def write_geojson(
+    path: Path,
+    detections: Detections,
+    class_names: Sequence[str],
+    colors: Sequence[tuple[int, int, int]] = COLORS,
+) -> None:
+    """Write a FeatureCollection (RFC 7946), a feature a cell, with outlines in pixels of the picture.
+
+    What QuPath 0.4 or newer reads: ``objectType`` "detection", ``classification`` with name and colour, ``name`` (the
+    cell's id) and the measurement "score". The id, also the feature's own, is i + 1 for detection i as in the label
+    image and the table; cells may overlap here. A cell without pixels has no outline and gets no feature; the ids of
+    the others stay.
+
+    Args:
+        path: the file; it is replaced when the new one is complete.
+        detections: the cells of one picture, on any device.
+        class_names: names of classes 1..K.
+        colors: RGB, 0..255, of classes 1, 2, ...; they are taken in turns where there are more classes.
+
+    Raises:
+        InputError: the file cannot be written.
+        ValueError: a detection's class is not among 1..K.
+    """
+    classes = classes_of(detections, len(class_names))
+    with replacing(path) as beside, beside.open("w", encoding="utf-8") as file:
+        file.write('{"type": "FeatureCollection", "features": [')
+        separator = "\n"
+        for index, geometry in _geometries(detections):
+            number = classes[index] - 1
+            feature = {
+                "type": "Feature",
+                "id": index + 1,
+                "geometry": geometry,
+                "properties": {
+                    "objectType": "detection",
+                    "name": str(index + 1),
+                    "classification": {"name": class_names[number], "color": list(colors[number % len(colors)])},
+                    "measurements": {"score": round(float(detections.scores[index]), 6)},
+                },
+            }
+            file.write(separator + json.dumps(feature))
+            separator = ",\n"
+        file.write("\n]}\n")
+
+
+def _geometries(detections: Detections) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Index and geometry of each cell that has pixels."""
+    for index, rle in enumerate(detections.to_rle()):
+        parts = polygons(*cell_window(rle))
+        if len(parts) == 1:
+            yield index, {"type": "Polygon", "coordinates": parts[0]}
+        elif parts:
+            yield index, {"type": "MultiPolygon", "coordinates": parts}
+
+
+def polygons(top: int, left: int, mask: npt.NDArray[np.bool_]) -> list[list[Ring]]:
+    """The outline of a mask along the edges of its pixels: its area is their number, its inside their union.
+
+    Pixels that share an edge make a polygon; parts that touch at a corner alone are two. Rings are simple (no point
+    twice) and valid in the sense of OGC: a hole may touch the outline or another hole in points only.
+
+    Args:
+        top, left: the row and column of the picture at which the mask begins.
+        mask: bool [h, w].
+
+    Returns:
+        For each polygon its rings, the outline first, then its holes. A ring has its corners as (x, y), whole numbers,
+        since pixel i covers [i, i+1); the last point is the first again. By the right-hand rule of RFC 7946 the
+        outline has a positive area in (x, y), and a hole a negative one (on a screen, where y points down, the
+        outline runs clockwise).
+    """
+    padded = np.pad(mask, 1)
+    components = label(padded, connectivity=1)
+    parts: dict[int, list[Ring]] = {}
+    # "low": where four pixels meet and the two of the cell touch at the corner only, the background goes through.
+    for contour in find_contours(padded.astype(np.float64), 0.5, fully_connected="low", positive_orientation="low"):
+        for ring in _simple_rings(_corners(contour)):
+            x, y = _pixel_on_the_left(ring)
+            rings = parts.setdefault(int(components[y + 1, x + 1]), [])
+            outline = _twice_the_area(ring) > 0
+            rings.insert(0 if outline else len(rings), [(x + left, y + top) for x, y in (*ring, ring[0])])
+    return list(parts.values())
+
+
+def _corners(contour: npt.NDArray[np.float64]) -> Ring:
+    """The corners, in order, of the outline along the pixels' edges that a contour at level 0.5 follows.
+
+    Each point of the contour is the middle of a pixel's edge that belongs to the outline, in coordinates (row, column)
+    of the padded mask's pixel centres. Two that follow each other share a point of the grid: on each axis it lies
+    where the one does that is between two centres, or between the two.
+    """
+    twice = np.rint(2 * contour).astype(np.int64)  # odd between two centres
+    before, after = twice[:-1], twice[1:]
+    grid = np.where(before % 2 == 1, before, np.where(after % 2 == 1, after, (before + after) // 2))
+    grid = (grid - 1) // 2  # half a pixel from centre to edge, and the padding
+    turns = (np.roll(grid, -1, axis=0) - grid != grid - np.roll(grid, 1, axis=0)).any(axis=1)
+    return [(x, y) for y, x in grid[turns].tolist()]
+
+
+def _simple_rings(ring: Ring) -> list[Ring]:
+    """The ring, cut where it comes to a point again: a hole that touches the outline becomes a ring of its own."""
+    if len(set(ring)) == len(ring):
+        return [ring]
+    rings: list[Ring] = []
+    way: Ring = []
+    for point in ring:
+        if point in way:
+            start = way.index(point)
+            rings.append(way[start:])
+            del way[start:]
+        way.append(point)
+    return [*rings, way]
+
+
+def _pixel_on_the_left(ring: Ring) -> Point:
+    """The pixel (x, y) of the cell at the first edge of a ring; it lies to its left, as RFC 7946 wants it."""
+    (x, y), (next_x, next_y) = ring[:2]
+    dx, dy = np.sign(next_x - x), np.sign(next_y - y)
+    return int(x + (dx - dy - 1) // 2), int(y + (dx + dy - 1) // 2)
+
+
+def _twice_the_area(ring: Ring) -> int:
+    """By Gauss's shoelace formula, positive where the ring turns from x to y."""
+    return sum(x * next_y - next_x * y for (x, y), (next_x, next_y) in zip(ring, [*ring[1:], ring[0]], strict=True))

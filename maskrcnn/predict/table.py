@@ -1,0 +1,108 @@
+"""The cells of a picture as a table: where they are, what they are, their shape and brightness."""
+
+from __future__ import annotations
+
+import csv
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from skimage.measure import regionprops
+from torch import Tensor
+
+from maskrcnn.data.rle import cell_boxes, cell_window
+from maskrcnn.files import replacing
+from maskrcnn.model import Detections
+from maskrcnn.predict.labels import classes_of
+
+BLOCK = 1024
+"""Cells whose windows begin in the same square of this many pixels share a read of the picture."""
+
+MEASURES = ("centroid_x", "centroid_y", "area", "x1", "y1", "x2", "y2", "perimeter", "eccentricity", "mean_intensity")
+COLUMNS = ("id", "class", "class_name", "score", *MEASURES)
+
+ReadRegion = Callable[[int, int, int, int], Tensor | npt.NDArray[np.uint8]]
+"""(top, left, height, width), all within the picture -> its pixels there, uint8 [height, width, 3]."""
+
+
+def write_table(path: Path, detections: Detections, class_names: Sequence[str], read_region: ReadRegion) -> None:
+    """Write a CSV with a row a cell, in the order of the detections.
+
+    Columns: ``id`` (i + 1 for detection i, as in the label image and GeoJSON), ``class`` (1..K), ``class_name``,
+    ``score``; in pixels ``centroid_x`` and ``centroid_y``, ``area`` (number of pixels), ``x1``, ``y1``, ``x2``, ``y2``
+    (bounds of the cell's pixels, not the network's box) and ``perimeter`` (scikit-image's estimate);
+    ``eccentricity`` of the ellipse with the same second moments (0 for a disc, below 1); ``mean_intensity``, 0..255,
+    over the cell's pixels and the three colours. Pixel i covers [i, i+1), so that a single pixel has its centroid at
+    i + 0.5 and its bounds at i and i + 1. Cells are measured whole, also where others overlap them.
+
+    A cell without pixels keeps its row: its area is 0, the other measures are empty.
+
+    Args:
+        path: the file; it is replaced when the new one is complete.
+        detections: the cells of one picture, on any device.
+        class_names: names of classes 1..K.
+        read_region: gives the picture's pixels; called once for the cells of a block of 1024x1024 pixels, with the
+            part of the picture that they cover, from the top to the bottom of the picture.
+
+    Raises:
+        InputError: the file cannot be written, or what ``read_region`` raises.
+        ValueError: a detection's class is not among 1..K, or ``read_region`` gives another shape than asked for.
+    """
+    classes = classes_of(detections, len(class_names))
+    rows = _measure(detections.to_rle(), read_region)
+    with replacing(path) as beside, beside.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(COLUMNS)
+        for index, (number, score, row) in enumerate(zip(classes, detections.scores.tolist(), rows, strict=True)):
+            measures = [row.get(name, "") for name in MEASURES]
+            writer.writerow([index + 1, number, class_names[number - 1], round(score, 6), *measures])
+
+
+def _measure(rles: list[dict[str, Any]], read_region: ReadRegion) -> list[dict[str, float]]:
+    """The measures of every cell by their names, block by block of the picture."""
+    rows: list[dict[str, float]] = [{"area": 0} for _ in rles]
+    boxes = cell_boxes(rles)
+    blocks: dict[tuple[int, int], list[int]] = defaultdict(list)
+    for index, (top, left, bottom, _) in enumerate(boxes.tolist()):
+        if bottom > top:
+            blocks[top // BLOCK, left // BLOCK].append(index)
+    for _, indices in sorted(blocks.items()):
+        top, left = boxes[indices, :2].min(axis=0).tolist()
+        bottom, right = boxes[indices, 2:].max(axis=0).tolist()
+        pixels = _read(read_region, top, left, bottom - top, right - left)
+        for index in indices:
+            rows[index] = _measure_cell(rles[index], pixels, top, left)
+    return rows
+
+
+def _read(read_region: ReadRegion, top: int, left: int, height: int, width: int) -> npt.NDArray[np.uint8]:
+    pixels = np.asarray(read_region(top, left, height, width))
+    if pixels.shape != (height, width, 3):
+        raise ValueError(f"read_region: gave an array of shape {pixels.shape}, expected {(height, width, 3)}")
+    return pixels
+
+
+def _measure_cell(
+    rle: dict[str, Any], pixels: npt.NDArray[np.uint8], pixels_top: int, pixels_left: int
+) -> dict[str, float]:
+    """The measures of a cell in the part of the picture that begins at ``pixels_top``, ``pixels_left``."""
+    top, left, mask = cell_window(rle)
+    height, width = mask.shape
+    (region,) = regionprops(mask.astype(np.uint8))
+    y, x = region.centroid  # of the window, between the middles of its pixels
+    inside = pixels[top - pixels_top :, left - pixels_left :][:height, :width][mask]
+    return {
+        "centroid_x": round(float(left + x + 0.5), 3),
+        "centroid_y": round(float(top + y + 0.5), 3),
+        "area": int(region.area),
+        "x1": left,
+        "y1": top,
+        "x2": left + width,
+        "y2": top + height,
+        "perimeter": round(float(region.perimeter), 3),
+        "eccentricity": round(float(region.eccentricity), 4),
+        "mean_intensity": round(float(inside.mean()), 3),
+    }

@@ -70,10 +70,9 @@ class Picture:
 
         Raises:
             InputError: the file is damaged, or holds pixels that are not finite.
+            ValueError: the region does not lie in the picture.
         """
-        if top < 0 or left < 0 or height < 1 or width < 1 or top + height > self.size[0] or left + width > self.size[1]:
-            raise ValueError(f"{self.name}: region {top, left, height, width} of a picture of {self.size}")
-        pixels = self._checked(top, left, height, width)
+        pixels = self.raw(top, left, height, width)
         if pixels.dtype == bool:
             values = pixels.astype(np.uint8) * np.uint8(255)
         elif self._percentiles is None and pixels.dtype == np.uint8:
@@ -101,7 +100,13 @@ class Picture:
         )
         return np.concatenate([np.asarray(band) for band in bands])
 
-    def _checked(self, top: int, left: int, height: int, width: int) -> Array:
+    def raw(self, top: int, left: int, height: int, width: int) -> Array:
+        """The pixels of a region as they are stored, [height, width] or [height, width, 3], of any type.
+
+        Raises as :meth:`read` does.
+        """
+        if top < 0 or left < 0 or height < 1 or width < 1 or top + height > self.size[0] or left + width > self.size[1]:
+            raise ValueError(f"{self.name}: region {top, left, height, width} of a picture of {self.size}")
         pixels = self._read(top, left, height, width)
         if pixels.dtype.kind == "f" and not np.isfinite(pixels).all():
             raise InputError(f"{self.path}: holds NaN or infinite pixels, expected finite values")
@@ -111,7 +116,7 @@ class Picture:
         height, width = self.size
         rows = max(1, BAND // width)
         for top in range(0, height, rows):
-            yield self._checked(top, 0, min(rows, height - top), width)
+            yield self.raw(top, 0, min(rows, height - top), width)
 
     def _find_range(self, dtype: np.dtype[Any]) -> tuple[float, float]:
         """The values that become 0 and 255."""

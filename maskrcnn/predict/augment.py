@@ -83,7 +83,9 @@ def detect_in_views(
         return detect(images)
     found = [detect([view.image(image) for image in images]) for view in chosen]
     return [
-        average([view.back(of_view[i], tuple(image.shape[:2])) for view, of_view in zip(chosen, found, strict=True)])
+        average(
+            [view.back(of_view[i], (image.shape[0], image.shape[1])) for view, of_view in zip(chosen, found, strict=True)]
+        )
         for i, image in enumerate(images)
     ]
 
@@ -98,6 +100,8 @@ def average(of_views: Sequence[Detections]) -> Detections:
     boxes, scores, labels, masks = (
         torch.cat([getattr(cells, name) for cells in of_views]) for name in ("boxes", "scores", "labels", "masks")
     )
+    if not len(boxes):
+        return of_views[0]
     view = torch.repeat_interleave(torch.tensor([len(cells) for cells in of_views]))
     leader = _leaders(boxes, scores, labels, view)
     first, group = leader.unique(return_inverse=True)

@@ -14,10 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from maskrcnn.predict.geojson import write_geojson
-from maskrcnn.predict.labels import write_class_labels, write_labels
 from maskrcnn.predict.report import ReportPicture, write_report
-from maskrcnn.predict.table import write_table
 from tqdm import tqdm
 
 from maskrcnn.data.hw3 import IMAGE, Hw3Folder, TestImage, read_test_release
@@ -29,8 +26,11 @@ from maskrcnn.files import replacing
 from maskrcnn.model import Detections
 from maskrcnn.predict.augment import Augment
 from maskrcnn.predict.export import write_results
+from maskrcnn.predict.geojson import write_geojson
+from maskrcnn.predict.labels import write_class_labels, write_labels
 from maskrcnn.predict.overlay import draw_overlay
 from maskrcnn.predict.predictor import OVERLAP, Predictor, load
+from maskrcnn.predict.table import write_table
 
 PICTURES = (".tif", ".tiff", ".png", ".jpg", ".jpeg")
 CELLS, FAILURES, OPTIONS, REPORT = "cells", "failures.csv", "infer.json", "report.html"
@@ -275,7 +275,7 @@ def _write(
     if "geojson" in wanted:
         write_geojson(paths["geojson"], shown, names)
     if "csv" in wanted:
-        write_table(paths["csv"], shown, names, picture.read)
+        write_table(paths["csv"], shown, names, picture.raw)
     if "overlay" in wanted:
         overlay = draw_overlay(picture.reduced(OVERLAY), shown, names, config.min_score)
         with replacing(paths["overlay"]) as beside:

@@ -75,8 +75,8 @@ class Predictor:
         self.augment: Augment = augment
         if self.tile < 32 or not 0 <= overlap < self.tile or self.batch_size < 1:
             raise InputError(
-                f"--tile {self.tile}, --overlap {overlap}, --batch-size {self.batch_size}: expected a tile of 32 pixels or "
-                "more, an overlap below it and a batch of at least 1"
+                f"--tile {self.tile}, --overlap {overlap}, --batch-size {self.batch_size}: expected a tile of at least "
+                "32 pixels, an overlap below it and a batch of at least 1"
             )
 
     def __call__(self, image: str | Path | np.ndarray | Tensor) -> Detections:

@@ -24,8 +24,8 @@ BLOCK = 1024
 MEASURES = ("centroid_x", "centroid_y", "area", "x1", "y1", "x2", "y2", "perimeter", "eccentricity", "mean_intensity")
 COLUMNS = ("id", "class", "class_name", "score", *MEASURES)
 
-ReadRegion = Callable[[int, int, int, int], Tensor | npt.NDArray[np.uint8]]
-"""(top, left, height, width), all within the picture -> its pixels there, uint8 [height, width, 3]."""
+ReadRegion = Callable[[int, int, int, int], Tensor | npt.NDArray[Any]]
+"""(top, left, height, width), all within the picture -> its pixels there, [height, width] or [height, width, 3]."""
 
 
 def write_table(path: Path, detections: Detections, class_names: Sequence[str], read_region: ReadRegion) -> None:
@@ -34,9 +34,10 @@ def write_table(path: Path, detections: Detections, class_names: Sequence[str], 
     Columns: ``id`` (i + 1 for detection i, as in the label image and GeoJSON), ``class`` (1..K), ``class_name``,
     ``score``; in pixels ``centroid_x`` and ``centroid_y``, ``area`` (number of pixels), ``x1``, ``y1``, ``x2``, ``y2``
     (bounds of the cell's pixels, not the network's box) and ``perimeter`` (scikit-image's estimate);
-    ``eccentricity`` of the ellipse with the same second moments (0 for a disc, below 1); ``mean_intensity``, 0..255,
-    over the cell's pixels and the three colours. Pixel i covers [i, i+1), so that a single pixel has its centroid at
-    i + 0.5 and its bounds at i and i + 1. Cells are measured whole, also where others overlap them.
+    ``eccentricity`` of the ellipse with the same second moments (0 for a disc, below 1); ``mean_intensity`` over the
+    cell's pixels and their colours, in the units of what ``read_region`` gives. Pixel i covers [i, i+1), so that a
+    single pixel has its centroid at i + 0.5 and its bounds at i and i + 1. Cells are measured whole, also where others
+    overlap them.
 
     A cell without pixels keeps its row: its area is 0, the other measures are empty.
 
@@ -78,16 +79,16 @@ def _measure(rles: list[dict[str, Any]], read_region: ReadRegion) -> list[dict[s
     return rows
 
 
-def _read(read_region: ReadRegion, top: int, left: int, height: int, width: int) -> npt.NDArray[np.uint8]:
+def _read(read_region: ReadRegion, top: int, left: int, height: int, width: int) -> npt.NDArray[Any]:
     pixels = np.asarray(read_region(top, left, height, width))
-    if pixels.shape != (height, width, 3):
-        raise ValueError(f"read_region: gave an array of shape {pixels.shape}, expected {(height, width, 3)}")
+    if pixels.shape not in ((height, width), (height, width, 3)):
+        raise ValueError(
+            f"read_region: gave an array of shape {pixels.shape}, expected {height, width} (and 3 colours)"
+        )
     return pixels
 
 
-def _measure_cell(
-    rle: dict[str, Any], pixels: npt.NDArray[np.uint8], pixels_top: int, pixels_left: int
-) -> dict[str, float]:
+def _measure_cell(rle: dict[str, Any], pixels: npt.NDArray[Any], pixels_top: int, pixels_left: int) -> dict[str, float]:
     """The measures of a cell in the part of the picture that begins at ``pixels_top``, ``pixels_left``."""
     top, left, mask = cell_window(rle)
     height, width = mask.shape

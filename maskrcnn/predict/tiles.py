@@ -57,10 +57,10 @@ def _starts(length: int, tile: int, overlap: int) -> list[int]:
 def merge_tiles(tiles: Sequence[Tile], found: Sequence[Detections], size: tuple[int, int]) -> tuple[Detections, int]:
     """One picture's cells from those of its tiles.
 
-    What a tile's inner border cuts is dropped where another tile shows that place whole. Then two detections of the same
-    class from different tiles are one cell where their masks overlap by more than :data:`SAME_CELL`: by intersection over
-    union, or over the smaller mask where one of them is cut. Whole ones go before cut ones, then the higher score before
-    the lower, as in non-maximum suppression. What one tile says about two of its own cells stands.
+    What a tile's inner border cuts is dropped where another tile shows that place whole. Then two detections of one
+    class from different tiles are one cell where their masks overlap by more than :data:`SAME_CELL`: by intersection
+    over union, or over the smaller mask where one of them is cut. Whole ones go before cut ones, then the higher score
+    before the lower, as in non-maximum suppression. What one tile says about two of its own cells stands.
 
     Args:
         tiles, found: the windows, and the detections of each in its own pixels.
@@ -88,8 +88,10 @@ def merge_tiles(tiles: Sequence[Tile], found: Sequence[Detections], size: tuple[
 
 
 def _joined(parts: Sequence[Detections], size: tuple[int, int]) -> Detections:
-    names = ("boxes", "scores", "labels", "masks")
-    return Detections(*(torch.cat([getattr(part, name) for part in parts]) for name in names), size)
+    boxes, scores, labels, masks = (
+        torch.cat([getattr(part, name) for part in parts]) for name in ("boxes", "scores", "labels", "masks")
+    )
+    return Detections(boxes, scores, labels, masks, size)
 
 
 def _placed(detections: Detections, tile: Tile, size: tuple[int, int]) -> Detections:

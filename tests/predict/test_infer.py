@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import os
 import shutil
 import subprocess
 import sys
 import zipfile
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from PIL import Image
 from pycocotools import mask as coco_mask
@@ -20,7 +25,7 @@ from maskrcnn.data.hw3 import TestImage
 from maskrcnn.errors import InputError
 from maskrcnn.model import Detections
 from maskrcnn.predict.export import check_results, write_results
-from maskrcnn.predict.infer import InferConfig, infer, overlay_indices
+from maskrcnn.predict.infer import InferConfig, find_jobs, infer
 from maskrcnn.predict.overlay import draw_overlay
 from tests.conftest import ROOT
 
@@ -28,7 +33,9 @@ from tests.conftest import ROOT
 @pytest.fixture(scope="module")
 def results(tiny_run: Path, tiny_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("predictions")
-    return infer(InferConfig(tiny_run / "best.pt", data=tiny_dataset, out=out, overlays=2, device="cpu"))
+    outcome = infer(InferConfig(tiny_run / "best.pt", data=tiny_dataset, out=out, device="cpu"))
+    assert not outcome.failures
+    return outcome.folder
 
 
 def test_the_submission_is_the_results_with_the_ids_of_the_mapping(results: Path, tiny_dataset: Path) -> None:
@@ -44,7 +51,7 @@ def test_the_submission_is_the_results_with_the_ids_of_the_mapping(results: Path
         assert entry["category_id"] in (1, 2, 3, 4)
         assert 0 <= entry["score"] <= 1
         assert coco_mask.decode(entry["segmentation"]).shape == tuple(sizes[entry["image_id"]])
-    assert len(list((results / "overlays").glob("*.png"))) == 2
+    assert len(list((results / "overlays").glob("*.png"))) == len(mapping)
     assert not list(results.rglob("*.part"))
 
 
@@ -65,14 +72,134 @@ def test_arrays_of_any_kind_are_pictures(tiny_run: Path, shape: tuple[int, ...],
     assert model(array).size == shape[:2]
 
 
-def test_pictures_without_a_mapping_are_numbered(tiny_run: Path, tmp_path: Path) -> None:
+def small_pictures(folder: Path) -> None:
     rng = np.random.default_rng(1)
     for name in ("b.png", "a.jpg"):
-        Image.fromarray(rng.integers(0, 255, (50, 70, 3), dtype=np.uint8)).save(tmp_path / name)
-    out = infer(InferConfig(tiny_run / "best.pt", images=(tmp_path,), out=tmp_path / "out", overlays=-1, device="cpu"))
-    entries = json.loads((out / "test-results.json").read_text())
-    assert {entry["image_id"] for entry in entries} <= {1, 2}
-    assert sorted(path.name for path in (out / "overlays").iterdir()) == ["a.png", "b.png"]
+        Image.fromarray(rng.integers(0, 255, (50, 70, 3), dtype=np.uint8)).save(folder / name)
+
+
+def test_pictures_without_a_mapping_are_numbered(tiny_run: Path, tmp_path: Path) -> None:
+    small_pictures(tmp_path)
+    tifffile.imwrite(tmp_path / "c.tif", np.zeros((5, 40, 60), np.uint16), metadata={"axes": "ZYX"})
+    outcome = infer(InferConfig(tiny_run / "best.pt", images=(tmp_path,), out=tmp_path / "out", device="cpu"))
+    entries = json.loads((outcome.folder / "test-results.json").read_text())
+    assert len(entries) == outcome.cells
+    assert {entry["image_id"] for entry in entries} <= set(range(1, 8))
+    pages = [f"c-{page}" for page in range(1, 6)]
+    assert sorted(path.stem for path in (outcome.folder / "overlays").iterdir()) == ["a", "b", *pages]
+
+
+@pytest.mark.parametrize(
+    ("files", "keys"),
+    [
+        (["x/a.tif", "x/b.png"], ["a", "b"]),
+        (["x/a.tif", "x/a.png"], ["a.tif", "a.png"]),
+        (["x/a.tif", "y/a.tif"], ["a.tif", "a.tif-2"]),
+        (["t/one/image.tif", "t/two/image.tif"], ["one", "two"]),
+    ],
+)
+def test_each_picture_has_files_of_its_own(tmp_path: Path, files: list[str], keys: list[str]) -> None:
+    for file in files:
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        tifffile.imwrite(tmp_path / file, np.zeros((20, 30), np.uint8))
+    jobs = find_jobs(InferConfig(Path("best.pt"), images=tuple(tmp_path / file for file in files)))
+    assert [job.key for job in jobs] == keys
+    assert [job.image_id for job in jobs] == list(range(1, len(files) + 1))
+
+
+ALL: tuple[Any, ...] = ("coco", "labels", "class-labels", "geojson", "csv", "overlay")
+
+
+def test_every_format_says_the_same(tiny_run: Path, tiny_dataset: Path, tmp_path: Path) -> None:
+    """Label image, its classes, outlines, table and COCO results of the same cells."""
+    config = InferConfig(
+        tiny_run / "best.pt", data=tiny_dataset, out=tmp_path, format=ALL, min_score=0.0, report=True, device="cpu"
+    )
+    outcome = infer(config)
+    entries = json.loads((tmp_path / "test-results.json").read_text())
+    for test in json.loads((tiny_dataset / "test_image_name_to_ids.json").read_text()):
+        key = Path(test["file_name"]).stem
+        cells = [entry for entry in entries if entry["image_id"] == test["id"]]
+        with (tmp_path / "csv" / f"{key}.csv").open() as file:
+            rows = list(csv.DictReader(file))
+        features = json.loads((tmp_path / "geojson" / f"{key}.geojson").read_text())["features"]
+        labels = tifffile.imread(tmp_path / "labels" / f"{key}.tif")
+        assert labels.shape == (test["height"], test["width"])
+        assert [int(row["class"]) for row in rows] == [cell["category_id"] for cell in cells]
+        assert [int(row["area"]) for row in rows] == [coco_mask.area(cell["segmentation"]) for cell in cells]
+        with_pixels = [row for row in rows if int(row["area"])]
+        assert [str(feature["id"]) for feature in features] == [row["id"] for row in with_pixels]
+        planes = [tifffile.imread(tmp_path / "class-labels" / key / f"class{k}.tif") for k in range(1, 5)]
+        top = labels[labels > 0]
+        assert set(np.unique(top)) <= {int(row["id"]) for row in with_pixels}
+        for row in with_pixels:
+            number = int(row["id"])
+            assert (planes[int(row["class"]) - 1] == number).sum() >= (labels == number).sum()
+    assert outcome.cells == len(entries)
+    assert (tmp_path / "report.html").stat().st_size > 10_000
+    assert not list(tmp_path.rglob("*.part"))
+
+
+@pytest.mark.parametrize("size", [(33, 86), (480, 200)])
+def test_the_least_and_the_longest_pictures(tiny_run: Path, tmp_path: Path, size: tuple[int, int]) -> None:
+    rng = np.random.default_rng(0)
+    tifffile.imwrite(tmp_path / "p.tif", rng.integers(0, 255, (*size, 4), dtype=np.uint8), photometric="rgb")
+    config = InferConfig(
+        tiny_run / "best.pt", images=(tmp_path / "p.tif",), out=tmp_path, format=ALL, tile=128, overlap=64, device="cpu"
+    )
+    assert not infer(config).failures
+    assert tifffile.imread(tmp_path / "labels" / "p.tif").shape == size
+
+
+def test_the_real_sample_in_every_format(tiny_run: Path, shared_data: Path, tmp_path: Path) -> None:
+    train = shared_data / "hw3_sample" / "train"
+    config = InferConfig(
+        tiny_run / "best.pt", images=(train,), truth=train, out=tmp_path, format=ALL, report=True, device="cpu"
+    )
+    outcome = infer(config)
+    assert not outcome.failures
+    (name,) = (path.name for path in train.iterdir())
+    for file in (f"labels/{name}.tif", f"geojson/{name}.geojson", f"csv/{name}.csv", f"overlays/{name}.png"):
+        assert (tmp_path / file).is_file()
+    assert "AP50" in (tmp_path / "report.html").read_text()
+
+
+def test_a_run_that_was_stopped_goes_on(tiny_run: Path, tiny_dataset: Path, results: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(results, out)
+    first, *others = sorted((out / "cells").iterdir())
+    first.unlink()
+    (out / "test-results.json").unlink()
+    before = {path: path.stat().st_mtime_ns for path in others}
+    config = InferConfig(tiny_run / "best.pt", data=tiny_dataset, out=out, device="cpu")
+    infer(config)
+    assert {path: path.stat().st_mtime_ns for path in others} == before
+    assert (out / "test-results.json").read_bytes() == (results / "test-results.json").read_bytes()
+    infer(replace(config, overwrite=True))
+    assert all(path.stat().st_mtime_ns > before[path] for path in others)
+    assert (out / "test-results.json").read_bytes() == (results / "test-results.json").read_bytes()
+
+
+def test_results_of_other_options_are_not_mixed(tiny_run: Path, tiny_dataset: Path, results: Path) -> None:
+    before = (results / "test-results.json").read_bytes()
+    with pytest.raises(InputError, match=r"results of another augment; choose another --out, or --overwrite"):
+        infer(InferConfig(tiny_run / "best.pt", data=tiny_dataset, out=results, augment="flips", device="cpu"))
+    with pytest.raises(InputError, match="another checkpoint"):
+        infer(InferConfig(tiny_run / "last.pt", data=tiny_dataset, out=results, device="cpu"))
+    assert (results / "test-results.json").read_bytes() == before
+
+
+def test_two_processes_give_the_results_of_one(
+    tiny_run: Path, tiny_dataset: Path, results: Path, tmp_path: Path
+) -> None:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29517"]
+    options = ["--checkpoint", tiny_run / "best.pt", "--data", tiny_dataset, "--out", tmp_path, "--device", "cpu"]
+    command = [*launcher, "infer.py", *map(str, options)]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "test-results.json").read_bytes() == (results / "test-results.json").read_bytes()
+    assert len(list((tmp_path / "overlays").iterdir())) == 3
 
 
 def _command(*options: object) -> subprocess.CompletedProcess[str]:
@@ -80,21 +207,36 @@ def _command(*options: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
-def test_bad_input_ends_with_one_line_and_status_2(
-    tiny_run: Path, tiny_dataset: Path, results: Path, tmp_path: Path
-) -> None:
-    data = tmp_path / "data"
+def test_broken_pictures_are_passed_over_and_named(tiny_run: Path, tiny_dataset: Path, tmp_path: Path) -> None:
+    data, out = tmp_path / "data", tmp_path / "out"
     shutil.copytree(tiny_dataset, data, ignore=shutil.ignore_patterns("train"))
-    picture = next((data / "test_release").iterdir())
-    picture.write_bytes(picture.read_bytes()[:500])
-    before = (results / "test-results.json").read_bytes()
-    ended = _command("--checkpoint", tiny_run / "best.pt", "--data", data, "--out", results)
-    assert ended.returncode == 2
-    last = ended.stderr.strip().splitlines()[-1]
-    assert last.startswith("error: ")
-    assert picture.name in last
+    broken, small, _ = sorted((data / "test_release").iterdir())
+    contents = broken.read_bytes()
+    broken.write_bytes(contents[:500])
+    tifffile.imwrite(small, np.zeros((20, 30), np.uint8))
+    ended = _command("--checkpoint", tiny_run / "best.pt", "--data", data, "--out", out)
+    assert ended.returncode == 1
     assert "Traceback" not in ended.stderr
-    assert (results / "test-results.json").read_bytes() == before
+    assert f"warning: passed over: {broken}" in ended.stderr
+    with (out / "failures.csv").open() as file:
+        rows = {row["picture"]: row["error"] for row in csv.DictReader(file)}
+    assert set(rows) == {broken.stem, small.stem}
+    assert "20x30 pixels, but the id mapping says 96x96" in rows[small.stem]
+    with zipfile.ZipFile(out / "submission.zip") as archive:
+        mapping = json.loads((data / "test_image_name_to_ids.json").read_text())
+        ids = {entry["id"] for entry in mapping if entry["file_name"] not in (broken.name, small.name)}
+        assert {result["image_id"] for result in json.loads(archive.read("test-results.json"))} <= ids
+    broken.write_bytes(contents)
+    small.write_bytes((tiny_dataset / "test_release" / small.name).read_bytes())
+    assert _command("--checkpoint", tiny_run / "best.pt", "--data", data, "--out", out).returncode == 0
+    assert not (out / "failures.csv").exists()
+
+
+def test_bad_input_ends_with_one_line_and_status_2(tiny_run: Path, tmp_path: Path) -> None:
+    ended = _command("--checkpoint", tiny_run / "best.pt", "--data", tmp_path / "nowhere", "--out", tmp_path)
+    assert ended.returncode == 2
+    assert ended.stderr.strip().splitlines()[-1].startswith("error: ")
+    assert "Traceback" not in ended.stderr
 
 
 @pytest.mark.parametrize("options", [(), ("--data", "nowhere"), ("--images", "nowhere.png")])
@@ -156,9 +298,3 @@ def test_higher_scores_lie_on_top_in_label_images() -> None:
     assert labels[15, 15] == 1  # both cover this pixel; the first has the higher score
     assert labels[15, 35] == 2
     assert labels[40, 60] == 0
-
-
-def test_overlays_are_spread_over_the_pictures() -> None:
-    assert overlay_indices(10, 0) == set()
-    assert overlay_indices(10, 3) == {0, 4, 9}
-    assert overlay_indices(3, -1) == overlay_indices(3, 8) == {0, 1, 2}

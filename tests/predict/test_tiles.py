@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -22,7 +24,7 @@ def test_tiles_cover_the_picture_and_overlap(height: int, width: int, tile: int,
         side = min(tile, length)
         assert starts[0] == 0
         assert starts[-1] + side == length
-        assert all(a < b <= a + side - overlap for a, b in zip(starts, starts[1:], strict=False))
+        assert all(a < b <= a + side - overlap for a, b in pairwise(starts))
     assert len(tiles) == len({(t.top, t.left) for t in tiles})
 
 
@@ -92,8 +94,8 @@ def test_no_cell_is_cut_or_counted_twice(tile: int, seed: int) -> None:
 
 def test_a_cell_larger_than_the_overlap_is_counted_and_said() -> None:
     cells = discs(1, 300, 0, radius=(60, 61))
-    x1, y1, x2, y2 = (cells.boxes[0] - cells.boxes[0, 0] + 90).tolist()
-    cells = Detections(torch.tensor([[x1, 90, x2, 90 + x2 - x1]]), cells.scores, cells.labels, cells.masks, (300, 300))
+    side = float(cells.boxes[0, 2] - cells.boxes[0, 0])
+    cells = Detections(torch.tensor([[90, 90, 90 + side, 90 + side]]), cells.scores, cells.labels, cells.masks, (300, 300))
     tiles = tile_picture(cells.size, 160, 20)
     merged, cut = merge_tiles(tiles, [seen_in(t, cells, i) for i, t in enumerate(tiles)], cells.size)
     assert cut == len(merged) > 0

@@ -84,7 +84,10 @@ def detect_in_views(
     found = [detect([view.image(image) for image in images]) for view in chosen]
     return [
         average(
-            [view.back(of_view[i], (image.shape[0], image.shape[1])) for view, of_view in zip(chosen, found, strict=True)]
+            [
+                view.back(of_view[i], (image.shape[0], image.shape[1]))
+                for view, of_view in zip(chosen, found, strict=True)
+            ]
         )
         for i, image in enumerate(images)
     ]

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from maskrcnn.predict.report import ReportPicture, write_report
 from tqdm import tqdm
 
 from maskrcnn.data.hw3 import IMAGE, Hw3Folder, TestImage, read_test_release
@@ -30,6 +29,7 @@ from maskrcnn.predict.geojson import write_geojson
 from maskrcnn.predict.labels import write_class_labels, write_labels
 from maskrcnn.predict.overlay import draw_overlay
 from maskrcnn.predict.predictor import OVERLAP, Predictor, load
+from maskrcnn.predict.report import ReportPicture, write_report
 from maskrcnn.predict.table import write_table
 
 PICTURES = (".tif", ".tiff", ".png", ".jpg", ".jpeg")

@@ -11,7 +11,6 @@ import html
 import io
 import json
 import math
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +24,7 @@ from PIL import Image
 from maskrcnn.data.rle import label_image, label_planes
 from maskrcnn.engine.evaluate import COCO_MAX_DETECTIONS, coco_metrics
 from maskrcnn.engine.metrics import THRESHOLDS, Counts, count, summarize
-from maskrcnn.errors import writing
+from maskrcnn.files import replacing
 from maskrcnn.predict.outlines import outline_paths
 from maskrcnn.predict.overlay import COLORS
 
@@ -107,11 +106,8 @@ def write_report(
         data=_json(data),
         cards="\n".join(card for _, card in sorted(cards, key=lambda card: card[0])),
     )
-    beside = path.with_name(path.name + ".part")
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as beside:
         beside.write_bytes(page.encode("utf-8", "replace"))  # names of files need not be Unicode
-        os.replace(beside, path)
 
 
 def _page(name: str) -> str:

@@ -95,7 +95,9 @@ def test_no_cell_is_cut_or_counted_twice(tile: int, seed: int) -> None:
 def test_a_cell_larger_than_the_overlap_is_counted_and_said() -> None:
     cells = discs(1, 300, 0, radius=(60, 61))
     side = float(cells.boxes[0, 2] - cells.boxes[0, 0])
-    cells = Detections(torch.tensor([[90, 90, 90 + side, 90 + side]]), cells.scores, cells.labels, cells.masks, (300, 300))
+    cells = Detections(
+        torch.tensor([[90, 90, 90 + side, 90 + side]]), cells.scores, cells.labels, cells.masks, (300, 300)
+    )
     tiles = tile_picture(cells.size, 160, 20)
     merged, cut = merge_tiles(tiles, [seen_in(t, cells, i) for i, t in enumerate(tiles)], cells.size)
     assert cut == len(merged) > 0

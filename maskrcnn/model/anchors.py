@@ -45,16 +45,18 @@ class AnchorGenerator:
         if len(features) != len(self.cells):
             raise ValueError(f"features: {len(features)} levels, expected {len(self.cells)}")
         shapes = tuple((f.shape[-2], f.shape[-1]) for f in features)
+        if torch.compiler.is_compiling():
+            return self._all(shapes, image_size, features[0].device)
         key = (shapes, image_size, features[0].device)
         if key not in self._cache:
             if len(self._cache) >= 16:  # pictures of many sizes: the anchors of each can be megabytes
                 self._cache.clear()
-            levels = [
-                _grid(cell, shape, image_size).to(features[0].device)
-                for cell, shape in zip(self.cells, shapes, strict=True)
-            ]
-            self._cache[key] = torch.cat(levels)
+            self._cache[key] = self._all(*key)
         return self._cache[key]
+
+    def _all(self, shapes: Sequence[tuple[int, int]], image_size: tuple[int, int], device: torch.device) -> Tensor:
+        grids = [_grid(cell, shape, image_size) for cell, shape in zip(self.cells, shapes, strict=True)]
+        return torch.cat(grids).to(device)
 
 
 def cell_anchors(sizes: Sequence[float], ratios: Sequence[float], rounded: bool = False) -> Tensor:

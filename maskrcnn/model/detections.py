@@ -32,8 +32,9 @@ class Detections:
     size: tuple[int, int]
 
     def __post_init__(self) -> None:
-        count = len(self.boxes)
-        if self.boxes.shape != (count, 4) or not len(self.scores) == len(self.labels) == len(self.masks) == count:
+        count = self.boxes.shape[0]  # not len(), which export cannot trace through
+        counts = [values.shape[0] for values in (self.scores, self.labels, self.masks)]
+        if self.boxes.shape != (count, 4) or counts != [count] * 3:
             shapes = [tuple(t.shape) for t in (self.boxes, self.scores, self.labels, self.masks)]
             raise ValueError(f"boxes, scores, labels and masks have shapes {shapes}; expected [K,4], [K], [K], [K,M,M]")
 

@@ -55,11 +55,9 @@ class MaskHead(nn.Module):
 
     def forward(self, features: Sequence[Tensor], rois: Tensor, classes: Tensor, image_size: tuple[int, int]) -> Tensor:
         """RoIs [R, 5] and their classes [R] (1..K) -> logits [R, 28, 28] of the mask of that class, in float32."""
-        if len(rois) == 0:
-            return rois.new_zeros(0, self.mask_size, self.mask_size)
         x = self.convs(self.pool(features, rois, image_size))
         logits = self.mask_fcn_logits(F.relu(self.conv5_mask(x), inplace=True))
-        return logits[torch.arange(len(rois), device=rois.device), classes].float()
+        return logits[torch.arange(rois.shape[0], device=rois.device), classes].float()
 
     def losses(
         self,

@@ -117,12 +117,11 @@ class MaskRCNN(nn.Module):
         logits, deltas = self.box_head(features, proposals, image_size)
         rois, scores, labels = self.box_head.detect(logits, deltas, proposals, sizes)
         masks = self.mask_head(features, rois, labels, image_size).sigmoid()
-        counts = torch.bincount(rois[:, 0].long(), minlength=len(sizes)).tolist()
-        per_image = (joined.split(counts) for joined in (rois[:, 1:].contiguous(), scores, labels, masks))
-        return [
-            Detections(boxes, score, label, mask, (height, width))
-            for boxes, score, label, mask, (height, width) in zip(*per_image, sizes, strict=True)
-        ]
+        detections = []
+        for image, (height, width) in enumerate(sizes):
+            own = torch.nonzero(rois[:, 0] == image).squeeze(1)
+            detections.append(Detections(rois[own, 1:], scores[own], labels[own], masks[own], (height, width)))
+        return detections
 
     def _check(self, images: Tensor, sizes: Sequence[tuple[int, int]], labels: Sequence[InstanceLabels] | None) -> None:
         if images.dim() != 4 or images.shape[1] != 3 or images.shape[-2] % 32 or images.shape[-1] % 32:

@@ -116,7 +116,7 @@ class BoxHead(nn.Module):
         """RoIs [R, 5] -> class logits [R, K + 1] (background first) and deltas [R, K + 1, 4], in float32."""
         x = self.pool(features, rois, image_size).flatten(1)
         x = F.relu(self.fc7(F.relu(self.fc6(x))))
-        return self.cls_score(x).float(), self.bbox_pred(x).float().view(len(rois), self.num_classes + 1, 4)
+        return self.cls_score(x).float(), self.bbox_pred(x).float().unflatten(1, (-1, 4))
 
     @torch.no_grad()
     def sample(self, proposals: Tensor, labels: Sequence[InstanceLabels]) -> SampledRoIs:

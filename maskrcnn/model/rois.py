@@ -35,7 +35,7 @@ def large_enough(boxes: Tensor, min_size: float) -> Tensor:
 def rank_in_group(group: Tensor) -> Tensor:
     """int64 [N]: how many entries of the same group (int64 [N]) come before each entry."""
     ordered, order = group.sort(stable=True)
-    rank = torch.arange(len(group), device=group.device) - torch.searchsorted(ordered, ordered)
+    rank = torch.arange(group.shape[0], device=group.device) - torch.searchsorted(ordered, ordered)
     return torch.empty_like(rank).scatter_(0, order, rank)
 
 

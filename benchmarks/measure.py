@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gc
 import platform
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import nn
 
 Run = Callable[[], object]
 
@@ -26,17 +30,71 @@ def seconds(run: Run, device: str = "cpu") -> float:
     return time.perf_counter() - start
 
 
-def side_by_side(runs: Sequence[Run], device: str = "cpu", budget: float = 3.0, most: int = 50) -> list[float]:
-    """Median seconds of each of several calls, taken in turns, so that a slow moment of the machine hits all of them.
+def in_turns(runs: Sequence[Run], device: str = "cpu", budget: float = 3.0, most: int = 50) -> list[list[float]]:
+    """Seconds of several calls, taken in turns, so that a slow moment of the machine hits all of them.
 
     Args:
         runs: calls to time; each is called once before, to warm up.
         budget: seconds to spend on the slowest of them, at least three rounds.
+
+    Returns:
+        For each round the seconds of each call.
     """
     slowest = max(seconds(run, device) for run in runs)
     rounds = int(min(most, max(3, budget / max(slowest, 1e-6))))
-    times = [[seconds(run, device) for run in runs] for _ in range(rounds)]
-    return [statistics.median(column) for column in zip(*times, strict=True)]
+    return [[seconds(run, device) for run in runs] for _ in range(rounds)]
+
+
+def side_by_side(runs: Sequence[Run], device: str = "cpu", budget: float = 3.0, most: int = 50) -> list[float]:
+    """Median seconds of each of several calls, timed :func:`in_turns`."""
+    return [statistics.median(column) for column in zip(*in_turns(runs, device, budget, most), strict=True)]
+
+
+class Stopwatch:
+    """Time spent in named parts of a program; time in a part within a part counts for the inner one alone."""
+
+    def __init__(self, device: str) -> None:
+        self.device = device
+        self.spent: dict[str, float] = defaultdict(float)
+        self._inner = [0.0]
+
+    @contextlib.contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        self._wait()
+        start = time.perf_counter()
+        self._inner.append(0.0)
+        try:
+            yield
+        finally:
+            self._wait()
+            elapsed = time.perf_counter() - start
+            self.spent[name] += elapsed - self._inner.pop()
+            self._inner[-1] += elapsed
+
+    def wrap(self, owner: Any, attribute: str, name: str) -> Callable[[], None]:
+        """Time every call of ``owner.attribute``; returns what undoes it."""
+        original = getattr(owner, attribute)
+
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            with self.part(name):
+                return original(*args, **kwargs)
+
+        setattr(owner, attribute, timed)
+        return lambda: setattr(owner, attribute, original)
+
+    @contextlib.contextmanager
+    def wrapped(self, parts: Sequence[tuple[Any, str, str]]) -> Iterator[None]:
+        """Within it every call of these functions is timed: (owner, attribute, name of the part)."""
+        undo = [self.wrap(*part) for part in parts]
+        try:
+            yield
+        finally:
+            for restore in reversed(undo):
+                restore()
+
+    def _wait(self) -> None:
+        if self.device == "cuda":
+            torch.cuda.synchronize()
 
 
 def copy_bandwidth(device: str = "cpu", megabytes: int = 256) -> float:
@@ -45,6 +103,26 @@ def copy_bandwidth(device: str = "cpu", megabytes: int = 256) -> float:
     target = torch.empty_like(source)
     (median,) = side_by_side([lambda: target.copy_(source)], device)
     return 2 * source.numel() * 4 / median
+
+
+def convolution_rate(precision: str, device: str) -> float:
+    """Operations a second of a 3x3 convolution, forward, as the mask head has it, in channels_last."""
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    conv = nn.Conv2d(256, 256, 3, padding=1).to(device, dtype, memory_format=torch.channels_last)
+    x = torch.randn(64, 256, 28, 28, device=device, dtype=dtype).contiguous(memory_format=torch.channels_last)
+    with torch.inference_mode():
+        (seconds,) = side_by_side([lambda: conv(x)], device, budget=2.0)
+    return 2 * 9 * 256 * 256 * 64 * 28 * 28 / seconds
+
+
+def operations(run: Run) -> float:
+    """Multiplications and additions of PyTorch's convolutions and linear layers in a call, backward ones included."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    counter = FlopCounterMode(display=False)
+    with counter:
+        run()
+    return counter.get_total_flops()
 
 
 def peak_extra_memory(run: Run, device: str = "cpu") -> float:

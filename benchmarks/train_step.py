@@ -12,10 +12,7 @@ peak on top of weights and optimiser.
 
 from __future__ import annotations
 
-import contextlib
-import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -28,7 +25,15 @@ from torchvision.models.detection import roi_heads as torchvision_roi_heads
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 
-from benchmarks.measure import machine, peak_extra_memory, side_by_side, table
+from benchmarks.measure import (
+    Stopwatch,
+    convolution_rate,
+    machine,
+    operations,
+    peak_extra_memory,
+    side_by_side,
+    table,
+)
 from maskrcnn import ops
 from maskrcnn.data.labels import InstanceLabels
 from maskrcnn.engine.device import keep_freed_memory
@@ -39,7 +44,6 @@ ANCHORS = ((8,), (16,), (32,), (64,), (128,))
 RATIOS = (0.5, 1.0, 1.5, 2.0)
 PARTS = ("backbone", "rpn head", "proposals", "matching", "RoIAlign", "heads", "mask targets", "other forward")
 PARTS_AFTER = ("backward", "optimiser")
-Step = Callable[[], None]
 
 
 @dataclass(frozen=True)
@@ -59,43 +63,6 @@ class Options:
     """Seconds to spend on each comparison, at least three rounds."""
 
 
-class Stopwatch:
-    """Time spent in named parts of a program; time in a part within a part counts for the inner one alone."""
-
-    def __init__(self, device: str) -> None:
-        self.device = device
-        self.spent: dict[str, float] = defaultdict(float)
-        self._inner = [0.0]
-
-    @contextlib.contextmanager
-    def part(self, name: str) -> Iterator[None]:
-        self._wait()
-        start = time.perf_counter()
-        self._inner.append(0.0)
-        try:
-            yield
-        finally:
-            self._wait()
-            elapsed = time.perf_counter() - start
-            self.spent[name] += elapsed - self._inner.pop()
-            self._inner[-1] += elapsed
-
-    def wrap(self, owner: Any, attribute: str, name: str) -> Callable[[], None]:
-        """Time every call of ``owner.attribute``; returns what undoes it."""
-        original = getattr(owner, attribute)
-
-        def timed(*args: Any, **kwargs: Any) -> Any:
-            with self.part(name):
-                return original(*args, **kwargs)
-
-        setattr(owner, attribute, timed)
-        return lambda: setattr(owner, attribute, original)
-
-    def _wait(self) -> None:
-        if self.device == "cuda":
-            torch.cuda.synchronize()
-
-
 @dataclass
 class Side:
     """One of the two: its step, and which of its functions belong to which part."""
@@ -113,8 +80,7 @@ class Side:
     def breakdown(self, device: str) -> dict[str, float]:
         """Seconds of each part of one step."""
         watch = Stopwatch(device)
-        undo = [watch.wrap(*part) for part in self.parts]
-        try:
+        with watch.wrapped(self.parts):
             self.optimizer.zero_grad(set_to_none=True)
             with watch.part("other forward"):
                 loss = self.losses()
@@ -122,9 +88,6 @@ class Side:
                 loss.backward()
             with watch.part("optimiser"):
                 self.optimizer.step()
-        finally:
-            for restore in reversed(undo):
-                restore()
         return watch.spent
 
 
@@ -213,26 +176,6 @@ def theirs(images: Tensor, labels: list[InstanceLabels], precision: str, device:
     return Side(model, losses, torch.optim.Adam(model.parameters(), 1e-6), parts)
 
 
-def convolution_rate(precision: str, device: str) -> float:
-    """Operations a second of a 3x3 convolution, forward, as the mask head has it: the best of five."""
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    conv = nn.Conv2d(256, 256, 3, padding=1).to(device, dtype, memory_format=torch.channels_last)
-    x = torch.randn(64, 256, 28, 28, device=device, dtype=dtype).contiguous(memory_format=torch.channels_last)
-    with torch.inference_mode():
-        (seconds,) = side_by_side([lambda: conv(x)], device, budget=2.0)
-    return 2 * 9 * 256 * 256 * 64 * 28 * 28 / seconds
-
-
-def operations(step: Side) -> float:
-    """Multiplications and additions of convolutions and linear layers in a step, forward and backward."""
-    from torch.utils.flop_counter import FlopCounterMode
-
-    counter = FlopCounterMode(display=False)
-    with counter:
-        step.step()
-    return counter.get_total_flops()
-
-
 def main(options: Options) -> None:
     device = options.device
     rows, details = [], []
@@ -246,7 +189,7 @@ def main(options: Options) -> None:
                 "torchvision": theirs(images, labels, precision, device),
                 "ours": ours(images, labels, precision, device),
             }
-            floor = operations(sides["torchvision"]) / rate
+            floor = operations(sides["torchvision"].step) / rate
             other, own = side_by_side([side.step for side in sides.values()], device, options.budget)
             memory = [peak_extra_memory(side.step, device) / 1e9 for side in sides.values()]
             times = [f"{other:.2f} s", f"{own:.2f} s", f"{other / own:.2f}x", f"{floor:.2f} s ({floor / own:.0%})"]

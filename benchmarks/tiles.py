@@ -81,7 +81,9 @@ def compare(options: Options) -> str:
     rows = []
     for name, (pictures, a, b, same) in sums.items():
         share = 2 * same / max(1, a + b)
-        rows.append([name, pictures, a, b, f"{100 * (b - a) / max(1, a):+.1f} %", f"{100 * share:.1f} %"])
+        rows.append(
+            [name, str(pictures), str(a), str(b), f"{100 * (b - a) / max(1, a):+.1f} %", f"{100 * share:.1f} %"]
+        )
     rows.sort(key=lambda row: row[0] == "all")
     return table(["pictures", "number", "cells whole", "cells in tiles", "difference", f"matched at IoU {SAME}"], rows)
 
@@ -109,7 +111,7 @@ def write_mosaic(path: Path, images: Path, side: int) -> None:
     )
 
 
-def time_mosaic(options: Options, side: int, folder: Path) -> list[object]:
+def time_mosaic(options: Options, side: int, folder: Path) -> list[str]:
     """Predict a mosaic with infer.py: its size, cells, seconds and peak memory."""
     path = folder / f"mosaic-{side}.tif"
     write_mosaic(path, options.images, side)
@@ -128,7 +130,7 @@ def time_mosaic(options: Options, side: int, folder: Path) -> list[object]:
     cells = len(json.loads((out / "cells" / f"mosaic-{side}.json").read_text())["results"])
     megapixels = side * side / 1e6
     memory = int(done.stdout) * 1024 / 1e9
-    return [f"{side}x{side}", cells, f"{seconds:.0f}", f"{seconds / megapixels:.2f}", f"{memory:.2f}"]
+    return [f"{side}x{side}", str(cells), f"{seconds:.0f}", f"{seconds / megapixels:.2f}", f"{memory:.2f}"]
 
 
 def main() -> None:

@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any
 from maskrcnn.errors import InputError
 
 if TYPE_CHECKING:
+    from maskrcnn.data.picture import open_pictures
     from maskrcnn.model import Detections, MaskRCNN, mask_rcnn_resnet50_fpn
     from maskrcnn.ops import build_info
+    from maskrcnn.predict.overlay import draw_overlay
     from maskrcnn.predict.predictor import Predictor, load
 
 __version__ = "0.1.0"
@@ -25,10 +27,22 @@ _HOME = {
     "MaskRCNN": "maskrcnn.model",
     "Predictor": "maskrcnn.predict.predictor",
     "build_info": "maskrcnn.ops",
+    "draw_overlay": "maskrcnn.predict.overlay",
     "load": "maskrcnn.predict.predictor",
     "mask_rcnn_resnet50_fpn": "maskrcnn.model",
+    "open_pictures": "maskrcnn.data.picture",
 }
-__all__ = ["Detections", "InputError", "MaskRCNN", "Predictor", "build_info", "load", "mask_rcnn_resnet50_fpn"]
+__all__ = [
+    "Detections",
+    "InputError",
+    "MaskRCNN",
+    "Predictor",
+    "build_info",
+    "draw_overlay",
+    "load",
+    "mask_rcnn_resnet50_fpn",
+    "open_pictures",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -55,27 +55,6 @@ def read_image(path: str | os.PathLike[str], percentiles: tuple[float, float] | 
     return _rgb(_to_uint8(pixels, percentiles))
 
 
-def to_rgb_uint8(array: Array, percentiles: tuple[float, float] | None = DEFAULT_PERCENTILES) -> Tensor:
-    """A picture in memory as :func:`read_image` gives one from a file.
-
-    Args:
-        array: [H, W], [H, W, 1], [H, W, 3] or [H, W, 4] of integers or floats.
-        percentiles: see :func:`read_image`.
-
-    Returns:
-        uint8 [H, W, 3].
-
-    Raises:
-        InputError: for another shape or type, no pixels, or values that are not finite.
-    """
-    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] > 4) or 0 in array.shape:
-        raise InputError(f"image: an array of shape {array.shape}, expected [H, W], [H, W, 3] or [H, W, 4]")
-    if array.dtype.kind not in "buif" or (array.dtype.kind == "f" and not np.isfinite(array).all()):
-        raise InputError(f"image: an array of {array.dtype}, expected integers or finite floats")
-    pixels = array[:, :, 0] if array.ndim == 3 and array.shape[2] == 1 else array
-    return _rgb(_to_uint8(_drop_alpha(pixels, "image"), percentiles))
-
-
 def _rgb(image: npt.NDArray[np.uint8]) -> Tensor:
     if image.ndim == 2:
         image = np.repeat(image[:, :, None], 3, axis=2)

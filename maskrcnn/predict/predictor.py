@@ -91,15 +91,20 @@ class Predictor:
         Raises:
             InputError: the file or array is no picture that can be used, or a stack of several.
         """
-        if isinstance(image, str | Path):
-            pictures = open_pictures(image, self.percentiles)
-            if len(pictures) > 1:
-                raise InputError(
-                    f"{image}: {len(pictures)} pages; open_pictures gives each of them to Predictor.predict"
-                )
-            return self.predict(pictures[0])
-        array = image.cpu().numpy() if isinstance(image, Tensor) else np.asarray(image)
-        return self.predict(picture_of(array, self.percentiles))
+        return self.predict(self._open(image))
+
+    def read(self, image: str | Path | np.ndarray | Tensor) -> Tensor:
+        """The picture as the network sees it: uint8 [H, W, 3], its intensities stretched as in training."""
+        picture = self._open(image)
+        return picture.read(0, 0, *picture.size)
+
+    def _open(self, image: str | Path | np.ndarray | Tensor) -> Picture:
+        if not isinstance(image, str | Path):
+            return picture_of(image.cpu().numpy() if isinstance(image, Tensor) else np.asarray(image), self.percentiles)
+        first, *others = open_pictures(image, self.percentiles)
+        if others:
+            raise InputError(f"{image}: {1 + len(others)} pages; open_pictures gives each of them to Predictor.predict")
+        return first
 
     def predict(self, picture: Picture, progress: Callable[[int, int], object] | None = None) -> Detections:
         """Cells in a picture, which is read tile by tile.

@@ -268,7 +268,7 @@ def _open_tiff(
     if not 0 <= level < len(series.levels):
         raise InputError(f"--level is {level}; {path} has the levels 0 to {len(series.levels) - 1}")
     series = series.levels[level]
-    check_complete(tiff, series, path)
+    check_complete(series, path)
     axes = [(a, n) for a, n in zip(series.axes, series.shape, strict=True) if n > 1 or a in "YX"]
     names = "".join(a for a, _ in axes)
     at_y = names.find("Y")
@@ -309,12 +309,16 @@ class _Segments:
         self.pages, self.keyframe = series.pages, series.keyframe
         self.cache: OrderedDict[tuple[int, int], Array] = OrderedDict()
         self.cached = 0
+        self.maps: dict[str, Array] = {}
         page = self.keyframe
         if page.imagedepth > 1:
             raise InputError(f"{path}: a volume in one page, expected pictures of height x width")
         self.shape = (page.tilelength, page.tilewidth) if page.is_tiled else (page.rowsperstrip, page.imagewidth)
         self.separate = page.planarconfig == tifffile.PLANARCONFIG.SEPARATE and page.samplesperpixel > 1
         self.planes_per_page = page.samplesperpixel if self.separate else 1
+        self.headless = len(self.pages) == 1 and series.size > page.size
+        if self.headless and not (page.is_memmappable and page.is_contiguous):
+            raise InputError(f"{path}: a compressed stack with one header, expected one for each page")
 
     def reader(self, planes: Sequence[int], samples: Sequence[int] | None) -> ReadRegion:
         """Reads ``planes`` (counted through all pages) as channels, or of the one plane given, its ``samples``."""
@@ -352,19 +356,18 @@ class _Segments:
         return out
 
     def _mapped(self, number: int) -> Array | None:
-        """An uncompressed page as it lies in the file."""
-        page = self.pages[number]
+        """An uncompressed page as it lies in the file. A stack above 4 GiB has one header, its pages lie behind it."""
+        behind = number if self.headless else 0
+        page = self.keyframe if self.headless else self.pages[number]
         if not (page.is_memmappable and page.is_contiguous):
             return None
-        key = (number, -1)
-        if key not in self.cache:
-            samples, rows, columns = (
-                getattr(self.keyframe, n) for n in ("samplesperpixel", "imagelength", "imagewidth")
-            )
-            shape = (samples, rows, columns, 1) if self.separate else (rows, columns, samples)
-            dtype = np.dtype(self.tiff.byteorder + self.keyframe.dtype.char)
-            self.cache[key] = np.memmap(self.path, dtype, "r", page.dataoffsets[0], shape)
-        return self.cache[key]
+        samples, rows, columns = (getattr(self.keyframe, n) for n in ("samplesperpixel", "imagelength", "imagewidth"))
+        shape = (samples, rows, columns, 1) if self.separate else (rows, columns, samples)
+        dtype = np.dtype(self.tiff.byteorder + self.keyframe.dtype.char)
+        file = page.parent.filehandle.path
+        if file not in self.maps:
+            self.maps[file] = np.memmap(file, np.uint8, "r")
+        return np.ndarray(shape, dtype, self.maps[file], page.dataoffsets[0] + behind * self.keyframe.nbytes)
 
     def _segment(self, number: int, index: int) -> Array | None:
         key = (number, index)
@@ -379,8 +382,7 @@ class _Segments:
         tables = {}
         if self.keyframe.compression in _JPEG:
             tables = {"jpegtables": page.jpegtables, "jpegheader": self.keyframe.jpegheader}
-        self.tiff.filehandle.seek(offset)
-        decoded = decode(self.tiff.filehandle.read(count), index, **tables)[0]
+        decoded = decode(_bytes_at(page.parent.filehandle, offset, count), index, **tables)[0]
         if decoded is None:
             return None
         segment: Array = decoded[0]
@@ -389,6 +391,19 @@ class _Segments:
         while self.cached > SEGMENT_CACHE and len(self.cache) > 1:
             self.cached -= self.cache.popitem(last=False)[1].nbytes
         return segment
+
+
+def _bytes_at(handle: tifffile.FileHandle, offset: int, count: int) -> bytes:
+    """A piece of a file, which tifffile has closed where it is another one of an OME set than was asked for."""
+    closed = handle.closed
+    if closed:
+        handle.open()
+    try:
+        handle.seek(offset)
+        return handle.read(count)
+    finally:
+        if closed:
+            handle.close()
 
 
 def _chosen(count: int, channels: Sequence[int] | None, path: Path) -> list[int]:

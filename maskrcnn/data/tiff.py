@@ -132,7 +132,7 @@ def _decode(path: Path, colour: bool) -> Array:
 def _decode_tiff(path: Path, colour: bool) -> Array:
     with tifffile.TiffFile(path) as tiff:
         series = _first_series(tiff, path)
-        check_complete(tiff, series, path)
+        check_complete(series, path)
         pixels = series.asarray()
         axes = "".join(a for a, n in zip(series.axes, series.shape, strict=True) if n > 1 or a in "YX")
         pixels = pixels.reshape([n for a, n in zip(series.axes, series.shape, strict=True) if n > 1 or a in "YX"])
@@ -141,11 +141,13 @@ def _decode_tiff(path: Path, colour: bool) -> Array:
         return resolve_photometric(pixels, series.keyframe, path) if colour else pixels
 
 
-def check_complete(tiff: tifffile.TiffFile, series: Any, path: Path) -> None:
+def check_complete(series: Any, path: Path) -> None:
     """Raise InputError for a truncated file: some codecs fill what it lacks with zeros, without a word."""
     for page in series.pages:
+        if page is None:
+            raise InputError(f"{path}: a page is in another file of its OME set, which is missing")
         ends = (o + n for o, n in zip(page.dataoffsets, page.databytecounts, strict=False))
-        if max(ends, default=0) > tiff.filehandle.size:
+        if max(ends, default=0) > page.parent.filehandle.size:  # pages of an OME set lie in several files
             raise InputError(f"{path}: truncated, its last pixels lie behind the end of the file")
 
 

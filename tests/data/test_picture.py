@@ -106,6 +106,37 @@ def test_each_page_of_a_stack_is_a_picture_of_its_own(tmp_path: Path) -> None:
         assert_regions(picture, read_image(alone))
 
 
+@pytest.mark.parametrize("imagej", [True, False])
+def test_a_stack_with_one_header_has_all_of_its_pages(tmp_path: Path, imagej: bool) -> None:
+    """ImageJ writes those above 4 GiB so."""
+    stack = RNG.integers(0, 40000, (2, 3, 70, 90), dtype=np.uint16)
+    path = write(tmp_path / "s.tif", stack, imagej=imagej, truncate=True, metadata={"axes": "ZCYX"})
+    pictures = open_pictures(path)
+    assert len(pictures) == 2
+    for picture, page in zip(pictures, stack, strict=True):
+        assert np.array_equal(picture.raw(13, 5, 40, 50), np.moveaxis(page, 0, 2)[13:53, 5:55])
+
+
+OME = """<?xml version="1.0" encoding="UTF-8"?><OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06"
+ UUID="urn:uuid:{0}"><Image ID="Image:0"><Pixels ID="Pixels:0" DimensionOrder="XYZCT" Type="uint16" SizeX="90"
+ SizeY="70" SizeC="1" SizeZ="1" SizeT="2"><TiffData IFD="0" FirstT="0" PlaneCount="1"><UUID FileName="0.ome.tif">
+urn:uuid:0</UUID></TiffData><TiffData IFD="0" FirstT="1" PlaneCount="1"><UUID FileName="1.ome.tif">
+urn:uuid:1</UUID></TiffData></Pixels></Image></OME>"""
+
+
+@pytest.mark.parametrize("compression", [None, "zlib"])
+def test_pages_of_an_ome_set_are_read_from_their_own_files(tmp_path: Path, compression: str | None) -> None:
+    stack = RNG.integers(0, 40000, (2, 70, 90), dtype=np.uint16)
+    paths = [tmp_path / f"{number}.ome.tif" for number in range(2)]
+    for number, path in enumerate(paths):
+        write(path, stack[number], description=OME.format(number), metadata=None, compression=compression)
+    for path in paths:
+        assert np.array_equal([picture.raw(0, 0, 70, 90) for picture in open_pictures(path)], stack)
+    paths[1].unlink()
+    with pytest.raises(InputError, match="another file of its OME set, which is missing"):
+        open_pictures(paths[0])
+
+
 @pytest.mark.parametrize("ome", [True, False])
 def test_channels_are_chosen(tmp_path: Path, ome: bool) -> None:
     planes = RNG.integers(0, 60000, (2, 5, 70, 90), dtype=np.uint16)

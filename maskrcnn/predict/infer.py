@@ -6,6 +6,7 @@ import csv
 import hashlib
 import io
 import json
+import os
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -115,7 +116,8 @@ def infer(config: InferConfig) -> Outcome:
     """Predict every picture and write what ``--format`` and ``--report`` ask for.
 
     A picture is done once ``cells/<name>.json`` is there, which is written after its other files: a run that was
-    stopped goes on with the next one. A picture that cannot be read is passed over, and named in ``failures.csv``.
+    stopped goes on with the next one. It names the file that it is of, which is predicted anew where it is another or
+    was changed since. A picture that cannot be read is passed over, and named in ``failures.csv``.
     Processes that torchrun started share the pictures out; process 0 puts the results together.
 
     Raises:
@@ -137,8 +139,7 @@ def infer(config: InferConfig) -> Outcome:
             config.augment,
         )
         folder = config.out if config.out is not None else config.checkpoint.parent
-        distributed.from_main(lambda: _prepare(config, folder))
-        todo = [job for job in jobs if config.overwrite or not _is_done(folder, job, config)]
+        todo = distributed.from_main(lambda: _prepare(config, folder, jobs))
         own = todo[distributed.rank() :: distributed.world_size()]
         failures: dict[str, str] = {}
         for part in distributed.from_all(_predict_all(config, predictor, own, folder)):
@@ -200,8 +201,12 @@ def _keys(paths: Sequence[Path]) -> list[str]:
     return keys
 
 
-def _prepare(config: InferConfig, folder: Path) -> None:
-    """Create the folder and keep the options that the cells depend on; raises InputError for results of others."""
+def _prepare(config: InferConfig, folder: Path, jobs: Sequence[Job]) -> list[Job]:
+    """Create the folder and keep the options that the cells depend on; returns the pictures that are not done yet.
+
+    Raises InputError for results of other options; with ``--overwrite`` they are given up before anything is
+    predicted, so that what a run that is stopped leaves behind is all of one kind.
+    """
     digest = hashlib.sha256(config.checkpoint.read_bytes()).hexdigest()
     names = ("tile", "overlap", "augment", "level", "channels", "precision", "min_score")
     options = {"checkpoint": digest, **{name: getattr(config, name) for name in names}}
@@ -209,19 +214,36 @@ def _prepare(config: InferConfig, folder: Path) -> None:
     path = folder / OPTIONS
     with writing(folder):
         (folder / CELLS).mkdir(parents=True, exist_ok=True)
-        if path.exists() and not config.overwrite:
-            before = json.loads(path.read_text())
-            other = [name for name, value in json.loads(text).items() if before.get(name) != value]
-            if other:
-                raise InputError(
-                    f"{folder}: holds results of another {', '.join(other)}; choose another --out, or --overwrite"
-                )
+        before = json.loads(path.read_text()) if path.exists() else {}
+        other = [name for name, value in json.loads(text).items() if before and before.get(name) != value]
+        if other and not config.overwrite:
+            raise InputError(
+                f"{folder}: holds results of another {', '.join(other)}; choose another --out, or --overwrite"
+            )
+        if config.overwrite:
+            records = [folder / CELLS / f"{job.key}.json" for job in jobs]
+            for record in (folder / CELLS).glob("*.json") if other else records:
+                record.unlink(missing_ok=True)
         _write_text(path, text)
+    return [job for job in jobs if not _is_done(folder, job, config)]
 
 
 def _is_done(folder: Path, job: Job, config: InferConfig) -> bool:
-    files = [f"{CELLS}/{job.key}.json", *(_FILES[name].format(job.key) for name in config.format if name in _FILES)]
-    return all((folder / file).exists() for file in files)
+    record = folder / CELLS / f"{job.key}.json"
+    files = [record, *(folder / _FILES[name].format(job.key) for name in config.format if name in _FILES)]
+    if not all(file.exists() for file in files):
+        return False
+    source = _source(job)
+    return source is not None and json.loads(record.read_text()).get("source") == source
+
+
+def _source(job: Job) -> list[str | int] | None:
+    """What tells the picture from another one, or another version, of the same name; None where it is gone."""
+    try:
+        status = job.path.stat()
+    except OSError:
+        return None
+    return [os.path.abspath(job.path), job.page, status.st_size, status.st_mtime_ns]
 
 
 def _predict_all(config: InferConfig, predictor: Predictor, jobs: Sequence[Job], folder: Path) -> dict[str, str]:
@@ -232,6 +254,7 @@ def _predict_all(config: InferConfig, predictor: Predictor, jobs: Sequence[Job],
     with ThreadPoolExecutor(1) as pool:
         writing_last: Future[None] | None = None
         for job in tqdm(jobs, desc="infer", unit="picture", disable=not main):
+            source = _source(job)
             try:
                 picture = _open(job, config, predictor)
                 with tqdm(desc=picture.name, unit="tile", leave=False, disable=not main, delay=2) as bar:
@@ -247,7 +270,7 @@ def _predict_all(config: InferConfig, predictor: Predictor, jobs: Sequence[Job],
                 continue
             if writing_last is not None:
                 writing_last.result()
-            writing_last = pool.submit(_write, config, predictor, job, picture, detections, folder)
+            writing_last = pool.submit(_write, config, predictor, job, source, picture, detections, folder)
         if writing_last is not None:
             writing_last.result()
     return failures
@@ -262,7 +285,13 @@ def _open(job: Job, config: InferConfig, predictor: Predictor) -> Picture:
 
 
 def _write(
-    config: InferConfig, predictor: Predictor, job: Job, picture: Picture, detections: Detections, folder: Path
+    config: InferConfig,
+    predictor: Predictor,
+    job: Job,
+    source: list[str | int] | None,
+    picture: Picture,
+    detections: Detections,
+    folder: Path,
 ) -> None:
     """All files of one picture; ``cells/<key>.json`` comes last, for it says that the others are there."""
     names, wanted = predictor.class_names, config.format
@@ -281,7 +310,8 @@ def _write(
         with replacing(paths["overlay"]) as beside:
             overlay.save(beside, "PNG", optimize=True)
     height, width = picture.size
-    record = {"name": picture.name, "height": height, "width": width, "results": detections.to_coco(job.image_id)}
+    results = detections.to_coco(job.image_id)
+    record = {"name": picture.name, "source": source, "height": height, "width": width, "results": results}
     _write_text(folder / CELLS / f"{job.key}.json", json.dumps(record))
 
 
@@ -303,6 +333,9 @@ def _finish(
     else:
         with writing(folder):
             (folder / FAILURES).unlink(missing_ok=True)
+    for job in done:
+        for result in records[job.key]["results"]:
+            result["image_id"] = job.image_id  # an earlier run may have had other pictures before this one
     results = [result for record in records.values() for result in record["results"]]
     written: list[Path] = []
     if "coco" in config.format:

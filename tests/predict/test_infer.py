@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from maskrcnn.data.hw3 import TestImage
 from maskrcnn.errors import InputError
 from maskrcnn.model import Detections
 from maskrcnn.predict.export import check_results, write_results
-from maskrcnn.predict.infer import InferConfig, find_jobs, infer
+from maskrcnn.predict.infer import InferConfig, Job, find_jobs, infer
 from maskrcnn.predict.overlay import draw_overlay
 from tests.conftest import ROOT
 
@@ -178,6 +179,87 @@ def test_a_run_that_was_stopped_goes_on(tiny_run: Path, tiny_dataset: Path, resu
     infer(replace(config, overwrite=True))
     assert all(path.stat().st_mtime_ns > before[path] for path in others)
     assert (out / "test-results.json").read_bytes() == (results / "test-results.json").read_bytes()
+
+
+def one_picture(path: Path, seed: int, height: int = 64) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 255, (height, 80), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def records(out: Path) -> dict[str, dict[str, Any]]:
+    return {path.stem: json.loads(path.read_text()) for path in (out / "cells").iterdir()}
+
+
+def test_another_picture_of_the_same_name_is_predicted(tiny_run: Path, tmp_path: Path) -> None:
+    """The results go beside the checkpoint by default, so runs on several folders meet there."""
+    first, second = one_picture(tmp_path / "x" / "a.png", 0), one_picture(tmp_path / "y" / "a.png", 1, height=90)
+    config = InferConfig(tiny_run / "best.pt", images=(first,), out=tmp_path / "out", device="cpu")
+    infer(config)
+    infer(replace(config, images=(second,)))
+    assert records(tmp_path / "out")["a"]["height"] == 90
+    one_picture(second, 2, height=70)
+    infer(replace(config, images=(second,)))
+    assert records(tmp_path / "out")["a"]["height"] == 70
+
+
+def test_a_picture_that_comes_later_moves_the_ids_of_the_others(tiny_run: Path, tmp_path: Path) -> None:
+    folder, out = tmp_path / "pictures", tmp_path / "out"
+    one_picture(folder / "b.png", 0)
+    config = InferConfig(tiny_run / "best.pt", images=(folder,), out=out, device="cpu")
+    assert infer(config).cells
+    one_picture(folder / "a.png", 1, height=90)
+    infer(config)
+    results = json.loads((out / "test-results.json").read_text())
+    assert {(r["image_id"], r["segmentation"]["size"][0]) for r in results} == {(1, 90), (2, 64)}
+
+
+def test_overwriting_that_is_stopped_leaves_nothing_of_other_options(
+    tiny_run: Path, tiny_dataset: Path, results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(results, out)
+    config = InferConfig(tiny_run / "last.pt", data=tiny_dataset, out=out, overwrite=True, device="cpu")
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("maskrcnn.predict.infer._predict_all", stop)
+        with pytest.raises(KeyboardInterrupt):
+            infer(config)
+    assert not records(out)
+    infer(replace(config, overwrite=False))
+    assert len(records(out)) == 3
+
+
+def test_processes_share_out_the_same_list(
+    tiny_run: Path, tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where another process has finished a picture before this one has looked."""
+    taken: list[str] = []
+
+    def first_process(make: Callable[[], Any]) -> Any:
+        made = make()
+        for job in find_jobs(config)[:1]:
+            for name in (f"cells/{job.key}.json", f"overlays/{job.key}.png"):
+                (tmp_path / name).parent.mkdir(exist_ok=True)
+                (tmp_path / name).write_text("{}")
+        return made
+
+    def stop(_config: object, _predictor: object, jobs: Sequence[Job], _folder: Path) -> None:
+        taken.extend(job.key for job in jobs)
+        raise KeyboardInterrupt
+
+    config = InferConfig(tiny_run / "best.pt", data=tiny_dataset, out=tmp_path, device="cpu")
+    monkeypatch.setattr("maskrcnn.engine.distributed.rank", lambda: 1)
+    monkeypatch.setattr("maskrcnn.engine.distributed.world_size", lambda: 2)
+    monkeypatch.setattr("maskrcnn.engine.distributed.from_main", first_process)
+    monkeypatch.setattr("maskrcnn.predict.infer._predict_all", stop)
+    with pytest.raises(KeyboardInterrupt):
+        infer(config)
+    assert taken == [find_jobs(config)[1].key]
 
 
 def test_results_of_other_options_are_not_mixed(tiny_run: Path, tiny_dataset: Path, results: Path) -> None:

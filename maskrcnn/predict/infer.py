@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +20,7 @@ from tqdm import tqdm
 
 from maskrcnn.data.hw3 import IMAGE, Hw3Folder, TestImage, read_test_release
 from maskrcnn.data.picture import Picture, open_pictures
+from maskrcnn.data.tiff import is_tiff, readable
 from maskrcnn.engine import distributed
 from maskrcnn.engine.device import choose_device, keep_freed_memory
 from maskrcnn.errors import InputError, writing
@@ -159,17 +161,30 @@ def find_jobs(config: InferConfig) -> list[Job]:
             Job(key, test.file_name, test.path, 0, test.image_id, (test.height, test.width))
             for key, test in zip(keys, tests, strict=True)
         ]
-    paths = [path for entry in config.images for path in _pictures_in(entry)]
+    listed = [path for entry in config.images for path in _pictures_in(entry)]
+    paths = list({os.path.abspath(path): path for path in listed}.values())  # a folder may be given twice
     jobs: list[Job] = []
+    taken: set[str] = set()
     for key, path in zip(_keys(paths), paths, strict=True):
-        try:
-            pages = len(open_pictures(path, level=config.level, channels=config.channels))
-        except InputError:
-            pages = 1  # it will fail, and be named, when its turn comes
-        for page in range(pages):
-            end = f"-{page + 1}" if pages > 1 else ""
-            jobs.append(Job(key + end, path.name, path, page, len(jobs) + 1))
+        pages = _pages(path, config)
+        ends = [f"-{page + 1}" if pages > 1 else "" for page in range(pages)]
+        names = (key if number == 1 else f"{key}-{number}" for number in count(1))
+        free = next(name for name in names if not any(name + end in taken for end in ends))
+        for page, end in enumerate(ends):
+            taken.add(free + end)
+            jobs.append(Job(free + end, path.name, path, page, len(jobs) + 1))
     return jobs
+
+
+def _pages(path: Path, config: InferConfig) -> int:
+    """The pictures of a file, from its header; one of a file that cannot be read, which will fail in its turn."""
+    try:
+        with readable(path):
+            if not is_tiff(path):
+                return 1
+        return len(open_pictures(path, level=config.level, channels=config.channels))
+    except InputError:
+        return 1
 
 
 def _pictures_in(entry: Path) -> list[Path]:

@@ -108,6 +108,26 @@ def test_each_picture_has_files_of_its_own(tmp_path: Path, files: list[str], key
     assert [job.image_id for job in jobs] == list(range(1, len(files) + 1))
 
 
+def test_a_page_and_a_picture_of_the_same_name_have_files_of_their_own(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "s.tif", np.zeros((2, 20, 30), np.uint8), metadata={"axes": "ZYX"})
+    tifffile.imwrite(tmp_path / "s-1.tif", np.zeros((20, 30), np.uint8))
+    for images in ((tmp_path,), (tmp_path / "s.tif", tmp_path / "s-1.tif")):
+        keys = [job.key for job in find_jobs(InferConfig(Path("best.pt"), images=images))]
+        assert len(set(keys)) == 3
+
+
+def test_a_folder_given_twice_is_predicted_once(tmp_path: Path) -> None:
+    small_pictures(tmp_path)
+    jobs = find_jobs(InferConfig(Path("best.pt"), images=(tmp_path, tmp_path / "b.png")))
+    assert [job.key for job in jobs] == ["a", "b"]
+
+
+def test_pictures_are_not_decoded_to_be_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small_pictures(tmp_path)
+    monkeypatch.setattr("maskrcnn.data.picture.decode_pillow", lambda *_, **__: pytest.fail("decoded"))
+    assert len(find_jobs(InferConfig(Path("best.pt"), images=(tmp_path,)))) == 2
+
+
 ALL: tuple[Any, ...] = ("coco", "labels", "class-labels", "geojson", "csv", "overlay")
 
 

@@ -268,6 +268,8 @@ def _open_tiff(
     if not 0 <= level < len(series.levels):
         raise InputError(f"--level is {level}; {path} has the levels 0 to {len(series.levels) - 1}")
     series = series.levels[level]
+    if series.dtype.kind not in "buif":
+        raise InputError(f"{path}: pixels of type {series.dtype}, expected integers or floats")
     check_complete(series, path)
     axes = [(a, n) for a, n in zip(series.axes, series.shape, strict=True) if n > 1 or a in "YX"]
     names = "".join(a for a, _ in axes)

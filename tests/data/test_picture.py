@@ -188,6 +188,11 @@ def test_what_cannot_be_used_is_said(tmp_path: Path) -> None:
         only(write(tmp_path / "g.tif", GREY)).read(60, 0, 20, 20)
 
 
+def test_complex_numbers_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="pixels of type complex64, expected integers or floats"):
+        open_pictures(write(tmp_path / "c.tif", np.ones((20, 30), np.complex64)))
+
+
 def test_a_region_costs_what_it_shows(tmp_path: Path) -> None:
     """A picture of 50 MB: a region of it takes its own tiles, and the percentiles a band at a time."""
     path = tmp_path / "large.tif"

@@ -113,11 +113,12 @@ class RegionProposalNetwork(nn.Module):
         """
         objectness, deltas = self.head(features)
         anchors = self.anchors(features, image_size)
-        proposals = self.propose([o.detach() for o in objectness], [d.detach() for d in deltas], anchors, sizes)
+        proposals = self.propose(objectness, deltas, anchors, sizes)
         if labels is None:
             return proposals, {}
         return proposals, self.losses(torch.cat(objectness, 1), torch.cat(deltas, 1), anchors, labels)
 
+    @torch.no_grad()
     def propose(
         self,
         objectness: Sequence[Tensor],

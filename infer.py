@@ -9,5 +9,8 @@ from maskrcnn.predict.infer import InferConfig, infer
 
 if __name__ == "__main__":
     with one_line_errors():
-        outcome = infer(tyro.cli(InferConfig, description=__doc__))
+        try:
+            outcome = infer(tyro.cli(InferConfig, description=__doc__))
+        except KeyboardInterrupt:
+            sys.exit(130)
         sys.exit(1 if outcome.failures else 0)

@@ -20,6 +20,8 @@ from torch import Tensor
 
 from maskrcnn.errors import InputError
 
+Image.MAX_IMAGE_PIXELS = None  # slides are large, no decompression bombs
+
 Array = npt.NDArray[Any]
 
 DEFAULT_PERCENTILES = (0.1, 99.9)

@@ -60,10 +60,16 @@ class MaskRCNN(nn.Module):
 
     @contextmanager
     def at_least_detections(self, count: int) -> Iterator[None]:
-        """Inside the block at least ``count`` cells may be found in a picture, and twice as many proposals are kept."""
+        """Inside the block at least ``count`` cells may be found in a picture.
+
+        Four times as many proposals are kept, of twelve times as many anchors a level: with the limits for small
+        pictures, the brightest cells' anchors leave no room for the others' (benchmarks/results/tiles-cpu.md).
+        """
         before = self.box_head.detections_per_image, self.rpn.pre_nms, self.rpn.post_nms
         self.box_head.detections_per_image = max(before[0], count)
-        self.rpn.pre_nms, self.rpn.post_nms = ((pair[0], max(pair[1], 2 * count)) for pair in before[1:])
+        self.rpn.pre_nms, self.rpn.post_nms = (
+            (pair[0], max(pair[1], factor * count)) for pair, factor in zip(before[1:], (12, 4), strict=True)
+        )
         try:
             yield
         finally:

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,8 @@ from maskrcnn.data.dataset import CellDataset, Transform
 from maskrcnn.data.hw3 import Hw3Folder
 from maskrcnn.data.labels import InstanceLabels
 from maskrcnn.data.tiff import DEFAULT_PERCENTILES, image_size, read_image
-from maskrcnn.errors import InputError, one_line_errors, writing
+from maskrcnn.errors import InputError, one_line_errors
+from maskrcnn.files import replacing
 
 
 def to_coco(dataset: CellDataset) -> dict[str, Any]:
@@ -216,10 +216,8 @@ class ConvertOptions:
 def convert(options: ConvertOptions) -> None:
     """Write ``options.output``, beside first and then renamed."""
     contents = to_coco(Hw3Folder(options.data))
-    beside = options.output.with_name(options.output.name + ".part")
-    with writing(options.output):
+    with replacing(options.output) as beside:
         beside.write_text(json.dumps(contents))
-        os.replace(beside, options.output)
     print(f"{options.output}: {len(contents['images'])} pictures, {len(contents['annotations'])} cells")
 
 

@@ -159,14 +159,7 @@ def open_pictures(
         if level != 0:
             raise InputError(f"--level is {level}; {path} has one level, 0")
         pixels = decode_pillow(path, colour=True)
-    if pixels.ndim == 2:
-        pixels = pixels[:, :, None]
-    chosen = np.ascontiguousarray(pixels[:, :, _chosen(pixels.shape[2], channels, path)])
-
-    def read(top: int, left: int, height: int, width: int) -> Array:
-        return _as_colours(chosen[top : top + height, left : left + width])
-
-    return [Picture(path, path.name, (pixels.shape[0], pixels.shape[1]), read, percentiles)]
+    return [_in_memory(pixels, path, path.name, percentiles, channels)]
 
 
 def picture_of(array: Array, percentiles: tuple[float, float] | None, name: str = "image") -> Picture:
@@ -178,13 +171,19 @@ def picture_of(array: Array, percentiles: tuple[float, float] | None, name: str 
         raise InputError(f"{name}: an array of shape {array.shape}, expected [H, W], [H, W, 3] or [H, W, 4]")
     if array.dtype.kind not in "buif" or (array.dtype.kind == "f" and not np.isfinite(array).all()):
         raise InputError(f"{name}: an array of {array.dtype}, expected integers or finite floats")
+    return _in_memory(array, Path(name), name, percentiles, None)
+
+
+def _in_memory(
+    array: Array, path: Path, name: str, percentiles: tuple[float, float] | None, channels: Sequence[int] | None
+) -> Picture:
     pixels = array if array.ndim == 3 else array[:, :, None]
-    chosen = pixels[:, :, _chosen(pixels.shape[2], None, Path(name))]
+    chosen = pixels[:, :, _chosen(pixels.shape[2], channels, path)]
 
     def read(top: int, left: int, height: int, width: int) -> Array:
         return _as_colours(chosen[top : top + height, left : left + width])
 
-    return Picture(Path(name), name, (array.shape[0], array.shape[1]), read, percentiles)
+    return Picture(path, name, (array.shape[0], array.shape[1]), read, percentiles)
 
 
 def percentiles_of(bands: Callable[[], Iterator[Array]], percentiles: Sequence[float]) -> tuple[float, ...]:

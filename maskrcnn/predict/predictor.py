@@ -33,7 +33,7 @@ PIXELS_PER_DETECTION = 1024
 """The checkpoint's limit of cells was meant for small pictures: in larger ones there may be one in each 32x32."""
 
 BYTES_PER_PIXEL = 1500
-"""What the network takes for a pixel of its input (ResNet-50 in float32 on a CPU: see tests), generously."""
+"""What the network may take for a pixel of its input: an estimate, for the default tile alone."""
 
 SMALLEST_TILE = 256
 

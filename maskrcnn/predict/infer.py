@@ -156,24 +156,16 @@ def find_jobs(config: InferConfig) -> list[Job]:
         raise InputError("give either --data FOLDER or --images PICTURES")
     if config.data is not None:
         tests = read_test_release(config.data)
-        keys = _keys([test.path for test in tests])
+        keys = _keys([test.path for test in tests], [1] * len(tests))
         return [
             Job(key, test.file_name, test.path, 0, test.image_id, (test.height, test.width))
-            for key, test in zip(keys, tests, strict=True)
+            for (key,), test in zip(keys, tests, strict=True)
         ]
     listed = [path for entry in config.images for path in _pictures_in(entry)]
     paths = list({os.path.abspath(path): path for path in listed}.values())  # a folder may be given twice
-    jobs: list[Job] = []
-    taken: set[str] = set()
-    for key, path in zip(_keys(paths), paths, strict=True):
-        pages = _pages(path, config)
-        ends = [f"-{page + 1}" if pages > 1 else "" for page in range(pages)]
-        names = (key if number == 1 else f"{key}-{number}" for number in count(1))
-        free = next(name for name in names if not any(name + end in taken for end in ends))
-        for page, end in enumerate(ends):
-            taken.add(free + end)
-            jobs.append(Job(free + end, path.name, path, page, len(jobs) + 1))
-    return jobs
+    keys = _keys(paths, [_pages(path, config) for path in paths])
+    pages = [(key, path, page) for own, path in zip(keys, paths, strict=True) for page, key in enumerate(own)]
+    return [Job(key, path.name, path, page, image_id) for image_id, (key, path, page) in enumerate(pages, start=1)]
 
 
 def _pages(path: Path, config: InferConfig) -> int:
@@ -200,19 +192,23 @@ def _pictures_in(entry: Path) -> list[Path]:
     return found
 
 
-def _keys(paths: Sequence[Path]) -> list[str]:
-    """A name for each picture's files: its own without the ending, of ``<name>/image.tif`` the folder's.
+def _keys(paths: Sequence[Path], pages: Sequence[int]) -> list[list[str]]:
+    """Of each file the names that its pages' results get: its own without the ending, of ``<name>/image.tif`` the
+    folder's; in a stack the page's number follows.
 
-    Where that names two, the ending stays; where it still does, a number follows.
+    Where that names two files, the ending stays; where it still does, a number follows.
     """
     stems = [path.parent.name if path.name == IMAGE else path.stem for path in paths]
     counts = Counter(stems)
-    names = [stem if counts[stem] == 1 else path.name for stem, path in zip(stems, paths, strict=True)]
-    seen: Counter[str] = Counter()
+    taken: set[str] = set()
     keys = []
-    for name in names:
-        seen[name] += 1
-        keys.append(name if seen[name] == 1 else f"{name}-{seen[name]}")
+    for stem, path, number in zip(stems, paths, pages, strict=True):
+        name = stem if counts[stem] == 1 else path.name
+        ends = [f"-{page + 1}" if number > 1 else "" for page in range(number)]
+        names = (name if copy == 1 else f"{name}-{copy}" for copy in count(1))
+        free = next(name for name in names if not any(name + end in taken for end in ends))
+        keys.append([free + end for end in ends])
+        taken.update(keys[-1])
     return keys
 
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from maskrcnn.model.conv import Conv3x3
-from maskrcnn.model.resnet import GROUPS
+from maskrcnn.model.group_norm import GroupNorm
 
 
 class FPN(nn.Module):
@@ -46,4 +46,4 @@ def _conv(inputs: int, outputs: int, size: int, group_norm: bool) -> nn.Sequenti
     if conv.bias is not None:
         nn.init.zeros_(conv.bias)
         return nn.Sequential(conv)
-    return nn.Sequential(conv, nn.GroupNorm(GROUPS, outputs))
+    return nn.Sequential(conv, GroupNorm(outputs))

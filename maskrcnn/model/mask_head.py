@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from maskrcnn import ops
 from maskrcnn.data.labels import InstanceLabels
 from maskrcnn.model.conv import Conv3x3
+from maskrcnn.model.group_norm import GROUPS
 from maskrcnn.model.losses import MaskLoss, mask_loss, mean_count
-from maskrcnn.model.resnet import GROUPS
 from maskrcnn.model.roi_heads import RoIPool, SampledRoIs
 
 

@@ -11,12 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from maskrcnn.model.conv import Conv3x3
+from maskrcnn.model.group_norm import GroupNorm
 
 Norm = Literal["group", "batch", "frozen_batch"]
 NormLayer = Callable[[int], nn.Module]
 
 _BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
-GROUPS = 32
 
 
 class FrozenBatchNorm2d(nn.Module):
@@ -49,7 +49,7 @@ class FrozenBatchNorm2d(nn.Module):
 def make_norm(norm: Norm, channels: int, eps: float = 1e-5) -> nn.Module:
     """The normalisation layer called ``norm`` for ``channels`` channels; GroupNorm has 32 groups (Wu & He 2018)."""
     if norm == "group":
-        return nn.GroupNorm(GROUPS, channels, eps)
+        return GroupNorm(channels, eps)
     if norm == "batch":
         return nn.BatchNorm2d(channels, eps)
     if norm == "frozen_batch":

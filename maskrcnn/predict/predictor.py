@@ -6,7 +6,9 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
 from typing import TypeVar
 
@@ -21,8 +23,9 @@ from maskrcnn.engine.checkpoint import build_model, load_checkpoint
 from maskrcnn.engine.device import autocast, choose_device
 from maskrcnn.errors import InputError
 from maskrcnn.model import Detections, MaskRCNN
+from maskrcnn.model.group_norm import statistics_of
 from maskrcnn.predict.augment import Augment, detect_in_views
-from maskrcnn.predict.tiles import Tile, merge_tiles, tile_picture
+from maskrcnn.predict.tiles import Tile, merge_tiles, sample_windows, tile_picture
 
 T = TypeVar("T")
 
@@ -36,6 +39,9 @@ BYTES_PER_PIXEL = 1500
 """What the network may take for a pixel of its input: an estimate, for the default tile alone."""
 
 SMALLEST_TILE = 256
+
+WINDOW, WINDOWS = 512, 16
+"""Side of the windows, in pixels, and their greatest number, that give the statistics of a picture in tiles."""
 
 
 class Predictor:
@@ -139,12 +145,26 @@ class Predictor:
         self, picture: Picture, tiles: Sequence[Tile], progress: Callable[[int, int], object] | None
     ) -> list[Detections]:
         found: list[Detections] = []
-        for images in _read_ahead(picture, tiles, self.batch_size):
-            cells = self._detect(images)
-            found += cells if len(tiles) == 1 else [replace(one, masks=one.masks.half()) for one in cells]
-            if progress is not None:
-                progress(len(found), len(tiles))
+        with nullcontext() if len(tiles) == 1 else self._normalised_as_a_whole(picture):
+            for images in _read_ahead(picture, tiles, self.batch_size):
+                cells = self._detect(images)
+                found += cells if len(tiles) == 1 else [replace(one, masks=one.masks.half()) for one in cells]
+                if progress is not None:
+                    progress(len(found), len(tiles))
         return found
+
+    def _normalised_as_a_whole(self, picture: Picture) -> AbstractContextManager[None]:
+        """Inside the block, GroupNorm takes a tile for a part of the picture, whose means and variances are those of
+        its windows (of all of it up to 4 megapixels): else an empty tile's noise would be stretched to cells."""
+
+        @torch.inference_mode()
+        def look() -> None:
+            windows = sample_windows(picture.size, min(self.tile, WINDOW), WINDOWS)
+            images, sizes = self._batch([picture.read(w.top, w.left, w.height, w.width) for w in windows])
+            with autocast(self.precision, self.device):
+                self.model.features(images, sizes)
+
+        return statistics_of(self.model, look)
 
     def _detect(self, images: Sequence[Tensor]) -> list[Detections]:
         """Cells of pictures uint8 [H, W, 3] of one size; in smaller batches from when the GPU's memory is too small."""
@@ -169,13 +189,17 @@ class Predictor:
 
     @torch.inference_mode()
     def _forward(self, images: Sequence[Tensor]) -> list[Detections]:
-        samples = [Sample(image, InstanceLabels.empty(*image.shape[:2]), "image", 0) for image in images]
-        batch = collate(samples).to(self.device)
         height, width = images[0].shape[:2]
         limit = height * width // PIXELS_PER_DETECTION
         with autocast(self.precision, self.device), self.model.at_least_detections(limit):
-            detections = self.model(batch.images.contiguous(memory_format=torch.channels_last), batch.sizes)
+            detections = self.model(*self._batch(images))
         return [one.to("cpu") for one in detections]
+
+    def _batch(self, images: Sequence[Tensor]) -> tuple[Tensor, list[tuple[int, int]]]:
+        """What the network takes: the images in one tensor on the device, and their sizes."""
+        samples = [Sample(image, InstanceLabels.empty(*image.shape[:2]), "image", 0) for image in images]
+        batch = collate(samples).to(self.device)
+        return batch.images.contiguous(memory_format=torch.channels_last), batch.sizes
 
 
 def _batches(items: Sequence[T], size: int) -> list[Sequence[T]]:
@@ -183,12 +207,13 @@ def _batches(items: Sequence[T], size: int) -> list[Sequence[T]]:
 
 
 def _read_ahead(picture: Picture, tiles: Sequence[Tile], batch_size: int) -> Iterator[list[Tensor]]:
-    """The tiles' pixels in batches; the next batch is read while the caller works on one."""
+    """The tiles' pixels in batches of one size; the next batch is read while the caller works on one."""
 
     def read(batch: Sequence[Tile]) -> list[Tensor]:
         return [picture.read(tile.top, tile.left, tile.height, tile.width) for tile in batch]
 
-    batches = _batches(tiles, batch_size)
+    runs = (list(run) for _, run in groupby(tiles, key=lambda tile: (tile.height, tile.width)))
+    batches = [batch for run in runs for batch in _batches(run, batch_size)]
     with ThreadPoolExecutor(1) as pool:
         upcoming = pool.submit(read, batches[0])
         for index in range(len(batches)):

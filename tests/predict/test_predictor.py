@@ -17,6 +17,7 @@ from maskrcnn.data.picture import open_pictures
 from maskrcnn.errors import InputError
 from maskrcnn.model import Detections
 from maskrcnn.predict.predictor import Predictor, default_tile
+from maskrcnn.predict.tiles import tile_picture
 
 SIDE = 12
 
@@ -70,8 +71,7 @@ def test_tiles_find_each_cell_once(options: dict) -> None:
     assert len(cells) == count
     assert cells.size == (211, 333)
     assert ((cells.boxes[:, 2:] - cells.boxes[:, :2]) == SIDE).all()
-    side = -(-options["tile"] // 32) * 32
-    assert {shape[2:] for shape in model.shapes} == {(side, side)}
+    assert max(max(shape[2:]) for shape in model.shapes) == -(-options["tile"] // 32) * 32
     assert max(shape[0] for shape in model.shapes) == options.get("batch_size", 1)
 
 
@@ -90,7 +90,8 @@ def test_pictures_are_read_by_region(tmp_path: Path) -> None:
     (opened,) = open_pictures(tmp_path / "p.tif", None)
     cells = model.predict(opened, lambda done, total: seen.append((done, total)))
     assert len(cells) == count
-    assert seen == [(i, 20) for i in range(1, 21)]
+    tiles = len(tile_picture((500, 400), 128, 32))
+    assert seen == [(i, tiles) for i in range(1, tiles + 1)]
 
 
 def test_memory_that_runs_out_makes_batches_and_then_tiles_smaller(capsys: pytest.CaptureFixture[str]) -> None:
@@ -132,13 +133,42 @@ def test_the_limit_of_cells_grows_with_the_picture(tiny_run: Path) -> None:
 def test_augmented_views_and_tiles_go_together(tiny_run: Path) -> None:
     plain = maskrcnn.load(tiny_run / "best.pt", device="cpu", tile=96, overlap=16)
     flipped = maskrcnn.load(tiny_run / "best.pt", device="cpu", tile=96, overlap=16, augment="flips")
-    picture = np.random.default_rng(0).integers(0, 255, (96, 150), dtype=np.uint8)
+    picture = np.random.default_rng(0).integers(0, 255, (96, 160), dtype=np.uint8)  # tiles mirror each other
     cells = flipped(picture)
-    assert cells.size == (96, 150)
+    assert cells.size == (96, 160)
     mirrored = flipped(np.ascontiguousarray(picture[:, ::-1]))
     assert len(cells) == len(mirrored)
-    assert torch.allclose(cells.scores, mirrored.scores, atol=1e-4)
+    # not closer: the statistics are of each picture as it is, and a network with strides is not quite symmetric
+    assert torch.allclose(cells.scores, mirrored.scores, atol=2e-3)
     assert len(plain(picture)) <= 2 * 20
+
+
+def test_tiles_are_normalised_as_parts_of_the_picture(tiny_run: Path) -> None:
+    """Features of a tile, away from its borders, are those of the whole picture; without its statistics they are not."""
+    rng = np.random.default_rng(0)
+    picture = np.repeat(rng.integers(0, 255, (32, 64), dtype=np.uint8), 8, axis=0).repeat(8, axis=1)  # 256 x 512
+    picture[:, :256] //= 8
+    model = maskrcnn.load(tiny_run / "best.pt", device="cpu", precision="fp32", tile=256, overlap=64)
+    image = model.read(picture)
+    whole = stem(model, [image])[0]
+    (opened,) = [model._open(picture)]
+    with model._normalised_as_a_whole(opened):
+        in_parts = torch.cat([stem(model, [image[:, :256]])[0], stem(model, [image[:, 256:]])[0]], dim=2)
+    alone = torch.cat([stem(model, [image[:, :256]])[0], stem(model, [image[:, 256:]])[0]], dim=2)
+    away = torch.ones(whole.shape[2], dtype=torch.bool)
+    away[54:74] = False  # 10 positions at stride 4 from the border between the parts
+    error, error_alone = ((x - whole)[:, :, away].abs().max() / whole.abs().max() for x in (in_parts, alone))
+    assert error < 0.02
+    assert error_alone > 5 * error
+    assert torch.equal(stem(model, [image])[0], whole)  # and nothing of it stays behind
+
+
+@torch.inference_mode()
+def stem(model: Predictor, images: list[Tensor]) -> Tensor:
+    backbone = model.model.backbone
+    pixels, sizes = model._batch(images)
+    x = (pixels.float() / 255 - model.model.pixel_mean) / model.model.pixel_std
+    return backbone.maxpool(torch.relu(backbone.bn1(backbone.conv1(x))))
 
 
 def test_a_stack_is_no_single_picture(tiny_run: Path, tmp_path: Path) -> None:

@@ -12,20 +12,40 @@ from hypothesis import strategies as st
 
 from maskrcnn.data.rle import cell_window
 from maskrcnn.model import Detections
-from maskrcnn.predict.tiles import Tile, merge_tiles, tile_picture
+from maskrcnn.predict.tiles import Tile, merge_tiles, sample_windows, tile_picture
 
 
 @given(st.integers(1, 3000), st.integers(1, 3000), st.integers(32, 1024), st.floats(0, 0.9))
 def test_tiles_cover_the_picture_and_overlap(height: int, width: int, tile: int, share: float) -> None:
     overlap = int(share * tile)
     tiles = tile_picture((height, width), tile, overlap)
-    assert {(t.height, t.width) for t in tiles} == {(min(tile, height), min(tile, width))}
-    for length, starts in ((height, sorted({t.top for t in tiles})), (width, sorted({t.left for t in tiles}))):
-        side = min(tile, length)
-        assert starts[0] == 0
-        assert starts[-1] + side == length
-        assert all(a < b <= a + side - overlap for a, b in pairwise(starts))
+    unit = min(64, 1 << (tile - overlap).bit_length() - 1)
+    for length, spans in (
+        (height, sorted({(t.top, t.height) for t in tiles})),
+        (width, sorted({(t.left, t.width) for t in tiles})),
+    ):
+        assert spans[0][0] == 0
+        assert sum(spans[-1]) == length
+        assert all(start % unit == 0 for start, _ in spans)
+        assert all(side == min(tile, length) for _, side in spans[:-1])
+        assert min(tile, length) - unit < spans[-1][1] <= tile
+        assert all(a < b <= a + tile - overlap for (a, _), (b, _) in pairwise(spans))
     assert len(tiles) == len({(t.top, t.left) for t in tiles})
+
+
+@given(st.integers(1, 3000), st.integers(1, 3000), st.integers(16, 512))
+def test_sample_windows_stand_for_the_picture(height: int, width: int, side: int) -> None:
+    windows = sample_windows((height, width), side, 16)
+    assert len(windows) <= 16
+    assert len({(w.height, w.width) for w in windows}) == 1
+    assert max(windows[0].height, windows[0].width) <= side
+    assert all(0 <= w.top <= height - w.height and 0 <= w.left <= width - w.width for w in windows)
+    if -(-height // side) * -(-width // side) <= 16:
+        seen = np.zeros((height, width), bool)
+        for w in windows:
+            seen[w.top : w.top + w.height, w.left : w.left + w.width] = True
+        assert seen.all()
+    assert windows == sample_windows((height, width), side, 16)
 
 
 def test_an_overlap_as_large_as_the_tile_is_refused() -> None:
@@ -117,7 +137,40 @@ def test_touching_cells_whose_boxes_overlap_both_stay() -> None:
     merged, _ = merge_tiles(tiles, [one(0, lower, 0.9), one(50, 1 - lower, 0.8)], (100, 150))
     assert len(merged) == 2
     merged, _ = merge_tiles(tiles, [one(0, lower, 0.8), one(50, lower, 0.9)], (100, 150))
-    assert merged.scores.tolist() == pytest.approx([0.9])
+    assert len(merged) == 1
+
+
+def one_cell(box: list[float], tile: Tile, score: float, label: int = 1) -> Detections:
+    """A cell that fills ``box`` (in the picture's pixels), as ``tile`` reports it."""
+    own = torch.tensor([box]) - torch.tensor([tile.left, tile.top] * 2)
+    size = (tile.height, tile.width)
+    return Detections(own, torch.tensor([score]), torch.tensor([label]), torch.ones(1, 28, 28), size)
+
+
+def test_of_two_reports_of_a_cell_the_one_with_more_around_it_stays() -> None:
+    tiles = [Tile(0, 0, 100, 100), Tile(0, 50, 100, 100)]
+    for x, seen_better in ((55.0, 0), (80.0, 1)):
+        box = [x, 40.0, x + 15, 60.0]
+        for scores in ((0.9, 0.4), (0.4, 0.9)):
+            found = [one_cell(box, tile, score) for tile, score in zip(tiles, scores, strict=True)]
+            merged, _ = merge_tiles(tiles, found, (100, 150))
+            assert merged.scores.tolist() == pytest.approx([scores[seen_better]])
+
+
+def test_a_cell_that_two_tiles_call_different_classes_is_one() -> None:
+    tiles = [Tile(0, 0, 100, 100), Tile(0, 50, 100, 100)]
+    box = [60.0, 40.0, 75.0, 60.0]
+    merged, _ = merge_tiles(
+        tiles, [one_cell(box, t, 0.9, label) for t, label in zip(tiles, (1, 2), strict=True)], (100, 150)
+    )
+    assert merged.labels.tolist() == [1]
+
+
+def test_a_large_cell_that_is_cut_does_not_give_way_to_a_small_one_inside_it() -> None:
+    tiles = [Tile(0, 0, 100, 100), Tile(0, 50, 100, 100)]
+    large, small = one_cell([10.0, 10.0, 99.0, 90.0], tiles[0], 0.9), one_cell([60.0, 40.0, 75.0, 60.0], tiles[1], 0.9)
+    merged, cut = merge_tiles(tiles, [large, small], (100, 150))
+    assert (len(merged), cut) == (2, 1)
 
 
 def test_what_one_tile_says_about_its_own_cells_stands() -> None:

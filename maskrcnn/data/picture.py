@@ -151,8 +151,7 @@ def open_pictures(
             than four channels and none were chosen.
     """
     path = Path(path)
-    if channels is not None and not 1 <= len(channels) <= 3:
-        raise InputError(f"--channels: {len(channels)} given, expected one to three")
+    check_channels(channels)
     with readable(path):
         if is_tiff(path):
             return _open_tiff(path, percentiles, level, channels)
@@ -160,6 +159,14 @@ def open_pictures(
             raise InputError(f"--level is {level}; {path} has one level, 0")
         pixels = decode_pillow(path, colour=True)
     return [_in_memory(pixels, path, path.name, percentiles, channels)]
+
+
+def check_channels(channels: Sequence[int] | None) -> None:
+    """Raises InputError unless there are one to three, from 0."""
+    if channels is not None and not 1 <= len(channels) <= 3:
+        raise InputError(f"--channels: {len(channels)} given, expected one to three")
+    if channels is not None and min(channels) < 0:
+        raise InputError(f"--channels: {min(channels)} given, expected 0 or more")
 
 
 def picture_of(array: Array, percentiles: tuple[float, float] | None, name: str = "image") -> Picture:
@@ -261,9 +268,26 @@ def _open_tiff(
     tiff = tifffile.TiffFile(path)
     if not tiff.series:
         raise InputError(f"{path}: a TIFF without a picture")
-    series: Any = tiff.series[0]
-    if any(other.size > series.size for other in tiff.series[1:]):
+    first: Any = tiff.series[0]
+    # pages that differ in type or compression are series of their own; smaller ones are thumbnails and labels
+    stacked = [series for series in tiff.series if _page_size(series) == _page_size(first)]
+    if any(other.size > first.size for other in tiff.series if other not in stacked):
         raise InputError(f"{path}: {len(tiff.series)} pictures, the first is not the largest, expected one picture")
+    readers = [read for series in stacked for read in _page_readers(tiff, series, path, level, channels)]
+    names = [path.name] if len(readers) == 1 else [f"{path.name}#{page}" for page in range(1, len(readers) + 1)]
+    size = _page_size(first.levels[level])
+    return [Picture(path, name, size, read, percentiles) for name, read in zip(names, readers, strict=True)]
+
+
+def _page_size(series: Any) -> tuple[int, int]:
+    """(H, W) in pixels."""
+    return series.keyframe.imagelength, series.keyframe.imagewidth
+
+
+def _page_readers(
+    tiff: tifffile.TiffFile, series: Any, path: Path, level: int, channels: Sequence[int] | None
+) -> list[ReadRegion]:
+    """A reader of each page of a series, at a level of its pyramid."""
     if not 0 <= level < len(series.levels):
         raise InputError(f"--level is {level}; {path} has the levels 0 to {len(series.levels) - 1}")
     series = series.levels[level]
@@ -275,7 +299,6 @@ def _open_tiff(
     at_y = names.find("Y")
     if at_y < 0 or names[at_y : at_y + 2] != "YX" or names[at_y + 2 :] not in ("", "S", "C", "Q"):
         raise InputError(f"{path}: axes {series.axes} of size {series.shape}, expected pictures of height x width")
-    height, width = (n for a, n in axes if a in "YX")
     leading, trailing = axes[:at_y], axes[at_y + 2 :]
     channel_axis = next(
         (a for a, n in [*trailing, *reversed(leading)] if a in _CHANNEL_AXES or (a == _UNNAMED_AXIS and n <= 4)), None
@@ -286,20 +309,17 @@ def _open_tiff(
     chosen = _chosen(count, channels, path)
     segments = _Segments(tiff, series, path)
     pages = [n for a, n in leading if a != channel_axis]
-    total = int(np.prod(pages)) if pages else 1
     lengths = [n for _, n in leading]
-    pictures = []
-    for page in range(total):
+    readers = []
+    for page in range(int(np.prod(pages)) if pages else 1):
         index = list(np.unravel_index(page, pages)) if pages else []
         planes = []
         for channel in chosen:
             rest = iter(index)
             place = [channel if a == channel_axis else int(next(rest)) for a, _ in leading]
             planes.append(int(np.ravel_multi_index(place, lengths)) if leading else 0)
-        name = path.name if total == 1 else f"{path.name}#{page + 1}"
-        read = segments.reader(planes[:1] if trailing else planes, chosen if trailing else None)
-        pictures.append(Picture(path, name, (height, width), read, percentiles))
-    return pictures
+        readers.append(segments.reader(planes[:1] if trailing else planes, chosen if trailing else None))
+    return readers
 
 
 class _Segments:

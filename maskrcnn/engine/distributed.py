@@ -45,10 +45,11 @@ def is_main() -> bool:
 
 
 @contextmanager
-def processes(device: torch.device) -> Iterator[None]:
+def processes(device: torch.device, timeout: timedelta = TIMEOUT) -> Iterator[None]:
     """Inside the block, processes that torchrun started are joined: by nccl on a GPU each, by gloo on the CPU.
 
-    Raises InputError where torchrun started more processes on this machine than it has GPUs.
+    They wait for each other up to ``timeout``. Raises InputError where torchrun started more processes on this machine
+    than it has GPUs.
     """
     if any(name not in os.environ for name in VARIABLES) or os.environ["WORLD_SIZE"] == "1":
         yield
@@ -61,7 +62,7 @@ def processes(device: torch.device) -> Iterator[None]:
                 f"{torch.cuda.device_count()}, start as many processes or choose --device cpu"
             )
         torch.cuda.set_device(local)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timeout)
     try:
         yield
     finally:

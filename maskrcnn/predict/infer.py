@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from datetime import timedelta
 from itertools import count
 from pathlib import Path
 from typing import Any, Literal
@@ -19,7 +20,7 @@ from typing import Any, Literal
 from tqdm import tqdm
 
 from maskrcnn.data.hw3 import IMAGE, Hw3Folder, TestImage, read_test_release
-from maskrcnn.data.picture import Picture, open_pictures
+from maskrcnn.data.picture import Picture, check_channels, open_pictures
 from maskrcnn.data.tiff import is_tiff, readable
 from maskrcnn.engine import distributed
 from maskrcnn.engine.device import choose_device, keep_freed_memory
@@ -31,13 +32,15 @@ from maskrcnn.predict.export import write_results
 from maskrcnn.predict.geojson import write_geojson
 from maskrcnn.predict.labels import write_class_labels, write_labels
 from maskrcnn.predict.overlay import draw_overlay
-from maskrcnn.predict.predictor import OVERLAP, Predictor, load
+from maskrcnn.predict.predictor import Predictor, load
 from maskrcnn.predict.report import ReportPicture, write_report
 from maskrcnn.predict.table import write_table
 
 PICTURES = (".tif", ".tiff", ".png", ".jpg", ".jpeg")
 CELLS, FAILURES, OPTIONS, REPORT = "cells", "failures.csv", "infer.json", "report.html"
 THUMBNAIL, OVERLAY = 1024, 1600
+PATIENCE = timedelta(days=7)
+"""How long processes wait for the one whose slide is the largest."""
 
 Format = Literal["coco", "labels", "class-labels", "geojson", "csv", "overlay"]
 _FILES: dict[str, str] = {
@@ -74,8 +77,8 @@ class InferConfig:
     """Lowest score of a cell in labels, GeoJSON, tables and overlays (coco and the report hold all of them)."""
     tile: int | None = None
     """Side in pixels of the tiles in which larger pictures are predicted; default: from the device's memory."""
-    overlap: int = OVERLAP
-    """Pixels that neighbouring tiles share: more than the largest cell."""
+    overlap: int | None = None
+    """Pixels that neighbouring tiles share: more than the largest cell; default: 128, at most half of a tile."""
     batch_size: int | None = None
     """Tiles that go through the network together; default: 1 on a CPU, 4 on a GPU."""
     augment: Augment = "none"
@@ -91,6 +94,18 @@ class InferConfig:
     """auto: cuda where it is available."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: bf16 autocast on GPUs, and on CPUs (AVX-512 BF16, AMX), that compute in it; else fp32."""
+
+    def check(self) -> None:
+        """Raises InputError for options that no picture could be predicted with."""
+        if (self.data is None) == (not self.images):
+            raise InputError("give either --data FOLDER or --images PICTURES")
+        if self.truth is not None and not self.report:
+            raise InputError("--truth is for the report; give --report too")
+        if not 0 <= self.min_score <= 1:
+            raise InputError(f"--min-score is {self.min_score}; expected 0 to 1")
+        if self.level < 0:
+            raise InputError(f"--level is {self.level}; expected 0 or more")
+        check_channels(self.channels)
 
 
 @dataclass(frozen=True)
@@ -126,8 +141,9 @@ def infer(config: InferConfig) -> Outcome:
         InputError: options, the id mapping, the checkpoint or the output folder cannot be used, or the folder holds
             results of other options.
     """
+    config.check()
     device = choose_device(config.device)
-    with distributed.processes(device):
+    with distributed.processes(device, PATIENCE):
         if device.type == "cpu":
             keep_freed_memory()
         jobs = find_jobs(config)
@@ -152,8 +168,6 @@ def infer(config: InferConfig) -> Outcome:
 
 def find_jobs(config: InferConfig) -> list[Job]:
     """The pictures of ``--data`` or ``--images`` in order; raises InputError where there are none."""
-    if (config.data is None) == (not config.images):
-        raise InputError("give either --data FOLDER or --images PICTURES")
     if config.data is not None:
         tests = read_test_release(config.data)
         keys = _keys([test.path for test in tests], [1] * len(tests))
@@ -262,12 +276,13 @@ def _predict_all(config: InferConfig, predictor: Predictor, jobs: Sequence[Job],
     went wrong, by key."""
     failures: dict[str, str] = {}
     main = distributed.is_main()
+    open_page = _Opener(config, predictor)
     with ThreadPoolExecutor(1) as pool:
         writing_last: Future[None] | None = None
         for job in tqdm(jobs, desc="infer", unit="picture", disable=not main):
             source = _source(job)
             try:
-                picture = _open(job, config, predictor)
+                picture = open_page(job)
                 with tqdm(desc=picture.name, unit="tile", leave=False, disable=not main, delay=2) as bar:
 
                     def show(done: int, total: int, bar: Any = bar) -> None:
@@ -277,6 +292,7 @@ def _predict_all(config: InferConfig, predictor: Predictor, jobs: Sequence[Job],
                     detections = predictor.predict(picture, show)
             except InputError as error:
                 failures[job.key] = str(error)
+                _remove_results(folder, job)
                 tqdm.write(f"warning: passed over: {error}", file=sys.stderr)
                 continue
             if writing_last is not None:
@@ -287,12 +303,40 @@ def _predict_all(config: InferConfig, predictor: Predictor, jobs: Sequence[Job],
     return failures
 
 
-def _open(job: Job, config: InferConfig, predictor: Predictor) -> Picture:
-    picture = open_pictures(job.path, predictor.percentiles, config.level, config.channels)[job.page]
-    if job.size is not None and picture.size != job.size:
-        (height, width), (h, w) = picture.size, job.size
-        raise InputError(f"{job.path}: {height}x{width} pixels, but the id mapping says {h}x{w}")
-    return picture
+class _Opener:
+    """Opens the pictures of jobs; the pages of a stack in a row, from one reading of its headers."""
+
+    def __init__(self, config: InferConfig, predictor: Predictor) -> None:
+        self.config, self.percentiles = config, predictor.percentiles
+        self.path: Path | None = None
+        self.pages: list[Picture] = []
+
+    def __call__(self, job: Job) -> Picture:
+        """Raises InputError where the file cannot be read, or is not of the size that the id mapping says."""
+        if job.path != self.path:
+            self.path = None  # stays so where the file cannot be opened
+            self.pages = open_pictures(job.path, self.percentiles, self.config.level, self.config.channels)
+            self.path = job.path
+        if job.page >= len(self.pages):
+            raise InputError(f"{job.path}: {len(self.pages)} pages now; it had more when the run started")
+        picture = self.pages[job.page]
+        if job.size is not None and picture.size != job.size:
+            (height, width), (h, w) = picture.size, job.size
+            raise InputError(f"{job.path}: {height}x{width} pixels, but the id mapping says {h}x{w}")
+        return picture
+
+
+def _remove_results(folder: Path, job: Job) -> None:
+    """What an earlier run wrote of this picture: it is of another version of the file."""
+    record = folder / CELLS / f"{job.key}.json"
+    if not record.exists():
+        return
+    with writing(folder):
+        for file in _FILES.values():
+            path = folder / file.format(job.key)
+            for written in path.glob("class*.tif") if path.is_dir() else [path]:
+                written.unlink(missing_ok=True)
+        record.unlink()
 
 
 def _write(
@@ -369,8 +413,9 @@ def _report_pictures(
     config: InferConfig, predictor: Predictor, jobs: Sequence[Job], records: dict[str, Any]
 ) -> Iterator[ReportPicture]:
     truth = None if config.truth is None else Hw3Folder(config.truth, num_classes=len(predictor.class_names))
+    open_page = _Opener(config, predictor)
     for job in jobs:
-        picture, record = _open(job, config, predictor), records[job.key]
+        picture, record = open_page(job), records[job.key]
         cells = None
         if truth is not None:
             if job.key not in truth.names:

@@ -30,7 +30,7 @@ from maskrcnn.predict.tiles import Tile, merge_tiles, sample_windows, tile_pictu
 T = TypeVar("T")
 
 OVERLAP = 128
-"""Default overlap of tiles in pixels: more than a cell."""
+"""Default overlap of tiles in pixels: more than a cell; of small tiles half of them."""
 
 PIXELS_PER_DETECTION = 1024
 """The checkpoint's limit of cells was meant for small pictures: in larger ones there may be one in each 32x32."""
@@ -66,7 +66,7 @@ class Predictor:
         device: torch.device,
         precision: str = "auto",
         tile: int | None = None,
-        overlap: int = OVERLAP,
+        overlap: int | None = None,
         batch_size: int | None = None,
         augment: Augment = "none",
     ) -> None:
@@ -76,13 +76,13 @@ class Predictor:
         self.device = device
         self.precision = precision
         self.tile = default_tile(device) if tile is None else tile
-        self.overlap = overlap
+        self.overlap = min(OVERLAP, self.tile // 2) if overlap is None else overlap
         self.batch_size = (1 if device.type == "cpu" else 4) if batch_size is None else batch_size
         self.augment: Augment = augment
-        if self.tile < 32 or not 0 <= overlap < self.tile or self.batch_size < 1:
+        if self.tile < 32 or not 0 <= self.overlap < self.tile or self.batch_size < 1:
             raise InputError(
-                f"--tile {self.tile}, --overlap {overlap}, --batch-size {self.batch_size}: expected a tile of at least "
-                "32 pixels, an overlap below it and a batch of at least 1"
+                f"--tile {self.tile}, --overlap {self.overlap}, --batch-size {self.batch_size}: expected a tile of at "
+                "least 32 pixels, an overlap below it and a batch of at least 1"
             )
 
     def __call__(self, image: str | Path | np.ndarray | Tensor) -> Detections:
@@ -250,7 +250,7 @@ def load(
     device: str = "auto",
     precision: str = "auto",
     tile: int | None = None,
-    overlap: int = OVERLAP,
+    overlap: int | None = None,
     batch_size: int | None = None,
     augment: Augment = "none",
 ) -> Predictor:

@@ -106,6 +106,22 @@ def test_each_page_of_a_stack_is_a_picture_of_its_own(tmp_path: Path) -> None:
         assert_regions(picture, read_image(alone))
 
 
+def test_pages_of_another_type_or_compression_belong_to_the_stack(tmp_path: Path) -> None:
+    pages = [
+        RNG.integers(0, 255, (70, 90), dtype=np.uint8),
+        RNG.integers(0, 60000, (70, 90), dtype=np.uint16),
+        RNG.integers(0, 255, (70, 90, 3), dtype=np.uint8),
+    ]
+    with tifffile.TiffWriter(tmp_path / "mixed.tif") as tiff:
+        for page, compression in zip(pages, ("zlib", None, "lzw"), strict=True):
+            tiff.write(page, compression=compression, photometric="rgb" if page.ndim == 3 else "minisblack")
+        tiff.write(pages[0][::2, ::2])  # a thumbnail
+    pictures = open_pictures(tmp_path / "mixed.tif")
+    assert [picture.name for picture in pictures] == ["mixed.tif#1", "mixed.tif#2", "mixed.tif#3"]
+    for picture, page in zip(pictures, pages, strict=True):
+        assert np.array_equal(picture.raw(0, 0, 70, 90), page)
+
+
 @pytest.mark.parametrize("imagej", [True, False])
 def test_a_stack_with_one_header_has_all_of_its_pages(tmp_path: Path, imagej: bool) -> None:
     """ImageJ writes those above 4 GiB so."""

@@ -328,10 +328,56 @@ def test_broken_pictures_are_passed_over_and_named(tiny_run: Path, tiny_dataset:
         mapping = json.loads((data / "test_image_name_to_ids.json").read_text())
         ids = {entry["id"] for entry in mapping if entry["file_name"] not in (broken.name, small.name)}
         assert {result["image_id"] for result in json.loads(archive.read("test-results.json"))} <= ids
+    assert not list(out.rglob(f"{broken.stem}*"))
     broken.write_bytes(contents)
     small.write_bytes((tiny_dataset / "test_release" / small.name).read_bytes())
     assert _command("--checkpoint", tiny_run / "best.pt", "--data", data, "--out", out).returncode == 0
     assert not (out / "failures.csv").exists()
+
+
+def test_a_picture_that_breaks_leaves_no_results_of_its_old_self(tiny_run: Path, tmp_path: Path) -> None:
+    picture, out = one_picture(tmp_path / "a.png", 0), tmp_path / "out"
+    one_picture(tmp_path / "b.png", 1)
+    config = InferConfig(tiny_run / "best.pt", images=(tmp_path,), out=out, format=ALL, device="cpu")
+    infer(config)
+    assert len(list(out.glob("*/a*"))) == 6  # the record, four files and the folder of classes
+    picture.write_bytes(picture.read_bytes()[:100])
+    assert set(infer(config).failures) == {"a"}
+    assert not [path for path in out.rglob("*") if path.is_file() and "a" in (path.stem, path.parent.name)]
+    assert len(list((out / "class-labels" / "b").iterdir())) == 4
+
+
+def test_the_headers_of_a_stack_are_read_once(tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tifffile.imwrite(tmp_path / "s.tif", np.zeros((4, 40, 60), np.uint8), metadata={"axes": "ZYX"})
+    opened: list[Path] = []
+
+    def counted(path: Path, *options: Any) -> list[Any]:
+        opened.append(path)
+        return maskrcnn.data.picture.open_pictures(path, *options)
+
+    config = InferConfig(tiny_run / "best.pt", images=(tmp_path,), out=tmp_path / "out", device="cpu")
+    assert len(find_jobs(config)) == 4
+    monkeypatch.setattr("maskrcnn.predict.infer.open_pictures", counted)
+    monkeypatch.setattr("maskrcnn.predict.infer._pages", lambda *_: 4)
+    assert not infer(config).failures
+    assert len(opened) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"truth": Path("truth")}, "--truth is for the report"),
+        ({"min_score": 1.5}, r"--min-score is 1\.5; expected 0 to 1"),
+        ({"level": -1}, "--level is -1"),
+        ({"channels": (0, 1, 2, 3)}, "--channels: 4 given, expected one to three"),
+        ({"channels": (-1,)}, "--channels: -1 given"),
+        ({"tile": 16}, "--tile 16"),
+    ],
+)
+def test_options_that_suit_no_picture_end_the_run(tiny_run: Path, tmp_path: Path, options: Any, message: str) -> None:
+    one_picture(tmp_path / "a.png", 0)
+    with pytest.raises(InputError, match=message):
+        infer(InferConfig(tiny_run / "best.pt", images=(tmp_path,), out=tmp_path, device="cpu", **options))
 
 
 def test_bad_input_ends_with_one_line_and_status_2(tiny_run: Path, tmp_path: Path) -> None:

@@ -120,6 +120,11 @@ def test_tiles_that_cannot_be_used(options: dict) -> None:
         predictor(BrightSquares(), **options)
 
 
+def test_the_default_overlap_fits_a_small_tile() -> None:
+    assert predictor(BrightSquares(), tile=64).overlap == 32
+    assert predictor(BrightSquares(), tile=512).overlap == 128
+
+
 def test_the_limit_of_cells_grows_with_the_picture(tiny_run: Path) -> None:
     model = maskrcnn.load(tiny_run / "best.pt", device="cpu", tile=1024)
     model.model.box_head.score_threshold = 0.0
@@ -144,15 +149,14 @@ def test_augmented_views_and_tiles_go_together(tiny_run: Path) -> None:
 
 
 def test_tiles_are_normalised_as_parts_of_the_picture(tiny_run: Path) -> None:
-    """Features of a tile, away from its borders, are those of the whole picture; without its statistics they are not."""
+    """Features of a tile, away from its borders, are those of the whole picture; by its own statistics they are not."""
     rng = np.random.default_rng(0)
     picture = np.repeat(rng.integers(0, 255, (32, 64), dtype=np.uint8), 8, axis=0).repeat(8, axis=1)  # 256 x 512
     picture[:, :256] //= 8
     model = maskrcnn.load(tiny_run / "best.pt", device="cpu", precision="fp32", tile=256, overlap=64)
     image = model.read(picture)
     whole = stem(model, [image])[0]
-    (opened,) = [model._open(picture)]
-    with model._normalised_as_a_whole(opened):
+    with model._normalised_as_a_whole(model._open(picture)):
         in_parts = torch.cat([stem(model, [image[:, :256]])[0], stem(model, [image[:, 256:]])[0]], dim=2)
     alone = torch.cat([stem(model, [image[:, :256]])[0], stem(model, [image[:, 256:]])[0]], dim=2)
     away = torch.ones(whole.shape[2], dtype=torch.bool)
@@ -166,7 +170,7 @@ def test_tiles_are_normalised_as_parts_of_the_picture(tiny_run: Path) -> None:
 @torch.inference_mode()
 def stem(model: Predictor, images: list[Tensor]) -> Tensor:
     backbone = model.model.backbone
-    pixels, sizes = model._batch(images)
+    pixels, _ = model._batch(images)
     x = (pixels.float() / 255 - model.model.pixel_mean) / model.model.pixel_std
     return backbone.maxpool(torch.relu(backbone.bn1(backbone.conv1(x))))
 

@@ -28,8 +28,7 @@ from tqdm import tqdm
 
 import maskrcnn
 from benchmarks.measure import machine, table
-from maskrcnn.data.picture import open_pictures
-from maskrcnn.data.tiff import read_image
+from maskrcnn.data.picture import open_pictures, read_image
 from maskrcnn.model import Detections
 
 SAME = 0.7

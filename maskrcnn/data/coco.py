@@ -20,7 +20,8 @@ from torch import Tensor
 from maskrcnn.data.dataset import CellDataset, Transform
 from maskrcnn.data.hw3 import Hw3Folder
 from maskrcnn.data.labels import InstanceLabels
-from maskrcnn.data.tiff import DEFAULT_PERCENTILES, image_size, read_image
+from maskrcnn.data.picture import DEFAULT_PERCENTILES, read_image
+from maskrcnn.data.tiff import image_size
 from maskrcnn.errors import InputError, one_line_errors
 from maskrcnn.files import replacing
 

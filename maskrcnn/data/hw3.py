@@ -13,7 +13,8 @@ from torch import Tensor
 
 from maskrcnn.data.dataset import CellDataset, Transform
 from maskrcnn.data.labels import InstanceLabels
-from maskrcnn.data.tiff import DEFAULT_PERCENTILES, image_size, read_image, read_mask
+from maskrcnn.data.picture import DEFAULT_PERCENTILES, read_image
+from maskrcnn.data.tiff import image_size, read_mask
 from maskrcnn.errors import InputError
 
 IMAGE = "image.tif"
@@ -26,7 +27,7 @@ class Hw3Folder(CellDataset):
 
     Args:
         root: the folder that holds ``train/``, or ``train/`` itself.
-        percentiles: intensity range that is stretched to 0..255, see :func:`maskrcnn.data.tiff.read_image`.
+        percentiles: intensity range that is stretched to 0..255, see :class:`maskrcnn.data.picture.Picture`.
         transform: for ``dataset[i, seed]``.
         names: pictures to use; default: all, sorted. ``image_id`` is the place among all of them, from 1.
         num_classes: default: the highest class that has a file.

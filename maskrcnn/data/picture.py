@@ -7,8 +7,7 @@ by tile (any compression, BigTIFF, OME-TIFF, a level of a pyramid); PNG and JPEG
 from __future__ import annotations
 
 import os
-from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,35 +18,35 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from maskrcnn.data.intensities import percentiles_of, stretch
 from maskrcnn.data.tiff import (
-    DEFAULT_PERCENTILES,
     Array,
-    check_complete,
+    as_colours,
+    check_channels,
+    chosen_channels,
+    decode,
     decode_pillow,
     is_tiff,
     readable,
-    resolve_photometric,
-    stretch,
 )
+from maskrcnn.data.tiff_pages import ReadRegion, page_readers, page_size
 from maskrcnn.errors import InputError
 
-SEGMENT_CACHE = 256 << 20
-"""Bytes of decoded strips and tiles that an open TIFF keeps: neighbouring regions share them."""
+DEFAULT_PERCENTILES = (0.1, 99.9)
+"""The project's intensity range: cuts hot pixels, keeps what a small bright cell in a dark picture has."""
 
 BAND = 1 << 21
 """Pixels that are read at a time where a whole picture is gone through."""
 
-_CHANNEL_AXES = "SC"  # samples of a pixel, channels
-_UNNAMED_AXIS = "Q"  # tifffile's name for an axis that the file does not explain: channels if there are up to 4
-
-_JPEG = (6, 7, 34892, 33007)  # TIFF's numbers of compressions that keep their tables apart
-
-ReadRegion = Callable[[int, int, int, int], Array]
-"""(top, left, height, width) -> the stored pixels [h, w] or [h, w, channels]."""
-
 
 class Picture:
-    """One picture, read by region as RGB in 0..255, stretched as :func:`maskrcnn.data.tiff.read_image` does.
+    """One picture, read by region as RGB in 0..255; grey becomes three equal channels.
+
+    Intensities between two percentiles of the whole picture, whatever region is read, and of all colour channels
+    together (so that the hue stays) are stretched to 0..255; the values that :func:`numpy.percentile` gives with
+    ``inverted_cdf``. Where they coincide, the picture's minimum and maximum take their place. Percentiles None take
+    8-bit values as they are and scale other integers from their type's whole range, floats from the picture's minimum
+    to its maximum.
 
     Attributes:
         name: the file's name; of a page of a stack, with its number: ``stack.tif#2``, from 1.
@@ -141,7 +140,7 @@ def open_pictures(
 
     Args:
         path: TIFF, PNG or JPEG.
-        percentiles: see :func:`maskrcnn.data.tiff.read_image`; over the whole picture, whatever region is read.
+        percentiles: see :class:`Picture`.
         level: of a pyramid, 0 being the full size.
         channels: which of the file's channels (from 0) are shown as red, green and blue; one alone is shown as grey, of
             two the blue stays black. None: grey, RGB or RGBA, whose alpha is dropped.
@@ -161,12 +160,22 @@ def open_pictures(
     return [_in_memory(pixels, path, path.name, percentiles, channels)]
 
 
-def check_channels(channels: Sequence[int] | None) -> None:
-    """Raises InputError unless there are one to three, from 0."""
-    if channels is not None and not 1 <= len(channels) <= 3:
-        raise InputError(f"--channels: {len(channels)} given, expected one to three")
-    if channels is not None and min(channels) < 0:
-        raise InputError(f"--channels: {min(channels)} given, expected 0 or more")
+def read_image(path: str | os.PathLike[str], percentiles: tuple[float, float] | None = DEFAULT_PERCENTILES) -> Tensor:
+    """Read a whole picture as RGB, uint8 [H, W, 3].
+
+    An alpha channel is dropped, whatever it holds (an HW3 picture has one of constant 255 that its header does not
+    declare).
+
+    Args:
+        path: a TIFF (any compression, 8 or 16 bit, integer or float), PNG or JPEG.
+        percentiles: see :class:`Picture`.
+
+    Raises:
+        InputError: for a missing, truncated or foreign file, several pages, or a channel count other than 1 to 4.
+    """
+    path = Path(path)
+    picture = _in_memory(decode(path, colour=True), path, path.name, percentiles, None)
+    return picture.read(0, 0, *picture.size)
 
 
 def picture_of(array: Array, percentiles: tuple[float, float] | None, name: str = "image") -> Picture:
@@ -185,81 +194,12 @@ def _in_memory(
     array: Array, path: Path, name: str, percentiles: tuple[float, float] | None, channels: Sequence[int] | None
 ) -> Picture:
     pixels = array if array.ndim == 3 else array[:, :, None]
-    chosen = pixels[:, :, _chosen(pixels.shape[2], channels, path)]
+    chosen = pixels[:, :, chosen_channels(pixels.shape[2], channels, path)]
 
     def read(top: int, left: int, height: int, width: int) -> Array:
-        return _as_colours(chosen[top : top + height, left : left + width])
+        return as_colours(chosen[top : top + height, left : left + width])
 
     return Picture(path, name, (array.shape[0], array.shape[1]), read, percentiles)
-
-
-def percentiles_of(bands: Callable[[], Iterator[Array]], percentiles: Sequence[float]) -> tuple[float, ...]:
-    """Exact percentiles of pixels that are never in memory together, as ``numpy.percentile(method="inverted_cdf")``.
-
-    The values are mapped to unsigned integers of the same order, and the digits of the wanted ones found from the
-    highest, 16 bits in each pass over the pixels: one pass for 8 and 16 bits, two for 32.
-
-    Args:
-        bands: goes through all pixels anew at each call; finite integers or floats of one type.
-        percentiles: in 0..100.
-    """
-    prefixes: list[int] = [0] * len(percentiles)
-    ranks: list[int] = []
-    bits = 0
-    first = True
-    kind: np.dtype[Any] | None = None
-    while first or bits > 0:
-        counts: list[npt.NDArray[np.int64]] = []
-        for band in bands():
-            keys = _ordered_keys(band.reshape(-1))
-            if kind is None:
-                kind, bits = band.dtype, keys.dtype.itemsize * 8
-            digit = min(16, bits)
-            if not counts:
-                counts = [np.zeros(1 << digit, np.int64) for _ in percentiles]
-            for index, prefix in enumerate(prefixes):
-                if index and first:
-                    counts[index] = counts[0]  # nothing tells the percentiles apart yet
-                    continue
-                inside = keys if first else keys[keys >> np.array(bits, keys.dtype) == prefix]
-                digits = (inside >> np.array(bits - digit, keys.dtype)) & np.array((1 << digit) - 1, keys.dtype)
-                counts[index] += np.bincount(digits.astype(np.int64), minlength=1 << digit)
-        if first:
-            total = int(counts[0].sum())
-            ranks = [max(1, int(np.ceil(p / 100 * total))) for p in percentiles]
-        for index, of_digit in enumerate(counts):
-            cumulative = np.cumsum(of_digit)
-            found = int(np.searchsorted(cumulative, ranks[index]))
-            ranks[index] -= int(cumulative[found] - of_digit[found])
-            prefixes[index] = prefixes[index] << min(16, bits) | found
-        bits -= min(16, bits)
-        first = False
-    assert kind is not None
-    return tuple(_value_of_key(prefix, kind) for prefix in prefixes)
-
-
-def _ordered_keys(values: Array) -> Array:
-    """Unsigned integers of the same size and order: of floats, all bits flip where the sign is set, else the sign's."""
-    if values.dtype.kind == "u":
-        return values
-    unsigned = np.dtype(f"u{values.dtype.itemsize}")
-    keys = np.ascontiguousarray(values).view(unsigned)
-    sign = unsigned.type(1 << (8 * unsigned.itemsize - 1))
-    if values.dtype.kind == "i":
-        return keys ^ sign
-    return np.where(keys & sign, ~keys, keys | sign)
-
-
-def _value_of_key(key: int, dtype: np.dtype[Any]) -> float:
-    if dtype.kind == "u":
-        return float(key)
-    unsigned = np.dtype(f"u{dtype.itemsize}")
-    sign = 1 << (8 * dtype.itemsize - 1)
-    if dtype.kind == "i":
-        key ^= sign
-    else:
-        key = key ^ sign if key & sign else key ^ ((sign << 1) - 1)
-    return float(np.array(key, unsigned).view(dtype))
 
 
 def _open_tiff(
@@ -270,178 +210,10 @@ def _open_tiff(
         raise InputError(f"{path}: a TIFF without a picture")
     first: Any = tiff.series[0]
     # pages that differ in type or compression are series of their own; smaller ones are thumbnails and labels
-    stacked = [series for series in tiff.series if _page_size(series) == _page_size(first)]
+    stacked = [series for series in tiff.series if page_size(series) == page_size(first)]
     if any(other.size > first.size for other in tiff.series if other not in stacked):
         raise InputError(f"{path}: {len(tiff.series)} pictures, the first is not the largest, expected one picture")
-    readers = [read for series in stacked for read in _page_readers(tiff, series, path, level, channels)]
+    readers = [read for series in stacked for read in page_readers(tiff, series, path, level, channels)]
     names = [path.name] if len(readers) == 1 else [f"{path.name}#{page}" for page in range(1, len(readers) + 1)]
-    size = _page_size(first.levels[level])
+    size = page_size(first.levels[level])
     return [Picture(path, name, size, read, percentiles) for name, read in zip(names, readers, strict=True)]
-
-
-def _page_size(series: Any) -> tuple[int, int]:
-    """(H, W) in pixels."""
-    return series.keyframe.imagelength, series.keyframe.imagewidth
-
-
-def _page_readers(
-    tiff: tifffile.TiffFile, series: Any, path: Path, level: int, channels: Sequence[int] | None
-) -> list[ReadRegion]:
-    """A reader of each page of a series, at a level of its pyramid."""
-    if not 0 <= level < len(series.levels):
-        raise InputError(f"--level is {level}; {path} has the levels 0 to {len(series.levels) - 1}")
-    series = series.levels[level]
-    if series.dtype.kind not in "buif":
-        raise InputError(f"{path}: pixels of type {series.dtype}, expected integers or floats")
-    check_complete(series, path)
-    axes = [(a, n) for a, n in zip(series.axes, series.shape, strict=True) if n > 1 or a in "YX"]
-    names = "".join(a for a, _ in axes)
-    at_y = names.find("Y")
-    if at_y < 0 or names[at_y : at_y + 2] != "YX" or names[at_y + 2 :] not in ("", "S", "C", "Q"):
-        raise InputError(f"{path}: axes {series.axes} of size {series.shape}, expected pictures of height x width")
-    leading, trailing = axes[:at_y], axes[at_y + 2 :]
-    channel_axis = next(
-        (a for a, n in [*trailing, *reversed(leading)] if a in _CHANNEL_AXES or (a == _UNNAMED_AXIS and n <= 4)), None
-    )
-    if trailing and channel_axis != trailing[0][0]:
-        raise InputError(f"{path}: axes {series.axes} of size {series.shape}, expected pictures of height x width")
-    count = dict(axes).get(channel_axis, 1) if channel_axis else 1
-    chosen = _chosen(count, channels, path)
-    segments = _Segments(tiff, series, path)
-    pages = [n for a, n in leading if a != channel_axis]
-    lengths = [n for _, n in leading]
-    readers = []
-    for page in range(int(np.prod(pages)) if pages else 1):
-        index = list(np.unravel_index(page, pages)) if pages else []
-        planes = []
-        for channel in chosen:
-            rest = iter(index)
-            place = [channel if a == channel_axis else int(next(rest)) for a, _ in leading]
-            planes.append(int(np.ravel_multi_index(place, lengths)) if leading else 0)
-        readers.append(segments.reader(planes[:1] if trailing else planes, chosen if trailing else None))
-    return readers
-
-
-class _Segments:
-    """The strips or tiles of a series' pages, decoded where a region needs them; the last ones are kept."""
-
-    def __init__(self, tiff: tifffile.TiffFile, series: Any, path: Path) -> None:
-        self.tiff, self.path = tiff, path
-        self.pages, self.keyframe = series.pages, series.keyframe
-        self.cache: OrderedDict[tuple[int, int], Array] = OrderedDict()
-        self.cached = 0
-        self.maps: dict[str, Array] = {}
-        page = self.keyframe
-        if page.imagedepth > 1:
-            raise InputError(f"{path}: a volume in one page, expected pictures of height x width")
-        self.shape = (page.tilelength, page.tilewidth) if page.is_tiled else (page.rowsperstrip, page.imagewidth)
-        self.separate = page.planarconfig == tifffile.PLANARCONFIG.SEPARATE and page.samplesperpixel > 1
-        self.planes_per_page = page.samplesperpixel if self.separate else 1
-        self.headless = len(self.pages) == 1 and series.size > page.size
-        if self.headless and not (page.is_memmappable and page.is_contiguous):
-            raise InputError(f"{path}: a compressed stack with one header, expected one for each page")
-
-    def reader(self, planes: Sequence[int], samples: Sequence[int] | None) -> ReadRegion:
-        """Reads ``planes`` (counted through all pages) as channels, or of the one plane given, its ``samples``."""
-
-        def read(top: int, left: int, height: int, width: int) -> Array:
-            with readable(self.path):
-                if samples is not None:
-                    pixels = self.region(planes[0], top, left, height, width)[:, :, samples]
-                else:
-                    pixels = np.concatenate([self.region(p, top, left, height, width) for p in planes], axis=2)
-            single = pixels[:, :, 0] if pixels.shape[2] == 1 else pixels
-            resolved = resolve_photometric(single, self.keyframe, self.path)
-            return _as_colours(resolved if resolved.ndim == 3 else resolved[:, :, None])
-
-        return read
-
-    def region(self, plane: int, top: int, left: int, height: int, width: int) -> Array:
-        """Pixels [height, width, samples] of one plane."""
-        page = self.keyframe
-        number, sample = divmod(plane, self.planes_per_page)
-        if (mapped := self._mapped(number)) is not None:
-            part = mapped[sample] if self.separate else mapped
-            return np.asarray(part[top : top + height, left : left + width])
-        across, down = -(-page.imagewidth // self.shape[1]), -(-page.imagelength // self.shape[0])
-        out = np.zeros((height, width, 1 if self.separate else page.samplesperpixel), page.dtype)
-        for row in range(top // self.shape[0], (top + height - 1) // self.shape[0] + 1):
-            for column in range(left // self.shape[1], (left + width - 1) // self.shape[1] + 1):
-                segment = self._segment(number, (sample * down + row) * across + column)
-                if segment is None:
-                    continue  # a hole of a sparse file, which is 0
-                y, x = row * self.shape[0], column * self.shape[1]
-                y1, x1 = max(y, top), max(x, left)
-                y2, x2 = min(y + segment.shape[0], top + height), min(x + segment.shape[1], left + width)
-                out[y1 - top : y2 - top, x1 - left : x2 - left] = segment[y1 - y : y2 - y, x1 - x : x2 - x]
-        return out
-
-    def _mapped(self, number: int) -> Array | None:
-        """An uncompressed page as it lies in the file. A stack above 4 GiB has one header, its pages lie behind it."""
-        behind = number if self.headless else 0
-        page = self.keyframe if self.headless else self.pages[number]
-        if not (page.is_memmappable and page.is_contiguous):
-            return None
-        samples, rows, columns = (getattr(self.keyframe, n) for n in ("samplesperpixel", "imagelength", "imagewidth"))
-        shape = (samples, rows, columns, 1) if self.separate else (rows, columns, samples)
-        dtype = np.dtype(self.tiff.byteorder + self.keyframe.dtype.char)
-        file = page.parent.filehandle.path
-        if file not in self.maps:
-            self.maps[file] = np.memmap(file, np.uint8, "r")
-        return np.ndarray(shape, dtype, self.maps[file], page.dataoffsets[0] + behind * self.keyframe.nbytes)
-
-    def _segment(self, number: int, index: int) -> Array | None:
-        key = (number, index)
-        if key in self.cache:
-            self.cache.move_to_end(key)
-            return self.cache[key]
-        page = self.pages[number]
-        # All of the header that is needed is read before the segment is sought: it moves the file's position.
-        offset, count, decode = page.dataoffsets[index], page.databytecounts[index], self.keyframe.decode
-        if count == 0:
-            return None
-        tables = {}
-        if self.keyframe.compression in _JPEG:
-            tables = {"jpegtables": page.jpegtables, "jpegheader": self.keyframe.jpegheader}
-        decoded = decode(_bytes_at(page.parent.filehandle, offset, count), index, **tables)[0]
-        if decoded is None:
-            return None
-        segment: Array = decoded[0]
-        self.cache[key] = segment
-        self.cached += segment.nbytes
-        while self.cached > SEGMENT_CACHE and len(self.cache) > 1:
-            self.cached -= self.cache.popitem(last=False)[1].nbytes
-        return segment
-
-
-def _bytes_at(handle: tifffile.FileHandle, offset: int, count: int) -> bytes:
-    """A piece of a file, which tifffile has closed where it is another one of an OME set than was asked for."""
-    closed = handle.closed
-    if closed:
-        handle.open()
-    try:
-        handle.seek(offset)
-        return handle.read(count)
-    finally:
-        if closed:
-            handle.close()
-
-
-def _chosen(count: int, channels: Sequence[int] | None, path: Path) -> list[int]:
-    """The channels to be shown: those asked for, or of grey (with alpha) the first and of RGB (with alpha) three."""
-    if channels is None:
-        if count > 4:
-            raise InputError(f"{path}: {count} channels; choose one to three of them with --channels (from 0)")
-        return [0] if count <= 2 else [0, 1, 2]
-    if wrong := [channel for channel in channels if not 0 <= channel < count]:
-        raise InputError(f"--channels: {path} has the channels 0 to {count - 1}, no {wrong[0]}")
-    return list(channels)
-
-
-def _as_colours(pixels: Array) -> Array:
-    """[h, w, 1] -> [h, w]; two channels get a black third."""
-    if pixels.shape[2] == 1:
-        return pixels[:, :, 0]
-    if pixels.shape[2] == 2:
-        return np.concatenate([pixels, np.zeros_like(pixels[:, :, :1])], axis=2)
-    return pixels

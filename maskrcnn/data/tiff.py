@@ -1,4 +1,4 @@
-"""Reading pictures and label masks: TIFF as microscopes and image tools write it, and PNG or JPEG.
+"""Decoding files and label masks: TIFF as microscopes and image tools write it, and PNG or JPEG.
 
 Whatever is wrong with a file comes out as one :class:`~maskrcnn.errors.InputError` that names it.
 """
@@ -6,7 +6,7 @@ Whatever is wrong with a file comes out as one :class:`~maskrcnn.errors.InputErr
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,43 +24,9 @@ Image.MAX_IMAGE_PIXELS = None  # slides are large, no decompression bombs
 
 Array = npt.NDArray[Any]
 
-DEFAULT_PERCENTILES = (0.1, 99.9)
-"""The project's intensity range: cuts hot pixels, keeps what a small bright cell in a dark picture has."""
-
 MAX_ID = 2**31 - 1
 _TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _CHANNEL_AXES = "SCQ"  # samples, channels, and tifffile's name for an axis that the file does not explain
-
-
-def read_image(path: str | os.PathLike[str], percentiles: tuple[float, float] | None = DEFAULT_PERCENTILES) -> Tensor:
-    """Read a picture as RGB.
-
-    Grey becomes three equal channels; an alpha channel is dropped, whatever it holds (an HW3 picture has one of
-    constant 255 that its header does not declare).
-
-    Args:
-        path: a TIFF (any compression, 8 or 16 bit, integer or float), PNG or JPEG.
-        percentiles: the intensities between these two percentiles of all colour channels together (so that the hue
-            stays) are stretched to 0..255; the values that :func:`numpy.percentile` gives with ``inverted_cdf``. Where
-            they coincide, the picture's minimum and maximum take their place. ``None`` takes 8-bit values as they are
-            and scales other integers from their type's whole range, floats from the picture's minimum to its maximum.
-
-    Returns:
-        uint8 [H, W, 3].
-
-    Raises:
-        InputError: for a missing, truncated or foreign file, several pages, or a channel count other than 1 to 4.
-    """
-    pixels = _drop_alpha(_decode(Path(path), colour=True), path)
-    if pixels.dtype.kind == "f" and not np.isfinite(pixels).all():
-        raise InputError(f"{path}: holds NaN or infinite pixels, expected finite values")
-    return _rgb(_to_uint8(pixels, percentiles))
-
-
-def _rgb(image: npt.NDArray[np.uint8]) -> Tensor:
-    if image.ndim == 2:
-        image = np.repeat(image[:, :, None], 3, axis=2)
-    return torch.from_numpy(np.ascontiguousarray(image))
 
 
 def read_mask(path: str | os.PathLike[str]) -> Tensor:
@@ -73,7 +39,7 @@ def read_mask(path: str | os.PathLike[str]) -> Tensor:
         InputError: for a file that cannot be read, more than one channel, or ids that are negative, fractional, NaN
             or above 2^31 - 1.
     """
-    values = _decode(Path(path), colour=False)
+    values = decode(Path(path), colour=False)
     if values.ndim != 2:
         raise InputError(f"{path}: {values.shape[2]} channels, expected one instance id a pixel")
     with np.errstate(invalid="ignore"):
@@ -118,7 +84,7 @@ def is_tiff(path: Path) -> bool:
         return file.read(4) in _TIFF_MAGIC
 
 
-def _decode(path: Path, colour: bool) -> Array:
+def decode(path: Path, colour: bool) -> Array:
     """The pixels as stored, [H, W] or [H, W, channels]; ``colour`` resolves palettes and inverted greys."""
     with readable(path):
         pixels = _decode_tiff(path, colour) if is_tiff(path) else decode_pillow(path, colour)
@@ -192,53 +158,32 @@ def decode_pillow(path: Path, colour: bool) -> Array:
         return np.asarray(picture)
 
 
-def _drop_alpha(pixels: Array, path: str | os.PathLike[str]) -> Array:
-    if pixels.ndim == 2:
-        return pixels
-    channels = pixels.shape[2]
-    if channels > 4:
-        raise InputError(f"{path}: {channels} channels, expected grey, RGB or RGBA")
-    return pixels[:, :, 0] if channels == 2 else pixels[:, :, :3]
+def check_channels(channels: Sequence[int] | None) -> None:
+    """Raises InputError unless there are one to three, from 0."""
+    if channels is not None and not 1 <= len(channels) <= 3:
+        raise InputError(f"--channels: {len(channels)} given, expected one to three")
+    if channels is not None and min(channels) < 0:
+        raise InputError(f"--channels: {min(channels)} given, expected 0 or more")
 
 
-def _to_uint8(pixels: Array, percentiles: tuple[float, float] | None) -> npt.NDArray[np.uint8]:
-    if pixels.dtype == bool:
-        return pixels.astype(np.uint8) * np.uint8(255)
-    whole_range = pixels.dtype.kind in "ui" and percentiles is None
-    if whole_range and pixels.dtype == np.uint8:
-        return pixels
-    if pixels.dtype in (np.uint8, np.uint16):
-        # A table over the values costs one pass over the pixels, where a sort for the percentiles would take many.
-        table = np.arange(np.iinfo(pixels.dtype).max + 1)
-        counts = np.bincount(pixels.reshape(-1), minlength=len(table))
-        low, high = (0, len(table) - 1) if percentiles is None else _range_of_counts(counts, percentiles)
-        return stretch(table, low, high)[pixels]
-    if whole_range:
-        info = np.iinfo(pixels.dtype)
-        return stretch(pixels, info.min, info.max)
-    low, high = pixels.min(), pixels.max()
-    if percentiles is not None:
-        inner = np.percentile(pixels, percentiles, method="inverted_cdf")
-        if inner[0] < inner[1]:
-            low, high = inner
-    return stretch(pixels, float(low), float(high))
+def chosen_channels(count: int, channels: Sequence[int] | None, path: Path) -> list[int]:
+    """The channels to be shown: those asked for, or of grey (with alpha) the first and of RGB (with alpha) three."""
+    if channels is None:
+        if count > 4:
+            raise InputError(f"{path}: {count} channels; choose one to three of them with --channels (from 0)")
+        return [0] if count <= 2 else [0, 1, 2]
+    if wrong := [channel for channel in channels if not 0 <= channel < count]:
+        raise InputError(f"--channels: {path} has the channels 0 to {count - 1}, no {wrong[0]}")
+    return list(channels)
 
 
-def _range_of_counts(counts: npt.NDArray[np.int64], percentiles: tuple[float, float]) -> tuple[int, int]:
-    cumulative = np.cumsum(counts)
-    ranks = np.maximum(np.ceil(np.asarray(percentiles) / 100 * cumulative[-1]), 1)
-    low, high = np.searchsorted(cumulative, ranks)
-    if low == high:
-        low, high = np.flatnonzero(counts)[[0, -1]]
-    return int(low), int(high)
-
-
-def stretch(values: Array, low: float, high: float) -> npt.NDArray[np.uint8]:
-    """Map low..high to 0..255, clipped and rounded; a picture of one value becomes black."""
-    # float32 holds an 8- or 16-bit value exactly; wider ones need float64 until the range is subtracted.
-    wide: Any = np.float32 if values.dtype.itemsize <= 2 else np.float64
-    scale = 255 / (high - low) if high > low else 0.0
-    return np.clip(np.rint((values.astype(wide) - wide(low)) * wide(scale)), 0, 255).astype(np.uint8)
+def as_colours(pixels: Array) -> Array:
+    """[h, w, 1] -> [h, w]; two channels get a black third."""
+    if pixels.shape[2] == 1:
+        return pixels[:, :, 0]
+    if pixels.shape[2] == 2:
+        return np.concatenate([pixels, np.zeros_like(pixels[:, :, :1])], axis=2)
+    return pixels
 
 
 def _what_is_wrong(values: Array) -> str:

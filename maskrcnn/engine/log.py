@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from maskrcnn.errors import writing
+from maskrcnn.files import replacing
 
 TOTAL = "loss"
 
@@ -23,10 +24,8 @@ class MetricsLog:
             step, epoch = resume
             done = [row for row in read_metrics(path) if row["step"] <= step]
             self.rows = [row for row in done if TOTAL in row or row["epoch"] <= epoch]
-        beside = path.with_name(path.name + ".part")
-        with writing(path):
+        with replacing(path) as beside:
             beside.write_text("".join(json.dumps(row) + "\n" for row in self.rows))
-            beside.replace(path)
 
     def write(self, row: dict[str, Any]) -> None:
         self.rows.append(row)

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from maskrcnn.engine.log import TOTAL
-from maskrcnn.errors import writing
+from maskrcnn.files import replacing
 
 # Okabe & Ito's palette, which colour-blind readers can tell apart; without its yellow, which is too pale for lines
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -146,7 +146,5 @@ def plot_classes(metrics: dict[str, float], class_names: Sequence[str], cells: S
 
 
 def _save(figure: Figure, path: Path) -> None:
-    beside = path.with_name(path.stem + ".part.png")
-    with writing(path):
-        figure.savefig(beside, dpi=100)
-        beside.replace(path)
+    with replacing(path) as beside:
+        figure.savefig(beside, dpi=100, format="png")

@@ -20,8 +20,8 @@ from typing import Any, Literal
 from tqdm import tqdm
 
 from maskrcnn.data.hw3 import IMAGE, Hw3Folder, TestImage, read_test_release
-from maskrcnn.data.picture import Picture, check_channels, open_pictures
-from maskrcnn.data.tiff import is_tiff, readable
+from maskrcnn.data.picture import Picture, open_pictures
+from maskrcnn.data.tiff import check_channels, is_tiff, readable
 from maskrcnn.engine import distributed
 from maskrcnn.engine.device import choose_device, keep_freed_memory
 from maskrcnn.errors import InputError, writing

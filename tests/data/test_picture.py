@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as stn
 from PIL import Image
 
-from maskrcnn.data.picture import Picture, open_pictures, percentiles_of, picture_of
-from maskrcnn.data.tiff import read_image
+from maskrcnn.data.intensities import percentiles_of
+from maskrcnn.data.picture import Picture, open_pictures, picture_of, read_image
 from maskrcnn.errors import InputError
 
 RNG = np.random.default_rng(0)

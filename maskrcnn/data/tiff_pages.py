@@ -1,0 +1,173 @@
+"""Pages of a TIFF, decoded strip by strip or tile by tile where a region needs them."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tifffile
+
+from maskrcnn.data.tiff import Array, as_colours, check_complete, chosen_channels, readable, resolve_photometric
+from maskrcnn.errors import InputError
+
+SEGMENT_CACHE = 256 << 20
+"""Bytes of decoded strips and tiles that an open TIFF keeps: neighbouring regions share them."""
+
+_CHANNEL_AXES = "SC"  # samples of a pixel, channels
+_UNNAMED_AXIS = "Q"  # tifffile's name for an axis that the file does not explain: channels if there are up to 4
+
+_JPEG = (6, 7, 34892, 33007)  # TIFF's numbers of compressions that keep their tables apart
+
+ReadRegion = Callable[[int, int, int, int], Array]
+"""(top, left, height, width) -> the stored pixels [h, w] or [h, w, channels]."""
+
+
+def page_size(series: Any) -> tuple[int, int]:
+    """(H, W) in pixels."""
+    return series.keyframe.imagelength, series.keyframe.imagewidth
+
+
+def page_readers(
+    tiff: tifffile.TiffFile, series: Any, path: Path, level: int, channels: Sequence[int] | None
+) -> list[ReadRegion]:
+    """A reader of each page of a series, at a level of its pyramid."""
+    if not 0 <= level < len(series.levels):
+        raise InputError(f"--level is {level}; {path} has the levels 0 to {len(series.levels) - 1}")
+    series = series.levels[level]
+    if series.dtype.kind not in "buif":
+        raise InputError(f"{path}: pixels of type {series.dtype}, expected integers or floats")
+    check_complete(series, path)
+    axes = [(a, n) for a, n in zip(series.axes, series.shape, strict=True) if n > 1 or a in "YX"]
+    names = "".join(a for a, _ in axes)
+    at_y = names.find("Y")
+    if at_y < 0 or names[at_y : at_y + 2] != "YX" or names[at_y + 2 :] not in ("", "S", "C", "Q"):
+        raise InputError(f"{path}: axes {series.axes} of size {series.shape}, expected pictures of height x width")
+    leading, trailing = axes[:at_y], axes[at_y + 2 :]
+    channel_axis = next(
+        (a for a, n in [*trailing, *reversed(leading)] if a in _CHANNEL_AXES or (a == _UNNAMED_AXIS and n <= 4)), None
+    )
+    if trailing and channel_axis != trailing[0][0]:
+        raise InputError(f"{path}: axes {series.axes} of size {series.shape}, expected pictures of height x width")
+    count = dict(axes).get(channel_axis, 1) if channel_axis else 1
+    chosen = chosen_channels(count, channels, path)
+    segments = _Segments(tiff, series, path)
+    pages = [n for a, n in leading if a != channel_axis]
+    lengths = [n for _, n in leading]
+    readers = []
+    for page in range(int(np.prod(pages)) if pages else 1):
+        index = list(np.unravel_index(page, pages)) if pages else []
+        planes = []
+        for channel in chosen:
+            rest = iter(index)
+            place = [channel if a == channel_axis else int(next(rest)) for a, _ in leading]
+            planes.append(int(np.ravel_multi_index(place, lengths)) if leading else 0)
+        readers.append(segments.reader(planes[:1] if trailing else planes, chosen if trailing else None))
+    return readers
+
+
+class _Segments:
+    """The strips or tiles of a series' pages, decoded where a region needs them; the last ones are kept."""
+
+    def __init__(self, tiff: tifffile.TiffFile, series: Any, path: Path) -> None:
+        self.tiff, self.path = tiff, path
+        self.pages, self.keyframe = series.pages, series.keyframe
+        self.cache: OrderedDict[tuple[int, int], Array] = OrderedDict()
+        self.cached = 0
+        self.maps: dict[str, Array] = {}
+        page = self.keyframe
+        if page.imagedepth > 1:
+            raise InputError(f"{path}: a volume in one page, expected pictures of height x width")
+        self.shape = (page.tilelength, page.tilewidth) if page.is_tiled else (page.rowsperstrip, page.imagewidth)
+        self.separate = page.planarconfig == tifffile.PLANARCONFIG.SEPARATE and page.samplesperpixel > 1
+        self.planes_per_page = page.samplesperpixel if self.separate else 1
+        self.headless = len(self.pages) == 1 and series.size > page.size
+        if self.headless and not (page.is_memmappable and page.is_contiguous):
+            raise InputError(f"{path}: a compressed stack with one header, expected one for each page")
+
+    def reader(self, planes: Sequence[int], samples: Sequence[int] | None) -> ReadRegion:
+        """Reads ``planes`` (counted through all pages) as channels, or of the one plane given, its ``samples``."""
+
+        def read(top: int, left: int, height: int, width: int) -> Array:
+            with readable(self.path):
+                if samples is not None:
+                    pixels = self.region(planes[0], top, left, height, width)[:, :, samples]
+                else:
+                    pixels = np.concatenate([self.region(p, top, left, height, width) for p in planes], axis=2)
+            single = pixels[:, :, 0] if pixels.shape[2] == 1 else pixels
+            resolved = resolve_photometric(single, self.keyframe, self.path)
+            return as_colours(resolved if resolved.ndim == 3 else resolved[:, :, None])
+
+        return read
+
+    def region(self, plane: int, top: int, left: int, height: int, width: int) -> Array:
+        """Pixels [height, width, samples] of one plane."""
+        page = self.keyframe
+        number, sample = divmod(plane, self.planes_per_page)
+        if (mapped := self._mapped(number)) is not None:
+            part = mapped[sample] if self.separate else mapped
+            return np.asarray(part[top : top + height, left : left + width])
+        across, down = -(-page.imagewidth // self.shape[1]), -(-page.imagelength // self.shape[0])
+        out = np.zeros((height, width, 1 if self.separate else page.samplesperpixel), page.dtype)
+        for row in range(top // self.shape[0], (top + height - 1) // self.shape[0] + 1):
+            for column in range(left // self.shape[1], (left + width - 1) // self.shape[1] + 1):
+                segment = self._segment(number, (sample * down + row) * across + column)
+                if segment is None:
+                    continue  # a hole of a sparse file, which is 0
+                y, x = row * self.shape[0], column * self.shape[1]
+                y1, x1 = max(y, top), max(x, left)
+                y2, x2 = min(y + segment.shape[0], top + height), min(x + segment.shape[1], left + width)
+                out[y1 - top : y2 - top, x1 - left : x2 - left] = segment[y1 - y : y2 - y, x1 - x : x2 - x]
+        return out
+
+    def _mapped(self, number: int) -> Array | None:
+        """An uncompressed page as it lies in the file. A stack above 4 GiB has one header, its pages lie behind it."""
+        behind = number if self.headless else 0
+        page = self.keyframe if self.headless else self.pages[number]
+        if not (page.is_memmappable and page.is_contiguous):
+            return None
+        samples, rows, columns = (getattr(self.keyframe, n) for n in ("samplesperpixel", "imagelength", "imagewidth"))
+        shape = (samples, rows, columns, 1) if self.separate else (rows, columns, samples)
+        dtype = np.dtype(self.tiff.byteorder + self.keyframe.dtype.char)
+        file = page.parent.filehandle.path
+        if file not in self.maps:
+            self.maps[file] = np.memmap(file, np.uint8, "r")
+        return np.ndarray(shape, dtype, self.maps[file], page.dataoffsets[0] + behind * self.keyframe.nbytes)
+
+    def _segment(self, number: int, index: int) -> Array | None:
+        key = (number, index)
+        if key in self.cache:
+            self.cache.move_to_end(key)
+            return self.cache[key]
+        page = self.pages[number]
+        # All of the header that is needed is read before the segment is sought: it moves the file's position.
+        offset, count, decode = page.dataoffsets[index], page.databytecounts[index], self.keyframe.decode
+        if count == 0:
+            return None
+        tables = {}
+        if self.keyframe.compression in _JPEG:
+            tables = {"jpegtables": page.jpegtables, "jpegheader": self.keyframe.jpegheader}
+        decoded = decode(_bytes_at(page.parent.filehandle, offset, count), index, **tables)[0]
+        if decoded is None:
+            return None
+        segment: Array = decoded[0]
+        self.cache[key] = segment
+        self.cached += segment.nbytes
+        while self.cached > SEGMENT_CACHE and len(self.cache) > 1:
+            self.cached -= self.cache.popitem(last=False)[1].nbytes
+        return segment
+
+
+def _bytes_at(handle: tifffile.FileHandle, offset: int, count: int) -> bytes:
+    """A piece of a file, which tifffile has closed where it is another one of an OME set than was asked for."""
+    closed = handle.closed
+    if closed:
+        handle.open()
+    try:
+        handle.seek(offset)
+        return handle.read(count)
+    finally:
+        if closed:
+            handle.close()

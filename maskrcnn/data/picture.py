@@ -50,7 +50,7 @@ class Picture:
 
     Attributes:
         name: the file's name; of a page of a stack, with its number: ``stack.tif#2``, from 1.
-        path: the file.
+        path: the file that holds it: of pages of an OME set, which one opens as a whole, not always the one opened.
         size: (H, W) in pixels.
     """
 
@@ -216,4 +216,4 @@ def _open_tiff(
     readers = [read for series in stacked for read in page_readers(tiff, series, path, level, channels)]
     names = [path.name] if len(readers) == 1 else [f"{path.name}#{page}" for page in range(1, len(readers) + 1)]
     size = page_size(first.levels[level])
-    return [Picture(path, name, size, read, percentiles) for name, read in zip(names, readers, strict=True)]
+    return [Picture(file, name, size, read, percentiles) for name, (read, file) in zip(names, readers, strict=True)]

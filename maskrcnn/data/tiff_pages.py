@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -32,8 +33,9 @@ def page_size(series: Any) -> tuple[int, int]:
 
 def page_readers(
     tiff: tifffile.TiffFile, series: Any, path: Path, level: int, channels: Sequence[int] | None
-) -> list[ReadRegion]:
-    """A reader of each page of a series, at a level of its pyramid."""
+) -> list[tuple[ReadRegion, Path]]:
+    """A reader of each page of a series, at a level of its pyramid, and the file that holds it: ``path``, or another
+    one of its OME set."""
     if not 0 <= level < len(series.levels):
         raise InputError(f"--level is {level}; {path} has the levels 0 to {len(series.levels) - 1}")
     series = series.levels[level]
@@ -64,7 +66,8 @@ def page_readers(
             rest = iter(index)
             place = [channel if a == channel_axis else int(next(rest)) for a, _ in leading]
             planes.append(int(np.ravel_multi_index(place, lengths)) if leading else 0)
-        readers.append(segments.reader(planes[:1] if trailing else planes, chosen if trailing else None))
+        read = segments.reader(planes[:1] if trailing else planes, chosen if trailing else None)
+        readers.append((read, segments.file_of(planes[0])))
     return readers
 
 
@@ -101,6 +104,12 @@ class _Segments:
             return as_colours(resolved if resolved.ndim == 3 else resolved[:, :, None])
 
         return read
+
+    def file_of(self, plane: int) -> Path:
+        """The file that a plane lies in."""
+        page = self.pages[0 if self.headless else plane // self.planes_per_page]
+        file = Path(page.parent.filehandle.path)
+        return self.path if file == Path(os.path.abspath(self.path)) else file
 
     def region(self, plane: int, top: int, left: int, height: int, width: int) -> Array:
         """Pixels [height, width, samples] of one plane."""

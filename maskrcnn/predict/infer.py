@@ -177,20 +177,31 @@ def find_jobs(config: InferConfig) -> list[Job]:
         ]
     listed = [path for entry in config.images for path in _pictures_in(entry)]
     paths = list({os.path.abspath(path): path for path in listed}.values())  # a folder may be given twice
-    keys = _keys(paths, [_pages(path, config) for path in paths])
-    pages = [(key, path, page) for own, path in zip(keys, paths, strict=True) for page, key in enumerate(own)]
+    own_pages = [_pages(path, config, {os.path.abspath(other) for other in paths}) for path in paths]
+    keys = _keys(paths, list(map(len, own_pages)))
+    pages = [
+        (key, path, page)
+        for names, path, numbers in zip(keys, paths, own_pages, strict=True)
+        for key, page in zip(names, numbers, strict=True)
+    ]
     return [Job(key, path.name, path, page, image_id) for image_id, (key, path, page) in enumerate(pages, start=1)]
 
 
-def _pages(path: Path, config: InferConfig) -> int:
-    """The pictures of a file, from its header; one of a file that cannot be read, which will fail in its turn."""
+def _pages(path: Path, config: InferConfig, listed: set[str]) -> list[int]:
+    """The numbers of a file's pictures, from its header; of those of an OME set, without what other ``listed`` files
+    hold. One of a file that cannot be read, which will fail in its turn."""
     try:
         with readable(path):
             if not is_tiff(path):
-                return 1
-        return len(open_pictures(path, level=config.level, channels=config.channels))
+                return [0]
+        pictures = open_pictures(path, level=config.level, channels=config.channels)
     except InputError:
-        return 1
+        return [0]
+    return [
+        number
+        for number, picture in enumerate(pictures)
+        if picture.path == path or os.path.abspath(picture.path) not in listed
+    ]
 
 
 def _pictures_in(entry: Path) -> list[Path]:

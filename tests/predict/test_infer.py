@@ -29,6 +29,7 @@ from maskrcnn.predict.export import check_results, write_results
 from maskrcnn.predict.infer import InferConfig, Job, find_jobs, infer
 from maskrcnn.predict.overlay import draw_overlay
 from tests.conftest import ROOT
+from tests.data.test_picture import OME
 
 
 @pytest.fixture(scope="module")
@@ -120,6 +121,19 @@ def test_a_folder_given_twice_is_predicted_once(tmp_path: Path) -> None:
     small_pictures(tmp_path)
     jobs = find_jobs(InferConfig(Path("best.pt"), images=(tmp_path, tmp_path / "b.png")))
     assert [job.key for job in jobs] == ["a", "b"]
+
+
+def test_the_files_of_an_ome_set_are_predicted_once(tmp_path: Path) -> None:
+    for number in range(2):
+        pixels = np.full((70, 90), number, np.uint16)
+        tifffile.imwrite(tmp_path / f"{number}.ome.tif", pixels, description=OME.format(number), metadata=None)
+    jobs = find_jobs(InferConfig(Path("best.pt"), images=(tmp_path,)))
+    assert [(job.key, job.path.name, job.page) for job in jobs] == [
+        ("0.ome", "0.ome.tif", 0),
+        ("1.ome", "1.ome.tif", 1),
+    ]
+    alone = find_jobs(InferConfig(Path("best.pt"), images=(tmp_path / "1.ome.tif",)))
+    assert [(job.key, job.page) for job in alone] == [("1.ome-1", 0), ("1.ome-2", 1)]
 
 
 def test_pictures_are_not_decoded_to_be_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -358,7 +372,7 @@ def test_the_headers_of_a_stack_are_read_once(tiny_run: Path, tmp_path: Path, mo
     config = InferConfig(tiny_run / "best.pt", images=(tmp_path,), out=tmp_path / "out", device="cpu")
     assert len(find_jobs(config)) == 4
     monkeypatch.setattr("maskrcnn.predict.infer.open_pictures", counted)
-    monkeypatch.setattr("maskrcnn.predict.infer._pages", lambda *_: 4)
+    monkeypatch.setattr("maskrcnn.predict.infer._pages", lambda *_: [0, 1, 2, 3])
     assert not infer(config).failures
     assert len(opened) == 1
 

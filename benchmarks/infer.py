@@ -174,6 +174,7 @@ def theirs(model: TorchvisionMaskRCNN, image: np.ndarray, precision: str, device
 def ours(model: MaskRCNN, image: np.ndarray, precision: str, device: str) -> Contender:
     names = [f"class{number}" for number in range(1, CLASSES + 1)]
     predictor = Predictor(model, None, names, torch.device(device), precision)
+    predictor.pixels_per_detection = image.size  # torchvision's limits do not grow with the picture
     parts = [
         (model, "features", "backbone + FPN"),
         (model.rpn, "forward", "RPN"),

@@ -29,7 +29,7 @@ from maskrcnn.data.tiff import (
     is_tiff,
     readable,
 )
-from maskrcnn.data.tiff_pages import ReadRegion, page_readers, page_size
+from maskrcnn.data.tiff_pages import OpenTiff, ReadRegion, page_size, series_pages
 from maskrcnn.errors import InputError
 
 DEFAULT_PERCENTILES = (0.1, 99.9)
@@ -210,10 +210,13 @@ def _open_tiff(
         raise InputError(f"{path}: a TIFF without a picture")
     first: Any = tiff.series[0]
     # pages that differ in type or compression are series of their own; smaller ones are thumbnails and labels
-    stacked = [series for series in tiff.series if page_size(series) == page_size(first)]
-    if any(other.size > first.size for other in tiff.series if other not in stacked):
+    stacked = [number for number, series in enumerate(tiff.series) if page_size(series) == page_size(first)]
+    if any(other.size > first.size for number, other in enumerate(tiff.series) if number not in stacked):
         raise InputError(f"{path}: {len(tiff.series)} pictures, the first is not the largest, expected one picture")
-    readers = [read for series in stacked for read in page_readers(tiff, series, path, level, channels)]
-    names = [path.name] if len(readers) == 1 else [f"{path.name}#{page}" for page in range(1, len(readers) + 1)]
+    file = OpenTiff(tiff, path)
+    pages = [page for number in stacked for page in series_pages(file, number, level, channels)]
+    if not tiff.is_ome and len(stacked) > 1:
+        pages.sort(key=lambda page: page.index)
+    names = [path.name] if len(pages) == 1 else [f"{path.name}#{number}" for number in range(1, len(pages) + 1)]
     size = page_size(first.levels[level])
-    return [Picture(file, name, size, read, percentiles) for name, (read, file) in zip(names, readers, strict=True)]
+    return [Picture(page.path, name, size, page.read, percentiles) for name, page in zip(names, pages, strict=True)]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from maskrcnn.data.tiff import Array, as_colours, check_complete, chosen_channel
 from maskrcnn.errors import InputError
 
 SEGMENT_CACHE = 256 << 20
-"""Bytes of decoded strips and tiles that an open TIFF keeps: neighbouring regions share them."""
+"""Bytes of decoded strips and tiles that an open file keeps: neighbouring regions share them."""
 
 _CHANNEL_AXES = "SC"  # samples of a pixel, channels
 _UNNAMED_AXIS = "Q"  # tifffile's name for an axis that the file does not explain: channels if there are up to 4
@@ -31,11 +33,37 @@ def page_size(series: Any) -> tuple[int, int]:
     return series.keyframe.imagelength, series.keyframe.imagewidth
 
 
-def page_readers(
-    tiff: tifffile.TiffFile, series: Any, path: Path, level: int, channels: Sequence[int] | None
-) -> list[tuple[ReadRegion, Path]]:
-    """A reader of each page of a series, at a level of its pyramid, and the file that holds it: ``path``, or another
-    one of its OME set."""
+@dataclass
+class OpenTiff:
+    """An open file, whose pages may be read from several threads, one at a time."""
+
+    tiff: tifffile.TiffFile
+    path: Path
+    lock: threading.RLock = field(default_factory=threading.RLock)
+    cache: OrderedDict[tuple[int, int, int], Array] = field(default_factory=OrderedDict)
+    cached: int = 0
+
+    def keep(self, key: tuple[int, int, int], segment: Array) -> None:
+        """Keep a decoded segment, and let go of the ones that were not used for the longest time."""
+        self.cache[key] = segment
+        self.cached += segment.nbytes
+        while self.cached > SEGMENT_CACHE and len(self.cache) > 1:
+            self.cached -= self.cache.popitem(last=False)[1].nbytes
+
+
+@dataclass(frozen=True)
+class Page:
+    """One picture of a file: how it is read, the file that holds it (``path``, or another one of its OME set), and its
+    place among that file's pages."""
+
+    read: ReadRegion
+    path: Path
+    index: int
+
+
+def series_pages(file: OpenTiff, number: int, level: int, channels: Sequence[int] | None) -> list[Page]:
+    """The pages of series ``number``, at a level of its pyramid."""
+    path, series = file.path, file.tiff.series[number]
     if not 0 <= level < len(series.levels):
         raise InputError(f"--level is {level}; {path} has the levels 0 to {len(series.levels) - 1}")
     series = series.levels[level]
@@ -55,10 +83,10 @@ def page_readers(
         raise InputError(f"{path}: axes {series.axes} of size {series.shape}, expected pictures of height x width")
     count = dict(axes).get(channel_axis, 1) if channel_axis else 1
     chosen = chosen_channels(count, channels, path)
-    segments = _Segments(tiff, series, path)
+    segments = _Segments(file, number, series)
     pages = [n for a, n in leading if a != channel_axis]
     lengths = [n for _, n in leading]
-    readers = []
+    found = []
     for page in range(int(np.prod(pages)) if pages else 1):
         index = list(np.unravel_index(page, pages)) if pages else []
         planes = []
@@ -67,18 +95,17 @@ def page_readers(
             place = [channel if a == channel_axis else int(next(rest)) for a, _ in leading]
             planes.append(int(np.ravel_multi_index(place, lengths)) if leading else 0)
         read = segments.reader(planes[:1] if trailing else planes, chosen if trailing else None)
-        readers.append((read, segments.file_of(planes[0])))
-    return readers
+        found.append(Page(read, *segments.place_of(planes[0])))
+    return found
 
 
 class _Segments:
     """The strips or tiles of a series' pages, decoded where a region needs them; the last ones are kept."""
 
-    def __init__(self, tiff: tifffile.TiffFile, series: Any, path: Path) -> None:
-        self.tiff, self.path = tiff, path
+    def __init__(self, file: OpenTiff, number: int, series: Any) -> None:
+        self.file, self.path, self.number = file, file.path, number
+        path = file.path
         self.pages, self.keyframe = series.pages, series.keyframe
-        self.cache: OrderedDict[tuple[int, int], Array] = OrderedDict()
-        self.cached = 0
         self.maps: dict[str, Array] = {}
         page = self.keyframe
         if page.imagedepth > 1:
@@ -94,7 +121,7 @@ class _Segments:
         """Reads ``planes`` (counted through all pages) as channels, or of the one plane given, its ``samples``."""
 
         def read(top: int, left: int, height: int, width: int) -> Array:
-            with readable(self.path):
+            with self.file.lock, readable(self.path):
                 if samples is not None:
                     pixels = self.region(planes[0], top, left, height, width)[:, :, samples]
                 else:
@@ -105,11 +132,11 @@ class _Segments:
 
         return read
 
-    def file_of(self, plane: int) -> Path:
-        """The file that a plane lies in."""
+    def place_of(self, plane: int) -> tuple[Path, int]:
+        """The file that a plane lies in, and its page's number there."""
         page = self.pages[0 if self.headless else plane // self.planes_per_page]
-        file = Path(page.parent.filehandle.path)
-        return self.path if file == Path(os.path.abspath(self.path)) else file
+        path = Path(page.parent.filehandle.path)
+        return self.path if os.path.realpath(path) == os.path.realpath(self.path) else path, page.index
 
     def region(self, plane: int, top: int, left: int, height: int, width: int) -> Array:
         """Pixels [height, width, samples] of one plane."""
@@ -139,17 +166,17 @@ class _Segments:
             return None
         samples, rows, columns = (getattr(self.keyframe, n) for n in ("samplesperpixel", "imagelength", "imagewidth"))
         shape = (samples, rows, columns, 1) if self.separate else (rows, columns, samples)
-        dtype = np.dtype(self.tiff.byteorder + self.keyframe.dtype.char)
+        dtype = np.dtype(self.file.tiff.byteorder + self.keyframe.dtype.char)
         file = page.parent.filehandle.path
         if file not in self.maps:
             self.maps[file] = np.memmap(file, np.uint8, "r")
         return np.ndarray(shape, dtype, self.maps[file], page.dataoffsets[0] + behind * self.keyframe.nbytes)
 
     def _segment(self, number: int, index: int) -> Array | None:
-        key = (number, index)
-        if key in self.cache:
-            self.cache.move_to_end(key)
-            return self.cache[key]
+        key = (self.number, number, index)
+        if key in self.file.cache:
+            self.file.cache.move_to_end(key)
+            return self.file.cache[key]
         page = self.pages[number]
         # All of the header that is needed is read before the segment is sought: it moves the file's position.
         offset, count, decode = page.dataoffsets[index], page.databytecounts[index], self.keyframe.decode
@@ -162,10 +189,7 @@ class _Segments:
         if decoded is None:
             return None
         segment: Array = decoded[0]
-        self.cache[key] = segment
-        self.cached += segment.nbytes
-        while self.cached > SEGMENT_CACHE and len(self.cache) > 1:
-            self.cached -= self.cache.popitem(last=False)[1].nbytes
+        self.file.keep(key, segment)
         return segment
 
 

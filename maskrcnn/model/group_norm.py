@@ -30,7 +30,8 @@ class GroupNorm(nn.GroupNorm):
         if self.held is None:
             return super().forward(x)
         scale, shift = self.held
-        return torch.addcmul(shift, x.float(), scale).to(x.dtype)
+        widens = x.device.type == "cuda" and torch.is_autocast_enabled("cuda")  # as autocast does to group_norm there
+        return torch.addcmul(shift, x.float(), scale).to(torch.float32 if widens else x.dtype)
 
     def _scale_and_shift(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """[1, C, 1, 1] each: what normalises the maps ``x`` as if they were one."""

@@ -177,7 +177,7 @@ def find_jobs(config: InferConfig) -> list[Job]:
         ]
     listed = [path for entry in config.images for path in _pictures_in(entry)]
     paths = list({os.path.abspath(path): path for path in listed}.values())  # a folder may be given twice
-    own_pages = [_pages(path, config, {os.path.abspath(other) for other in paths}) for path in paths]
+    own_pages = [_pages(path, config, {os.path.realpath(other) for other in paths}) for path in paths]
     keys = _keys(paths, list(map(len, own_pages)))
     pages = [
         (key, path, page)
@@ -200,7 +200,7 @@ def _pages(path: Path, config: InferConfig, listed: set[str]) -> list[int]:
     return [
         number
         for number, picture in enumerate(pictures)
-        if picture.path == path or os.path.abspath(picture.path) not in listed
+        if picture.path == path or os.path.realpath(picture.path) not in listed
     ]
 
 
@@ -250,16 +250,16 @@ def _prepare(config: InferConfig, folder: Path, jobs: Sequence[Job]) -> list[Job
     path = folder / OPTIONS
     with writing(folder):
         (folder / CELLS).mkdir(parents=True, exist_ok=True)
-        before = json.loads(path.read_text()) if path.exists() else {}
-        other = [name for name, value in json.loads(text).items() if before and before.get(name) != value]
+        last = json.loads(path.read_text()) if path.exists() else {}
+        other = [name for name, value in json.loads(text).items() if last and last.get(name) != value]
         if other and not config.overwrite:
             raise InputError(
                 f"{folder}: holds results of another {', '.join(other)}; choose another --out, or --overwrite"
             )
         if config.overwrite:
-            records = [folder / CELLS / f"{job.key}.json" for job in jobs]
-            for record in (folder / CELLS).glob("*.json") if other else records:
-                record.unlink(missing_ok=True)
+            before = {record.stem for record in (folder / CELLS).glob("*.json")}
+            for key in before if other else before & {job.key for job in jobs}:
+                _remove_results(folder, key)
         _write_text(path, text)
     return [job for job in jobs if not _is_done(folder, job, config)]
 
@@ -303,7 +303,7 @@ def _predict_all(config: InferConfig, predictor: Predictor, jobs: Sequence[Job],
                     detections = predictor.predict(picture, show)
             except InputError as error:
                 failures[job.key] = str(error)
-                _remove_results(folder, job)
+                _remove_results(folder, job.key)
                 tqdm.write(f"warning: passed over: {error}", file=sys.stderr)
                 continue
             if writing_last is not None:
@@ -337,14 +337,14 @@ class _Opener:
         return picture
 
 
-def _remove_results(folder: Path, job: Job) -> None:
-    """What an earlier run wrote of this picture: it is of another version of the file."""
-    record = folder / CELLS / f"{job.key}.json"
+def _remove_results(folder: Path, key: str) -> None:
+    """What an earlier run wrote of a picture; nothing where ``cells/`` has no record of it."""
+    record = folder / CELLS / f"{key}.json"
     if not record.exists():
         return
     with writing(folder):
         for file in _FILES.values():
-            path = folder / file.format(job.key)
+            path = folder / file.format(key)
             for written in path.glob("class*.tif") if path.is_dir() else [path]:
                 written.unlink(missing_ok=True)
         record.unlink()

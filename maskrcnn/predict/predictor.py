@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -25,7 +26,7 @@ from maskrcnn.errors import InputError
 from maskrcnn.model import Detections, MaskRCNN
 from maskrcnn.model.group_norm import statistics_of
 from maskrcnn.predict.augment import Augment, detect_in_views
-from maskrcnn.predict.tiles import Tile, merge_tiles, sample_windows, tile_picture
+from maskrcnn.predict.tiles import Tile, equal_windows, merge_tiles, tile_picture
 
 T = TypeVar("T")
 
@@ -40,8 +41,11 @@ BYTES_PER_PIXEL = 1500
 
 SMALLEST_TILE = 256
 
-WINDOW, WINDOWS = 512, 16
-"""Side of the windows, in pixels, and their greatest number, that give the statistics of a picture in tiles."""
+WINDOW = 512
+"""Side of the windows, in pixels, that give the statistics of a picture in tiles."""
+
+LOOK = 1 << 21
+"""Pixels that these windows have together: they go through backbone and pyramid at once."""
 
 
 class Predictor:
@@ -56,6 +60,7 @@ class Predictor:
         overlap: pixels that neighbouring tiles share; cells that are larger may be cut.
         batch_size: tiles that go through the network together.
         augment: views of each tile that are averaged (:mod:`maskrcnn.predict.augment`).
+        pixels_per_detection: the limit of cells is a tile's area divided by it, where the checkpoint's is lower.
     """
 
     def __init__(
@@ -79,6 +84,8 @@ class Predictor:
         self.overlap = min(OVERLAP, self.tile // 2) if overlap is None else overlap
         self.batch_size = (1 if device.type == "cpu" else 4) if batch_size is None else batch_size
         self.augment: Augment = augment
+        self.pixels_per_detection = PIXELS_PER_DETECTION
+        self._look = LOOK
         if self.tile < 32 or not 0 <= self.overlap < self.tile or self.batch_size < 1:
             raise InputError(
                 f"--tile {self.tile}, --overlap {self.overlap}, --batch-size {self.batch_size}: expected a tile of at "
@@ -154,15 +161,33 @@ class Predictor:
         return found
 
     def _normalised_as_a_whole(self, picture: Picture) -> AbstractContextManager[None]:
-        """Inside the block, GroupNorm takes a tile for a part of the picture, whose means and variances are those of
-        its windows (of all of it up to 4 megapixels): else an empty tile's noise would be stretched to cells."""
+        """Inside the block, GroupNorm takes a tile for a part of the picture: else the noise of an empty tile would be
+        stretched until it looks like cells.
+
+        Means and variances are those of the whole picture up to 2 megapixels. Of a larger one they are those of windows
+        drawn with chances proportional to the variance of their pixels, so that the empty parts of a slide do not
+        outweigh the tissue; the same ones at every call.
+        """
 
         @torch.inference_mode()
         def look() -> None:
-            windows = sample_windows(picture.size, min(self.tile, WINDOW), WINDOWS)
-            images, sizes = self._batch([picture.read(w.top, w.left, w.height, w.width) for w in windows])
-            with autocast(self.precision, self.device):
-                self.model.features(images, sizes)
+            windows = equal_windows(picture.size, min(self.tile, WINDOW))
+            most = max(1, self._look // (windows[0].height * windows[0].width))
+            if len(windows) > most:
+                chances = _variances(picture, windows)
+                drawn = np.random.default_rng(0).choice(len(windows), most, replace=False, p=chances / chances.sum())
+                windows = [windows[index] for index in sorted(drawn.tolist())]
+            try:
+                images, sizes = self._batch([picture.read(w.top, w.left, w.height, w.width) for w in windows])
+                with autocast(self.precision, self.device):
+                    self.model.features(images, sizes)
+                return
+            except torch.cuda.OutOfMemoryError:
+                if len(windows) == 1:
+                    raise
+            self._look = self._look // 2
+            _say_once("out of memory: fewer parts of large pictures give their statistics")
+            look()
 
         return statistics_of(self.model, look)
 
@@ -190,7 +215,7 @@ class Predictor:
     @torch.inference_mode()
     def _forward(self, images: Sequence[Tensor]) -> list[Detections]:
         height, width = images[0].shape[:2]
-        limit = height * width // PIXELS_PER_DETECTION
+        limit = height * width // self.pixels_per_detection
         with autocast(self.precision, self.device), self.model.at_least_detections(limit):
             detections = self.model(*self._batch(images))
         return [one.to("cpu") for one in detections]
@@ -200,6 +225,25 @@ class Predictor:
         samples = [Sample(image, InstanceLabels.empty(*image.shape[:2]), "image", 0) for image in images]
         batch = collate(samples).to(self.device)
         return batch.images.contiguous(memory_format=torch.channels_last), batch.sizes
+
+
+def _variances(picture: Picture, windows: Sequence[Tile]) -> npt.NDArray[np.float64]:
+    """float64 [N], above 0: the variance of each window's pixels, in the picture reduced to 2,048 pixels."""
+    reduced = picture.reduced(2048).astype(np.float32)
+    rows, columns = (small / full for small, full in zip(reduced.shape[:2], picture.size, strict=True))
+    return np.array(
+        [
+            1e-3
+            + reduced[
+                int(w.top * rows) : int(w.top * rows) + max(1, int(w.height * rows)),
+                int(w.left * columns) : int(w.left * columns) + max(1, int(w.width * columns)),
+            ]
+            .var(axis=(0, 1))
+            .mean()
+            for w in windows
+        ],
+        np.float64,
+    )
 
 
 def _batches(items: Sequence[T], size: int) -> list[Sequence[T]]:

@@ -62,20 +62,19 @@ def _starts(length: int, tile: int, overlap: int) -> list[int]:
     return [-(-i * last // count) * unit for i in range(count + 1)]
 
 
-def sample_windows(size: tuple[int, int], side: int, most: int) -> list[Tile]:
-    """At most ``most`` windows of one size, up to ``side`` pixels, that stand for a picture of ``size`` (H, W): all of
-    it where that many suffice, else windows drawn at random (the same ones at every call)."""
+def equal_windows(size: tuple[int, int], side: int) -> list[Tile]:
+    """Windows of one size that cover a picture of ``size`` (H, W) with little overlap.
+
+    Their sides are at most ``side``, and multiples of 32 where the picture is large enough: the network pads others.
+    """
+    side = max(32, side // 32 * 32)
     counts = [-(-length // side) for length in size]
-    height, width = (-(-length // count) for length, count in zip(size, counts, strict=True))
+    height, width = (min(length, -(-length // (32 * count)) * 32) for length, count in zip(size, counts, strict=True))
     tops, lefts = (
         [round(i * (length - part) / max(1, count - 1)) for i in range(count)]
         for length, part, count in zip(size, (height, width), counts, strict=True)
     )
-    windows = [Tile(top, left, height, width) for top in tops for left in lefts]
-    if len(windows) <= most:
-        return windows
-    drawn = np.random.default_rng(0).choice(len(windows), most, replace=False)
-    return [windows[index] for index in sorted(drawn.tolist())]
+    return [Tile(top, left, height, width) for top in tops for left in lefts]
 
 
 def merge_tiles(tiles: Sequence[Tile], found: Sequence[Detections], size: tuple[int, int]) -> tuple[Detections, int]:
@@ -152,10 +151,14 @@ def _neighbours(tiles: Sequence[Tile]) -> list[tuple[int, int]]:
     pairs = []
     for place, top in enumerate(tops):
         below = [t for t in tops[place + 1 :] if t < top + tiles[rows[top][0]].height]
-        for index in rows[top]:
-            others = [o for t in [top, *below] for o in rows[t] if o > index]
-            left, width = tiles[index].left, tiles[index].width
-            pairs += [(index, o) for o in others if abs(tiles[o].left - left) < width]
+        for column, index in enumerate(rows[top]):
+            tile = tiles[index]
+            others = [*rows[top][column + 1 :], *(other for t in below for other in rows[t])]
+            pairs += [
+                (index, other)
+                for other in others
+                if tiles[other].left < tile.left + tile.width and tile.left < tiles[other].left + tiles[other].width
+            ]
     return pairs
 
 

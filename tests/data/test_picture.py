@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -111,15 +112,30 @@ def test_pages_of_another_type_or_compression_belong_to_the_stack(tmp_path: Path
         RNG.integers(0, 255, (70, 90), dtype=np.uint8),
         RNG.integers(0, 60000, (70, 90), dtype=np.uint16),
         RNG.integers(0, 255, (70, 90, 3), dtype=np.uint8),
+        RNG.integers(0, 255, (70, 90), dtype=np.uint8),
     ]
     with tifffile.TiffWriter(tmp_path / "mixed.tif") as tiff:
-        for page, compression in zip(pages, ("zlib", None, "lzw"), strict=True):
+        for page, compression in zip(pages, ("zlib", None, "lzw", "zlib"), strict=True):
             tiff.write(page, compression=compression, photometric="rgb" if page.ndim == 3 else "minisblack")
         tiff.write(pages[0][::2, ::2])  # a thumbnail
     pictures = open_pictures(tmp_path / "mixed.tif")
-    assert [picture.name for picture in pictures] == ["mixed.tif#1", "mixed.tif#2", "mixed.tif#3"]
+    assert [picture.name for picture in pictures] == [f"mixed.tif#{number}" for number in (1, 2, 3, 4)]
     for picture, page in zip(pictures, pages, strict=True):
         assert np.array_equal(picture.raw(0, 0, 70, 90), page)
+
+
+def test_pages_are_read_by_several_threads_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("maskrcnn.data.tiff_pages.SEGMENT_CACHE", 1 << 14)
+    stack = RNG.integers(0, 255, (8, 256, 256), dtype=np.uint8)
+    path = write(tmp_path / "z.tif", stack, metadata={"axes": "ZYX"}, tile=(32, 32), compression="zlib")
+    pictures = open_pictures(path, None)
+
+    def same(turn: int) -> bool:
+        page = turn % len(stack)
+        return np.array_equal(pictures[page].raw(16, 16, 200, 200), stack[page, 16:216, 16:216])
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(same, range(200)))
 
 
 @pytest.mark.parametrize("imagej", [True, False])

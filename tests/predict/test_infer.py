@@ -134,6 +134,14 @@ def test_the_files_of_an_ome_set_are_predicted_once(tmp_path: Path) -> None:
     ]
     alone = find_jobs(InferConfig(Path("best.pt"), images=(tmp_path / "1.ome.tif",)))
     assert [(job.key, job.page) for job in alone] == [("1.ome-1", 0), ("1.ome-2", 1)]
+    (tmp_path / "pictures").symlink_to(tmp_path)
+    assert len(find_jobs(InferConfig(Path("best.pt"), images=(tmp_path / "pictures",)))) == 2
+
+
+def test_a_link_to_a_picture_is_a_picture(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", np.zeros((20, 30), np.uint8))
+    (tmp_path / "b.tif").symlink_to(tmp_path / "a.tif")
+    assert [job.key for job in find_jobs(InferConfig(Path("best.pt"), images=(tmp_path,)))] == ["a", "b"]
 
 
 def test_pictures_are_not_decoded_to_be_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

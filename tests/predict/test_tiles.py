@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from maskrcnn.data.rle import cell_window
 from maskrcnn.model import Detections
-from maskrcnn.predict.tiles import Tile, merge_tiles, sample_windows, tile_picture
+from maskrcnn.predict.tiles import Tile, _neighbours, equal_windows, merge_tiles, tile_picture
 
 
 @given(st.integers(1, 3000), st.integers(1, 3000), st.integers(32, 1024), st.floats(0, 0.9))
@@ -34,18 +34,29 @@ def test_tiles_cover_the_picture_and_overlap(height: int, width: int, tile: int,
 
 
 @given(st.integers(1, 3000), st.integers(1, 3000), st.integers(16, 512))
-def test_sample_windows_stand_for_the_picture(height: int, width: int, side: int) -> None:
-    windows = sample_windows((height, width), side, 16)
-    assert len(windows) <= 16
-    assert len({(w.height, w.width) for w in windows}) == 1
-    assert max(windows[0].height, windows[0].width) <= side
-    assert all(0 <= w.top <= height - w.height and 0 <= w.left <= width - w.width for w in windows)
-    if -(-height // side) * -(-width // side) <= 16:
-        seen = np.zeros((height, width), bool)
-        for w in windows:
-            seen[w.top : w.top + w.height, w.left : w.left + w.width] = True
-        assert seen.all()
-    assert windows == sample_windows((height, width), side, 16)
+def test_windows_of_one_size_cover_the_picture(height: int, width: int, side: int) -> None:
+    windows = equal_windows((height, width), side)
+    (h, w), *others = {(window.height, window.width) for window in windows}
+    assert not others
+    assert max(h, w) <= max(32, side)
+    assert h in (height, h // 32 * 32)
+    assert w in (width, w // 32 * 32)
+    seen = np.zeros((height, width), bool)
+    for window in windows:
+        assert window.top + h <= height
+        assert window.left + w <= width
+        seen[window.top : window.top + h, window.left : window.left + w] = True
+    assert seen.all()
+
+
+@given(st.integers(1, 1500), st.integers(1, 1500), st.integers(32, 600), st.floats(0, 0.9))
+def test_all_tiles_that_share_pixels_are_neighbours(height: int, width: int, tile: int, share: float) -> None:
+    tiles = tile_picture((height, width), tile, int(share * tile))[:400]
+    edges = np.array([(t.top, t.left, t.top + t.height, t.left + t.width) for t in tiles])
+    first, last = (np.maximum, np.minimum)
+    meet = (first(edges[:, None, :2], edges[:, :2]) < last(edges[:, None, 2:], edges[:, 2:])).all(axis=2)
+    expected = {(i, j) for i, j in np.argwhere(meet).tolist() if i < j}
+    assert {tuple(sorted(pair)) for pair in _neighbours(tiles)} == expected
 
 
 def test_an_overlap_as_large_as_the_tile_is_refused() -> None:

@@ -48,6 +48,8 @@ class Options:
     overlap: int = 128
     min_score: float = 0.5
     """Cells of at least this score are compared."""
+    least_score: float | None = None
+    """Of cells in the mosaics, see infer.py."""
     sides: tuple[int, ...] = (5000, 10000, 20000)
     """Sides of the mosaics in pixels."""
     format: tuple[str, ...] = ("coco", "labels", "csv")
@@ -116,6 +118,8 @@ def time_mosaic(options: Options, side: int, folder: Path) -> list[str]:
     write_mosaic(path, options.images, side)
     out = folder / f"out-{side}"
     command = [sys.executable, str(ROOT / "infer.py"), "--checkpoint", str(options.checkpoint), "--images", str(path)]
+    if options.least_score is not None:
+        command += ["--least-score", str(options.least_score)]
     start = time.perf_counter()
     # in a child of its own, so that its peak is not that of an earlier one
     script = (

@@ -75,6 +75,9 @@ class InferConfig:
     """Folder of <name>/class1.tif, ... (as in train/) with the true cells of the pictures, which the report scores."""
     min_score: float = 0.5
     """Lowest score of a cell in labels, GeoJSON, tables and overlays (coco and the report hold all of them)."""
+    least_score: float | None = None
+    """Lowest score of a cell at all, also in coco and the report; default: 0.05. A higher one saves the work of the
+    masks of cells that the other formats leave out, which on a slide are most."""
     tile: int | None = None
     """Side in pixels of the tiles in which larger pictures are predicted; default: from the device's memory."""
     overlap: int | None = None
@@ -103,6 +106,8 @@ class InferConfig:
             raise InputError("--truth is for the report; give --report too")
         if not 0 <= self.min_score <= 1:
             raise InputError(f"--min-score is {self.min_score}; expected 0 to 1")
+        if self.least_score is not None and not 0 <= self.least_score <= self.min_score:
+            raise InputError(f"--least-score is {self.least_score}; expected 0 to --min-score ({self.min_score})")
         if self.level < 0:
             raise InputError(f"--level is {self.level}; expected 0 or more")
         check_channels(self.channels)
@@ -155,6 +160,7 @@ def infer(config: InferConfig) -> Outcome:
             config.overlap,
             config.batch_size,
             config.augment,
+            config.least_score,
         )
         folder = config.out if config.out is not None else config.checkpoint.parent
         todo = distributed.from_main(lambda: _prepare(config, folder, jobs))
@@ -244,7 +250,7 @@ def _prepare(config: InferConfig, folder: Path, jobs: Sequence[Job]) -> list[Job
     predicted, so that what a run that is stopped leaves behind is all of one kind.
     """
     digest = hashlib.sha256(config.checkpoint.read_bytes()).hexdigest()
-    names = ("tile", "overlap", "augment", "level", "channels", "precision", "min_score")
+    names = ("tile", "overlap", "augment", "level", "channels", "precision", "min_score", "least_score")
     options = {"checkpoint": digest, **{name: getattr(config, name) for name in names}}
     text = json.dumps(options, indent=2) + "\n"
     path = folder / OPTIONS

@@ -74,8 +74,11 @@ class Predictor:
         overlap: int | None = None,
         batch_size: int | None = None,
         augment: Augment = "none",
+        least_score: float | None = None,
     ) -> None:
         self.model = model.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+        if least_score is not None:
+            self.model.box_head.score_threshold = least_score
         self.percentiles = percentiles
         self.class_names = tuple(class_names)
         self.device = device
@@ -297,6 +300,7 @@ def load(
     overlap: int | None = None,
     batch_size: int | None = None,
     augment: Augment = "none",
+    least_score: float | None = None,
 ) -> Predictor:
     """The predictor of a checkpoint that ``train.py`` wrote.
 
@@ -305,6 +309,7 @@ def load(
         device: ``auto``, ``cpu`` or ``cuda``.
         precision: ``auto`` (bf16 autocast on GPUs and CPUs that compute in it, else fp32), ``fp32`` or ``bf16``.
         tile, overlap, batch_size, augment: see :class:`Predictor`; None: chosen for the device.
+        least_score: cells of a lower score are not looked for, which saves the work of their masks; None: 0.05.
 
     Raises:
         InputError: the file is missing, damaged, or no checkpoint of this project; a tile that cannot be used.
@@ -322,4 +327,5 @@ def load(
         overlap,
         batch_size,
         augment,
+        least_score,
     )

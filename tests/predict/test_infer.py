@@ -390,6 +390,7 @@ def test_the_headers_of_a_stack_are_read_once(tiny_run: Path, tmp_path: Path, mo
     [
         ({"truth": Path("truth")}, "--truth is for the report"),
         ({"min_score": 1.5}, r"--min-score is 1\.5; expected 0 to 1"),
+        ({"least_score": 0.6}, r"--least-score is 0\.6; expected 0 to --min-score"),
         ({"level": -1}, "--level is -1"),
         ({"channels": (0, 1, 2, 3)}, "--channels: 4 given, expected one to three"),
         ({"channels": (-1,)}, "--channels: -1 given"),

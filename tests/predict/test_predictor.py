@@ -121,6 +121,15 @@ def test_tiles_that_cannot_be_used(options: dict) -> None:
         predictor(BrightSquares(), **options)
 
 
+def test_cells_below_the_least_score_are_not_looked_for(tiny_run: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (128, 160, 3), dtype=np.uint8)
+    every = maskrcnn.load(tiny_run / "best.pt", device="cpu", least_score=0.0)(noise)
+    least = float(every.scores[len(every) // 2])
+    some = maskrcnn.load(tiny_run / "best.pt", device="cpu", least_score=least)(noise)
+    assert 0 < len(some) < len(every)
+    assert torch.equal(some.boxes, every.boxes[every.scores > least])
+
+
 def test_the_default_overlap_fits_a_small_tile() -> None:
     assert predictor(BrightSquares(), tile=64).overlap == 32
     assert predictor(BrightSquares(), tile=512).overlap == 128

@@ -260,8 +260,8 @@ def test_losses_and_gradients(training_pair: tuple[MaskRCNN, nn.Module], images:
     for name, their_name in CHOSEN_WEIGHTS.items():
         gradient, reference = own[name].grad, other[their_name].grad
         assert reference.norm() > 0, name
-        # A unit whose input is 0 but for rounding passes its gradient on one side and not on the other (of 2,048 channels
-        # of layer4 number 1281 does, on some processors): it alone may be off by more.
+        # A unit whose input is 0 but for rounding passes its gradient on one side and not on the other (channel 1281 of
+        # layer4 does, on some processors): it alone may be off by more.
         errors = (gradient - reference).flatten(1).norm(dim=1).sort().values
         assert errors.norm() <= 1e-2 * reference.norm(), name
         assert errors[:-1].norm() <= 1e-3 * reference.norm(), name

@@ -42,10 +42,10 @@ BYTES_PER_PIXEL = 1500
 SMALLEST_TILE = 256
 
 WINDOW = 512
-"""Side of the windows, in pixels, that give the statistics of a picture in tiles."""
+"""Side of the windows, in pixels, that give the statistics of a large picture in tiles."""
 
 LOOK = 1 << 21
-"""Pixels that these windows have together: they go through backbone and pyramid at once."""
+"""Pixels that these windows have together, or a smaller picture as a whole: 1 GB on the way through the pyramid."""
 
 
 class Predictor:
@@ -174,7 +174,11 @@ class Predictor:
 
         @torch.inference_mode()
         def look() -> None:
-            windows = equal_windows(picture.size, min(self.tile, WINDOW))
+            height, width = picture.size
+            if height * width <= self._look:
+                windows = [Tile(0, 0, height, width)]
+            else:
+                windows = equal_windows(picture.size, min(self.tile, WINDOW))
             most = max(1, self._look // (windows[0].height * windows[0].width))
             if len(windows) > most:
                 chances = _variances(picture, windows)

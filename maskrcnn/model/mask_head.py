@@ -116,4 +116,5 @@ def _conv(channels: int, group_norm: bool) -> nn.Sequential:
     if conv.bias is not None:
         nn.init.zeros_(conv.bias)
         return nn.Sequential(conv, nn.ReLU(inplace=True))
+    # not model.GroupNorm: an RoI is seen whole, and always normalised by its own statistics
     return nn.Sequential(conv, nn.GroupNorm(GROUPS, channels), nn.ReLU(inplace=True))

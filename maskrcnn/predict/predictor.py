@@ -172,31 +172,35 @@ class Predictor:
         outweigh the tissue; the same ones at every call.
         """
 
+        height, width = picture.size
+
         @torch.inference_mode()
         def look() -> None:
-            height, width = picture.size
-            if height * width <= self._look:
-                windows = [Tile(0, 0, height, width)]
-            else:
-                windows = equal_windows(picture.size, min(self.tile, WINDOW))
-            most = max(1, self._look // (windows[0].height * windows[0].width))
-            if len(windows) > most:
-                chances = _variances(picture, windows)
-                drawn = np.random.default_rng(0).choice(len(windows), most, replace=False, p=chances / chances.sum())
-                windows = [windows[index] for index in sorted(drawn.tolist())]
-            try:
-                images, sizes = self._batch([picture.read(w.top, w.left, w.height, w.width) for w in windows])
-                with autocast(self.precision, self.device):
-                    self.model.features(images, sizes)
-                return
-            except torch.cuda.OutOfMemoryError:
-                if len(windows) == 1:
-                    raise
-            self._look = self._look // 2
-            _say_once("out of memory: fewer parts of large pictures give their statistics")
-            look()
+            while True:
+                whole = height * width <= self._look
+                windows = [Tile(0, 0, height, width)] if whole else self._windows(picture)
+                try:
+                    images, sizes = self._batch([picture.read(w.top, w.left, w.height, w.width) for w in windows])
+                    with autocast(self.precision, self.device):
+                        self.model.features(images, sizes)
+                    return
+                except torch.cuda.OutOfMemoryError:
+                    if len(windows) == 1 and not whole:
+                        raise
+                self._look = min(self._look, height * width) // 2
+                _say_once("out of memory: fewer parts of large pictures give their statistics")
 
         return statistics_of(self.model, look)
+
+    def _windows(self, picture: Picture) -> list[Tile]:
+        """As many windows of a large picture as may be looked at together."""
+        windows = equal_windows(picture.size, min(self.tile, WINDOW))
+        most = max(1, self._look // (windows[0].height * windows[0].width))
+        if len(windows) <= most:
+            return windows
+        chances = _variances(picture, windows)
+        drawn = np.random.default_rng(0).choice(len(windows), most, replace=False, p=chances / chances.sum())
+        return [windows[index] for index in sorted(drawn.tolist())]
 
     def _detect(self, images: Sequence[Tensor]) -> list[Detections]:
         """Cells of pictures uint8 [H, W, 3] of one size; in smaller batches from when the GPU's memory is too small."""
@@ -237,20 +241,14 @@ class Predictor:
 def _variances(picture: Picture, windows: Sequence[Tile]) -> npt.NDArray[np.float64]:
     """float64 [N], above 0: the variance of each window's pixels, in the picture reduced to 2,048 pixels."""
     reduced = picture.reduced(2048).astype(np.float32)
-    rows, columns = (small / full for small, full in zip(reduced.shape[:2], picture.size, strict=True))
-    return np.array(
-        [
-            1e-3
-            + reduced[
-                int(w.top * rows) : int(w.top * rows) + max(1, int(w.height * rows)),
-                int(w.left * columns) : int(w.left * columns) + max(1, int(w.width * columns)),
-            ]
-            .var(axis=(0, 1))
-            .mean()
-            for w in windows
-        ],
-        np.float64,
-    )
+    down, across = (small / full for small, full in zip(reduced.shape[:2], picture.size, strict=True))
+
+    def variance(window: Tile) -> float:
+        top, left = int(window.top * down), int(window.left * across)
+        height, width = max(1, int(window.height * down)), max(1, int(window.width * across))
+        return float(reduced[top : top + height, left : left + width].var(axis=(0, 1)).mean())
+
+    return np.array([variance(window) for window in windows]) + 1e-3
 
 
 def _batches(items: Sequence[T], size: int) -> list[Sequence[T]]:

@@ -219,6 +219,24 @@ def test_a_look_that_does_not_fit_the_memory_is_shortened(
     assert capsys.readouterr().err.count("fewer parts") == 1
 
 
+def test_a_whole_picture_that_does_not_fit_the_memory_is_looked_at_in_windows(
+    tiny_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = maskrcnn.load(tiny_run / "best.pt", device="cpu", tile=64, overlap=16)
+    features, shapes = model.model.features, []
+
+    def small(images: Tensor, sizes: Sequence[tuple[int, int]]) -> list[Tensor]:
+        shapes.append((len(images), *images.shape[2:]))
+        if images.numel() > 3 * 8 * 64 * 64:
+            raise torch.cuda.OutOfMemoryError("out of memory")
+        return features(images, sizes)
+
+    monkeypatch.setattr(model.model, "features", small)
+    model(np.random.default_rng(0).integers(0, 255, (256, 256), dtype=np.uint8))
+    assert shapes[:2] == [(1, 256, 256), (8, 64, 64)]
+    assert model.tile == 64
+
+
 @torch.inference_mode()
 def stem(model: Predictor, images: list[Tensor]) -> Tensor:
     backbone = model.model.backbone

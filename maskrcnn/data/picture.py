@@ -75,7 +75,7 @@ class Picture:
         if pixels.dtype == bool:
             values = pixels.astype(np.uint8) * np.uint8(255)
         elif self._percentiles is None and pixels.dtype == np.uint8:
-            values = pixels
+            values = pixels.copy()  # a caller's array in memory stays the caller's
         else:
             if self._range is None:
                 self._range = self._find_range(pixels.dtype)
@@ -194,7 +194,8 @@ def _in_memory(
     array: Array, path: Path, name: str, percentiles: tuple[float, float] | None, channels: Sequence[int] | None
 ) -> Picture:
     pixels = array if array.ndim == 3 else array[:, :, None]
-    chosen = pixels[:, :, chosen_channels(pixels.shape[2], channels, path)]
+    wanted = chosen_channels(pixels.shape[2], channels, path)
+    chosen = pixels[:, :, : len(wanted)] if wanted == list(range(len(wanted))) else pixels[:, :, wanted]
 
     def read(top: int, left: int, height: int, width: int) -> Array:
         return as_colours(chosen[top : top + height, left : left + width])

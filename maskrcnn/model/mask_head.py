@@ -15,6 +15,9 @@ from maskrcnn.model.group_norm import GROUPS
 from maskrcnn.model.losses import MaskLoss, mask_loss, mean_count
 from maskrcnn.model.roi_heads import RoIPool, SampledRoIs
 
+CHUNK = 128
+"""RoIs that go through the head together in inference: a tile of 1,000 cells needs no more memory than one of 128."""
+
 
 class MaskHead(nn.Module):
     """Four 3x3 convolutions, a transposed one that doubles the size, and one 28x28 mask a class.
@@ -55,6 +58,12 @@ class MaskHead(nn.Module):
 
     def forward(self, features: Sequence[Tensor], rois: Tensor, classes: Tensor, image_size: tuple[int, int]) -> Tensor:
         """RoIs [R, 5] and their classes [R] (1..K) -> logits [R, 28, 28] of the mask of that class, in float32."""
+        if torch.is_grad_enabled() or torch.compiler.is_compiling() or len(rois) <= CHUNK:
+            return self._logits(features, rois, classes, image_size)
+        chunks = zip(rois.split(CHUNK), classes.split(CHUNK), strict=True)
+        return torch.cat([self._logits(features, *chunk, image_size) for chunk in chunks])
+
+    def _logits(self, features: Sequence[Tensor], rois: Tensor, classes: Tensor, image_size: tuple[int, int]) -> Tensor:
         x = self.convs(self.pool(features, rois, image_size))
         logits = self.mask_fcn_logits(F.relu(self.conv5_mask(x), inplace=True))
         return logits[torch.arange(rois.shape[0], device=rois.device), classes].float()

@@ -16,6 +16,9 @@ from maskrcnn.ops.checks import check_boxes, check_device
 PADDING = 1
 """Zeros around each mask before it is enlarged, so that its outline can end inside the box."""
 
+CHUNK = 1 << 14
+"""Masks that are encoded together: those of a slide are kept in half precision, and take twice that in single."""
+
 
 def masks_to_rle(masks: Tensor, boxes: Tensor, size: tuple[int, int], threshold: float = 0.5) -> list[dict[str, Any]]:
     """The pixels where each mask, enlarged into its box, is above ``threshold``, as COCO RLE.
@@ -45,9 +48,13 @@ def masks_to_rle(masks: Tensor, boxes: Tensor, size: tuple[int, int], threshold:
     check_device("masks", masks, "boxes", boxes)
     if not threshold >= 0:
         raise ValueError(f"threshold is {threshold}; expected 0 or more")
-    if not len(masks):
-        return []
-    masks, boxes = (tensor.detach().float().contiguous() for tensor in (masks, boxes))
+    results: list[dict[str, Any]] = []
+    for part in zip(masks.detach().split(CHUNK), boxes.detach().split(CHUNK), strict=True):
+        results += _encode(*(tensor.float().contiguous() for tensor in part), size, threshold)
+    return results
+
+
+def _encode(masks: Tensor, boxes: Tensor, size: tuple[int, int], threshold: float) -> list[dict[str, Any]]:
     runs, ends = torch.ops.maskrcnn.mask_runs(masks, boxes, *size, float(threshold))
     texts, ends = torch.ops.maskrcnn.encode_runs(runs.cpu(), ends.cpu())  # the texts are needed on the host
     data = texts.numpy().tobytes()

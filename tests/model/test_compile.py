@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from maskrcnn.data.labels import InstanceLabels
 from maskrcnn.model import Detections, MaskRCNN, mask_rcnn_resnet_fpn
+from maskrcnn.model.group_norm import statistics_of
 
 SIZES = ((64, 96), (96, 64))
 SEEDS = (0, 1, 2)
@@ -105,6 +106,27 @@ def test_compiled_detections(model: MaskRCNN) -> None:
     (found,), (expected,) = (network(picture(*SIZES[0]), SIZES[:1]) for network in (compiled, model))
     assert len(expected) > 0
     assert_same(tensors(found), tensors(expected))
+
+
+@torch.no_grad()
+def test_compiled_group_norm() -> None:
+    """By its own statistics, by those of another picture while they hold, and by its own again."""
+    torch.manual_seed(0)
+    network = mask_rcnn_resnet_fpn(18, 2, norm="group").eval()
+    height, width = SIZES[0]
+    image, other = picture(height, width), picture(height, width, seed=1) // 4
+
+    def features(of: nn.Module, images: Tensor) -> list[Tensor]:
+        return list(of(images, SIZES[:1]))
+
+    compiled = torch.compile(network.features, backend="eager", fullgraph=True)
+    own = features(network.features, image)
+    assert_same(features(compiled, image), own)
+    with statistics_of(network, lambda: network.features(other, SIZES[:1])):
+        held = features(network.features, image)
+        assert_same(features(compiled, image), held)
+    assert (held[0] - own[0]).abs().max() > 0.1
+    assert_same(features(compiled, image), own)
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from maskrcnn.data.labels import InstanceLabels
-from maskrcnn.model.mask_head import MaskHead
+from maskrcnn.model.mask_head import CHUNK, MaskHead
 from maskrcnn.model.roi_heads import RoIPool, SampledRoIs
 
 SIZES = [(50, 64), (64, 40)]  # both smaller than the batch, which is 64 x 64
@@ -49,6 +49,28 @@ def _rois(labels: list[InstanceLabels], seed: int) -> tuple[Tensor, Tensor]:
         first += len(label)
     order = torch.randperm(first, generator=generator)
     return torch.cat(rois)[order], torch.cat(instances)[order]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("group_norm", [False, True])
+def test_many_rois_in_chunks(group_norm: bool) -> None:
+    """In inference: each RoI has the mask that it has alone, and no more than a chunk of them are in memory."""
+    head = _head(group_norm=group_norm)
+    features = _pyramid(2)
+    count = 2 * CHUNK + 3
+    generator = torch.Generator().manual_seed(0)
+    corners = 40 * torch.rand(count, 2, generator=generator)
+    sides = 2 + 20 * torch.rand(count, 2, generator=generator)
+    images = torch.randint(2, (count, 1), generator=generator).float()
+    rois = torch.cat([images, corners, corners + sides], dim=1)
+    classes = torch.randint(1, 4, (count,), generator=generator)
+    logits = head(features, rois, classes, PADDED)
+    alone = [head(features, rois[[i]], classes[[i]], PADDED) for i in range(0, count, 37)]
+    torch.testing.assert_close(logits[::37], torch.cat(alone), atol=1e-5, rtol=1e-4)
+    sizes = []
+    head.conv5_mask.register_forward_hook(lambda module, inputs, output: sizes.append(len(output)))
+    head(features, rois, classes, PADDED)
+    assert sizes == [CHUNK, CHUNK, 3]
 
 
 @pytest.mark.parametrize("group_norm", [False, True])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+
 import numpy as np
 import pytest
 import torch
@@ -62,6 +64,15 @@ def test_equals_its_definition(seed: int, rows: list, threshold: float) -> None:
     for a, b in zip(ours, expected, strict=True):
         assert a["size"] == [40, 50]
         assert (decode(a) != decode(b)).sum() <= 1
+
+
+@pytest.mark.parametrize("count", [0, 5, 6, 7])
+def test_more_masks_than_are_encoded_together(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    masks, boxes = smooth_masks(count, seed=0).half(), boxes_over(40, 50, count, seed=1)
+    together = ops.masks_to_rle(masks, boxes, (40, 50))
+    monkeypatch.setattr(importlib.import_module("maskrcnn.ops.masks_to_rle"), "CHUNK", 3)
+    assert ops.masks_to_rle(masks, boxes, (40, 50)) == together
+    assert len(together) == count
 
 
 @pytest.mark.parametrize("threshold", [0.0, 0.25, 0.5])

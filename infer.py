@@ -5,7 +5,8 @@ import sys
 import tyro
 
 from maskrcnn.errors import one_line_errors
-from maskrcnn.predict.infer import InferConfig, infer
+from maskrcnn.predict.config import InferConfig
+from maskrcnn.predict.infer import infer
 
 if __name__ == "__main__":
     with one_line_errors():

@@ -49,8 +49,8 @@ def masks_to_rle(masks: Tensor, boxes: Tensor, size: tuple[int, int], threshold:
     if not threshold >= 0:
         raise ValueError(f"threshold is {threshold}; expected 0 or more")
     results: list[dict[str, Any]] = []
-    for part in zip(masks.detach().split(CHUNK), boxes.detach().split(CHUNK), strict=True):
-        results += _encode(*(tensor.float().contiguous() for tensor in part), size, threshold)
+    for some, their_boxes in zip(masks.detach().split(CHUNK), boxes.detach().split(CHUNK), strict=True):
+        results += _encode(some.float().contiguous(), their_boxes.float().contiguous(), size, threshold)
     return results
 
 

@@ -6,43 +6,38 @@ import csv
 import hashlib
 import io
 import json
-import os
 import sys
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
-from itertools import count
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from tqdm import tqdm
 
-from maskrcnn.data.hw3 import IMAGE, Hw3Folder, TestImage, read_test_release
-from maskrcnn.data.picture import Picture, open_pictures
-from maskrcnn.data.tiff import check_channels, is_tiff, readable
+from maskrcnn.data.hw3 import Hw3Folder, TestImage
+from maskrcnn.data.picture import Picture
 from maskrcnn.engine import distributed
 from maskrcnn.engine.device import choose_device, keep_freed_memory
 from maskrcnn.errors import InputError, writing
 from maskrcnn.files import replacing
 from maskrcnn.model import Detections
-from maskrcnn.predict.augment import Augment
+from maskrcnn.predict.config import InferConfig
 from maskrcnn.predict.export import write_results
 from maskrcnn.predict.geojson import write_geojson
+from maskrcnn.predict.jobs import Job, Opener, find_jobs, source_of
 from maskrcnn.predict.labels import write_class_labels, write_labels
 from maskrcnn.predict.overlay import draw_overlay
 from maskrcnn.predict.predictor import Predictor, load
 from maskrcnn.predict.report import ReportPicture, write_report
 from maskrcnn.predict.table import write_table
 
-PICTURES = (".tif", ".tiff", ".png", ".jpg", ".jpeg")
 CELLS, FAILURES, OPTIONS, REPORT = "cells", "failures.csv", "infer.json", "report.html"
 THUMBNAIL, OVERLAY = 1024, 1600
 PATIENCE = timedelta(days=7)
 """How long processes wait for the one whose slide is the largest."""
 
-Format = Literal["coco", "labels", "class-labels", "geojson", "csv", "overlay"]
 _FILES: dict[str, str] = {
     "labels": "labels/{}.tif",
     "class-labels": "class-labels/{}",
@@ -53,85 +48,12 @@ _FILES: dict[str, str] = {
 
 
 @dataclass(frozen=True)
-class InferConfig:
-    """Find, outline and classify the cells in pictures with a trained Mask R-CNN."""
-
-    checkpoint: Path
-    """best.pt (or last.pt) of a run of train.py."""
-    data: Path | None = None
-    """Folder with test_release/*.tif and test_image_name_to_ids.json."""
-    images: tuple[Path, ...] = ()
-    """Pictures, or folders of pictures (TIFF, PNG, JPEG) or of <name>/image.tif, instead of --data; they, and the pages
-    of stacks, get the ids 1, 2, ... in order."""
-    out: Path | None = None
-    """Where the results go; default: the checkpoint's folder."""
-    format: tuple[Format, ...] = ("coco", "overlay")
-    """What is written: coco: test-results.json and submission.zip; labels: a label TIFF a picture; class-labels: one a
-    class (<name>/class1.tif, ...); geojson: outlines for QuPath; csv: a row of measurements a cell; overlay: the
-    outlines drawn on the picture."""
-    report: bool = False
-    """Write report.html: counts, histograms and all pictures with outlines to switch on and off."""
-    truth: Path | None = None
-    """Folder of <name>/class1.tif, ... (as in train/) with the true cells of the pictures, which the report scores."""
-    min_score: float = 0.5
-    """Lowest score of a cell in labels, GeoJSON, tables and overlays (coco and the report hold all of them)."""
-    least_score: float | None = None
-    """Lowest score of a cell at all, also in coco and the report; default: 0.05. A higher one saves the work of the
-    masks of cells that the other formats leave out, which on a slide are most."""
-    tile: int | None = None
-    """Side in pixels of the tiles in which larger pictures are predicted; default: from the device's memory."""
-    overlap: int | None = None
-    """Pixels that neighbouring tiles share: more than the largest cell; default: 128, at most half of a tile."""
-    batch_size: int | None = None
-    """Tiles that go through the network together; default: 1 on a CPU, 4 on a GPU."""
-    augment: Augment = "none"
-    """Average the cells of several views of each picture: its mirror images (flips, 4 times the work), also turned by
-    90 degrees (rotations, 8 times), also at 4/5 and 5/4 of the size (scales, 10 times)."""
-    level: int = 0
-    """Level of a pyramid, 0 being the full size."""
-    channels: tuple[int, ...] | None = None
-    """Which channels (from 0) of a file of several are red, green and blue; one alone is grey."""
-    overwrite: bool = False
-    """Predict all pictures anew, also those that an earlier run has finished."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto: cuda where it is available."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """auto: bf16 autocast on GPUs, and on CPUs (AVX-512 BF16, AMX), that compute in it; else fp32."""
-
-    def check(self) -> None:
-        """Raises InputError for options that no picture could be predicted with."""
-        if (self.data is None) == (not self.images):
-            raise InputError("give either --data FOLDER or --images PICTURES")
-        if self.truth is not None and not self.report:
-            raise InputError("--truth is for the report; give --report too")
-        if not 0 <= self.min_score <= 1:
-            raise InputError(f"--min-score is {self.min_score}; expected 0 to 1")
-        if self.least_score is not None and not 0 <= self.least_score <= self.min_score:
-            raise InputError(f"--least-score is {self.least_score}; expected 0 to --min-score ({self.min_score})")
-        if self.level < 0:
-            raise InputError(f"--level is {self.level}; expected 0 or more")
-        check_channels(self.channels)
-
-
-@dataclass(frozen=True)
 class Outcome:
     """What a run came to: its folder, the number of cells, and what went wrong with which picture."""
 
     folder: Path
     cells: int
     failures: dict[str, str]
-
-
-@dataclass(frozen=True)
-class Job:
-    """One picture to predict: page ``page`` of the file ``path``. ``key`` names its output files."""
-
-    key: str
-    file_name: str
-    path: Path
-    page: int
-    image_id: int
-    size: tuple[int, int] | None = None
 
 
 def infer(config: InferConfig) -> Outcome:
@@ -172,77 +94,6 @@ def infer(config: InferConfig) -> Outcome:
         return Outcome(folder, cells, failures)
 
 
-def find_jobs(config: InferConfig) -> list[Job]:
-    """The pictures of ``--data`` or ``--images`` in order; raises InputError where there are none."""
-    if config.data is not None:
-        tests = read_test_release(config.data)
-        keys = _keys([test.path for test in tests], [1] * len(tests))
-        return [
-            Job(key, test.file_name, test.path, 0, test.image_id, (test.height, test.width))
-            for (key,), test in zip(keys, tests, strict=True)
-        ]
-    listed = [path for entry in config.images for path in _pictures_in(entry)]
-    paths = list({os.path.abspath(path): path for path in listed}.values())  # a folder may be given twice
-    own_pages = [_pages(path, config, {os.path.realpath(other) for other in paths}) for path in paths]
-    keys = _keys(paths, list(map(len, own_pages)))
-    pages = [
-        (key, path, page)
-        for names, path, numbers in zip(keys, paths, own_pages, strict=True)
-        for key, page in zip(names, numbers, strict=True)
-    ]
-    return [Job(key, path.name, path, page, image_id) for image_id, (key, path, page) in enumerate(pages, start=1)]
-
-
-def _pages(path: Path, config: InferConfig, listed: set[str]) -> list[int]:
-    """The numbers of a file's pictures, from its header; of those of an OME set, without what other ``listed`` files
-    hold. One of a file that cannot be read, which will fail in its turn."""
-    try:
-        with readable(path):
-            if not is_tiff(path):
-                return [0]
-        pictures = open_pictures(path, level=config.level, channels=config.channels)
-    except InputError:
-        return [0]
-    return [
-        number
-        for number, picture in enumerate(pictures)
-        if picture.path == path or os.path.realpath(picture.path) not in listed
-    ]
-
-
-def _pictures_in(entry: Path) -> list[Path]:
-    if entry.is_file():
-        return [entry]
-    if not entry.is_dir():
-        raise InputError(f"--images {entry}: no such file or folder")
-    found = sorted(path for path in entry.iterdir() if path.suffix.lower() in PICTURES) or sorted(
-        entry.glob(f"*/{IMAGE}")
-    )
-    if not found:
-        raise InputError(f"--images {entry}: no picture ({', '.join(PICTURES)}) in this folder")
-    return found
-
-
-def _keys(paths: Sequence[Path], pages: Sequence[int]) -> list[list[str]]:
-    """Of each file the names that its pages' results get: its own without the ending, of ``<name>/image.tif`` the
-    folder's; in a stack the page's number follows.
-
-    Where that names two files, the ending stays; where it still does, a number follows.
-    """
-    stems = [path.parent.name if path.name == IMAGE else path.stem for path in paths]
-    counts = Counter(stems)
-    taken: set[str] = set()
-    keys = []
-    for stem, path, number in zip(stems, paths, pages, strict=True):
-        name = stem if counts[stem] == 1 else path.name
-        ends = [f"-{page + 1}" if number > 1 else "" for page in range(number)]
-        names = (name if copy == 1 else f"{name}-{copy}" for copy in count(1))
-        free = next(name for name in names if not any(name + end in taken for end in ends))
-        keys.append([free + end for end in ends])
-        taken.update(keys[-1])
-    return keys
-
-
 def _prepare(config: InferConfig, folder: Path, jobs: Sequence[Job]) -> list[Job]:
     """Create the folder and keep the options that the cells depend on; returns the pictures that are not done yet.
 
@@ -275,17 +126,8 @@ def _is_done(folder: Path, job: Job, config: InferConfig) -> bool:
     files = [record, *(folder / _FILES[name].format(job.key) for name in config.format if name in _FILES)]
     if not all(file.exists() for file in files):
         return False
-    source = _source(job)
+    source = source_of(job)
     return source is not None and json.loads(record.read_text()).get("source") == source
-
-
-def _source(job: Job) -> list[str | int] | None:
-    """What tells the picture from another one, or another version, of the same name; None where it is gone."""
-    try:
-        status = job.path.stat()
-    except OSError:
-        return None
-    return [os.path.abspath(job.path), job.page, status.st_size, status.st_mtime_ns]
 
 
 def _predict_all(config: InferConfig, predictor: Predictor, jobs: Sequence[Job], folder: Path) -> dict[str, str]:
@@ -293,11 +135,11 @@ def _predict_all(config: InferConfig, predictor: Predictor, jobs: Sequence[Job],
     went wrong, by key."""
     failures: dict[str, str] = {}
     main = distributed.is_main()
-    open_page = _Opener(config, predictor)
+    open_page = Opener(config, predictor.percentiles)
     with ThreadPoolExecutor(1) as pool:
         writing_last: Future[None] | None = None
         for job in tqdm(jobs, desc="infer", unit="picture", disable=not main):
-            source = _source(job)
+            source = source_of(job)
             try:
                 picture = open_page(job)
                 with tqdm(desc=picture.name, unit="tile", leave=False, disable=not main, delay=2) as bar:
@@ -318,29 +160,6 @@ def _predict_all(config: InferConfig, predictor: Predictor, jobs: Sequence[Job],
         if writing_last is not None:
             writing_last.result()
     return failures
-
-
-class _Opener:
-    """Opens the pictures of jobs; the pages of a stack in a row, from one reading of its headers."""
-
-    def __init__(self, config: InferConfig, predictor: Predictor) -> None:
-        self.config, self.percentiles = config, predictor.percentiles
-        self.path: Path | None = None
-        self.pages: list[Picture] = []
-
-    def __call__(self, job: Job) -> Picture:
-        """Raises InputError where the file cannot be read, or is not of the size that the id mapping says."""
-        if job.path != self.path:
-            self.path = None  # stays so where the file cannot be opened
-            self.pages = open_pictures(job.path, self.percentiles, self.config.level, self.config.channels)
-            self.path = job.path
-        if job.page >= len(self.pages):
-            raise InputError(f"{job.path}: {len(self.pages)} pages now; it had more when the run started")
-        picture = self.pages[job.page]
-        if job.size is not None and picture.size != job.size:
-            (height, width), (h, w) = picture.size, job.size
-            raise InputError(f"{job.path}: {height}x{width} pixels, but the id mapping says {h}x{w}")
-        return picture
 
 
 def _remove_results(folder: Path, key: str) -> None:
@@ -430,7 +249,7 @@ def _report_pictures(
     config: InferConfig, predictor: Predictor, jobs: Sequence[Job], records: dict[str, Any]
 ) -> Iterator[ReportPicture]:
     truth = None if config.truth is None else Hw3Folder(config.truth, num_classes=len(predictor.class_names))
-    open_page = _Opener(config, predictor)
+    open_page = Opener(config, predictor.percentiles)
     for job in jobs:
         picture, record = open_page(job), records[job.key]
         cells = None

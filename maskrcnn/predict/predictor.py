@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -26,7 +25,8 @@ from maskrcnn.errors import InputError
 from maskrcnn.model import Detections, MaskRCNN
 from maskrcnn.model.group_norm import statistics_of
 from maskrcnn.predict.augment import Augment, detect_in_views
-from maskrcnn.predict.tiles import Tile, equal_windows, merge_tiles, tile_picture
+from maskrcnn.predict.tiles import Tile, merge_tiles, tile_picture
+from maskrcnn.predict.windows import WINDOW, telling_windows
 
 T = TypeVar("T")
 
@@ -41,11 +41,8 @@ BYTES_PER_PIXEL = 1500
 
 SMALLEST_TILE = 256
 
-WINDOW = 512
-"""Side of the windows, in pixels, that give the statistics of a large picture in tiles."""
-
 LOOK = 1 << 21
-"""Pixels that these windows have together, or a smaller picture as a whole: 1 GB on the way through the pyramid."""
+"""Pixels of a picture in tiles that give GroupNorm its statistics: 1 GB on the way through the pyramid."""
 
 
 class Predictor:
@@ -167,18 +164,16 @@ class Predictor:
         """Inside the block, GroupNorm takes a tile for a part of the picture: else the noise of an empty tile would be
         stretched until it looks like cells.
 
-        Means and variances are those of the whole picture up to 2 megapixels. Of a larger one they are those of windows
-        drawn with chances proportional to the variance of their pixels, so that the empty parts of a slide do not
-        outweigh the tissue; the same ones at every call.
+        Means and variances are those of the whole picture up to 2 megapixels, of a larger one those of
+        :func:`telling_windows`.
         """
-
-        height, width = picture.size
+        (height, width), side = picture.size, min(self.tile, WINDOW)
 
         @torch.inference_mode()
         def look() -> None:
             while True:
                 whole = height * width <= self._look
-                windows = [Tile(0, 0, height, width)] if whole else self._windows(picture)
+                windows = [Tile(0, 0, height, width)] if whole else telling_windows(picture, side, self._look)
                 try:
                     images, sizes = self._batch([picture.read(w.top, w.left, w.height, w.width) for w in windows])
                     with autocast(self.precision, self.device):
@@ -191,16 +186,6 @@ class Predictor:
                 _say_once("out of memory: fewer parts of large pictures give their statistics")
 
         return statistics_of(self.model, look)
-
-    def _windows(self, picture: Picture) -> list[Tile]:
-        """As many windows of a large picture as may be looked at together."""
-        windows = equal_windows(picture.size, min(self.tile, WINDOW))
-        most = max(1, self._look // (windows[0].height * windows[0].width))
-        if len(windows) <= most:
-            return windows
-        chances = _variances(picture, windows)
-        drawn = np.random.default_rng(0).choice(len(windows), most, replace=False, p=chances / chances.sum())
-        return [windows[index] for index in sorted(drawn.tolist())]
 
     def _detect(self, images: Sequence[Tensor]) -> list[Detections]:
         """Cells of pictures uint8 [H, W, 3] of one size; in smaller batches from when the GPU's memory is too small."""
@@ -236,19 +221,6 @@ class Predictor:
         samples = [Sample(image, InstanceLabels.empty(*image.shape[:2]), "image", 0) for image in images]
         batch = collate(samples).to(self.device)
         return batch.images.contiguous(memory_format=torch.channels_last), batch.sizes
-
-
-def _variances(picture: Picture, windows: Sequence[Tile]) -> npt.NDArray[np.float64]:
-    """float64 [N], above 0: the variance of each window's pixels, in the picture reduced to 2,048 pixels."""
-    reduced = picture.reduced(2048).astype(np.float32)
-    down, across = (small / full for small, full in zip(reduced.shape[:2], picture.size, strict=True))
-
-    def variance(window: Tile) -> float:
-        top, left = int(window.top * down), int(window.left * across)
-        height, width = max(1, int(window.height * down)), max(1, int(window.width * across))
-        return float(reduced[top : top + height, left : left + width].var(axis=(0, 1)).mean())
-
-    return np.array([variance(window) for window in windows]) + 1e-3
 
 
 def _batches(items: Sequence[T], size: int) -> list[Sequence[T]]:

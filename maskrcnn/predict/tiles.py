@@ -62,21 +62,6 @@ def _starts(length: int, tile: int, overlap: int) -> list[int]:
     return [-(-i * last // count) * unit for i in range(count + 1)]
 
 
-def equal_windows(size: tuple[int, int], side: int) -> list[Tile]:
-    """Windows of one size that cover a picture of ``size`` (H, W) with little overlap.
-
-    Their sides are at most ``side``, and multiples of 32 where the picture is large enough: the network pads others.
-    """
-    side = max(32, side // 32 * 32)
-    counts = [-(-length // side) for length in size]
-    height, width = (min(length, -(-length // (32 * count)) * 32) for length, count in zip(size, counts, strict=True))
-    tops, lefts = (
-        [round(i * (length - part) / max(1, count - 1)) for i in range(count)]
-        for length, part, count in zip(size, (height, width), counts, strict=True)
-    )
-    return [Tile(top, left, height, width) for top in tops for left in lefts]
-
-
 def merge_tiles(tiles: Sequence[Tile], found: Sequence[Detections], size: tuple[int, int]) -> tuple[Detections, int]:
     """One picture's cells from those of its tiles.
 

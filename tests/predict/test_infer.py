@@ -25,8 +25,10 @@ import maskrcnn
 from maskrcnn.data.hw3 import TestImage
 from maskrcnn.errors import InputError
 from maskrcnn.model import Detections
+from maskrcnn.predict.config import InferConfig
 from maskrcnn.predict.export import check_results, write_results
-from maskrcnn.predict.infer import InferConfig, Job, find_jobs, infer
+from maskrcnn.predict.infer import infer
+from maskrcnn.predict.jobs import Job, find_jobs
 from maskrcnn.predict.overlay import draw_overlay
 from tests.conftest import ROOT
 from tests.data.test_picture import OME
@@ -379,8 +381,8 @@ def test_the_headers_of_a_stack_are_read_once(tiny_run: Path, tmp_path: Path, mo
 
     config = InferConfig(tiny_run / "best.pt", images=(tmp_path,), out=tmp_path / "out", device="cpu")
     assert len(find_jobs(config)) == 4
-    monkeypatch.setattr("maskrcnn.predict.infer.open_pictures", counted)
-    monkeypatch.setattr("maskrcnn.predict.infer._pages", lambda *_: [0, 1, 2, 3])
+    monkeypatch.setattr("maskrcnn.predict.jobs.open_pictures", counted)
+    monkeypatch.setattr("maskrcnn.predict.jobs._pages", lambda *_: [0, 1, 2, 3])
     assert not infer(config).failures
     assert len(opened) == 1
 

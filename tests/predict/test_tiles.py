@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from maskrcnn.data.rle import cell_window
 from maskrcnn.model import Detections
-from maskrcnn.predict.tiles import Tile, _neighbours, equal_windows, merge_tiles, tile_picture
+from maskrcnn.predict.tiles import Tile, _neighbours, merge_tiles, tile_picture
+from maskrcnn.predict.windows import equal_windows
 
 
 @settings(deadline=None)  # many small tiles take their time

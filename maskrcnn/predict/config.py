@@ -1,0 +1,74 @@
+"""The options of infer.py."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from maskrcnn.data.tiff import check_channels
+from maskrcnn.errors import InputError
+from maskrcnn.predict.augment import Augment
+
+Format = Literal["coco", "labels", "class-labels", "geojson", "csv", "overlay"]
+
+
+@dataclass(frozen=True)
+class InferConfig:
+    """Find, outline and classify the cells in pictures with a trained Mask R-CNN."""
+
+    checkpoint: Path
+    """best.pt (or last.pt) of a run of train.py."""
+    data: Path | None = None
+    """Folder with test_release/*.tif and test_image_name_to_ids.json."""
+    images: tuple[Path, ...] = ()
+    """Pictures, or folders of pictures (TIFF, PNG, JPEG) or of <name>/image.tif, instead of --data; they, and the pages
+    of stacks, get the ids 1, 2, ... in order."""
+    out: Path | None = None
+    """Where the results go; default: the checkpoint's folder."""
+    format: tuple[Format, ...] = ("coco", "overlay")
+    """What is written: coco: test-results.json and submission.zip; labels: a label TIFF a picture; class-labels: one a
+    class (<name>/class1.tif, ...); geojson: outlines for QuPath; csv: a row of measurements a cell; overlay: the
+    outlines drawn on the picture."""
+    report: bool = False
+    """Write report.html: counts, histograms and all pictures with outlines to switch on and off."""
+    truth: Path | None = None
+    """Folder of <name>/class1.tif, ... (as in train/) with the true cells of the pictures, which the report scores."""
+    min_score: float = 0.5
+    """Lowest score of a cell in labels, GeoJSON, tables and overlays (coco and the report hold all of them)."""
+    least_score: float | None = None
+    """Lowest score of a cell at all, also in coco and the report; default: 0.05. A higher one saves the work of the
+    masks of cells that the other formats leave out, which on a slide are most."""
+    tile: int | None = None
+    """Side in pixels of the tiles in which larger pictures are predicted; default: from the device's memory."""
+    overlap: int | None = None
+    """Pixels that neighbouring tiles share: more than the largest cell; default: 128, at most half of a tile."""
+    batch_size: int | None = None
+    """Tiles that go through the network together; default: 1 on a CPU, 4 on a GPU."""
+    augment: Augment = "none"
+    """Average the cells of several views of each picture: its mirror images (flips, 4 times the work), also turned by
+    90 degrees (rotations, 8 times), also at 4/5 and 5/4 of the size (scales, 10 times)."""
+    level: int = 0
+    """Level of a pyramid, 0 being the full size."""
+    channels: tuple[int, ...] | None = None
+    """Which channels (from 0) of a file of several are red, green and blue; one alone is grey."""
+    overwrite: bool = False
+    """Predict all pictures anew, also those that an earlier run has finished."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: cuda where it is available."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """auto: bf16 autocast on GPUs, and on CPUs (AVX-512 BF16, AMX), that compute in it; else fp32."""
+
+    def check(self) -> None:
+        """Raises InputError for options that no picture could be predicted with."""
+        if (self.data is None) == (not self.images):
+            raise InputError("give either --data FOLDER or --images PICTURES")
+        if self.truth is not None and not self.report:
+            raise InputError("--truth is for the report; give --report too")
+        if not 0 <= self.min_score <= 1:
+            raise InputError(f"--min-score is {self.min_score}; expected 0 to 1")
+        if self.least_score is not None and not 0 <= self.least_score <= self.min_score:
+            raise InputError(f"--least-score is {self.least_score}; expected 0 to --min-score ({self.min_score})")
+        if self.level < 0:
+            raise InputError(f"--level is {self.level}; expected 0 or more")
+        check_channels(self.channels)

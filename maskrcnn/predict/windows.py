@@ -1,0 +1,60 @@
+"""The windows of a large picture that speak for the whole of it, where GroupNorm asks for its statistics."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from maskrcnn.data.picture import Picture
+from maskrcnn.predict.tiles import Tile
+
+WINDOW = 512
+"""Side of the windows in pixels, at most."""
+
+REDUCED = 2048
+"""Side of the reduced picture in which windows are compared."""
+
+
+def telling_windows(picture: Picture, side: int, pixels: int) -> list[Tile]:
+    """Windows of at most ``side`` x ``side`` that have at most ``pixels`` together (one has, however large).
+
+    Where that is not the whole picture, they are drawn with chances proportional to the variance of their pixels, so
+    that the empty parts of a slide do not outweigh the tissue; the same ones at every call.
+    """
+    windows = equal_windows(picture.size, side)
+    most = max(1, pixels // (windows[0].height * windows[0].width))
+    if len(windows) <= most:
+        return windows
+    chances = _variances(picture, windows)
+    drawn = np.random.default_rng(0).choice(len(windows), most, replace=False, p=chances / chances.sum())
+    return [windows[index] for index in sorted(drawn.tolist())]
+
+
+def equal_windows(size: tuple[int, int], side: int) -> list[Tile]:
+    """Windows of one size that cover a picture of ``size`` (H, W) with little overlap.
+
+    Their sides are at most ``side``, and multiples of 32 where the picture is large enough: the network pads others.
+    """
+    side = max(32, side // 32 * 32)
+    counts = [-(-length // side) for length in size]
+    height, width = (min(length, -(-length // (32 * count)) * 32) for length, count in zip(size, counts, strict=True))
+    tops, lefts = (
+        [round(i * (length - part) / max(1, count - 1)) for i in range(count)]
+        for length, part, count in zip(size, (height, width), counts, strict=True)
+    )
+    return [Tile(top, left, height, width) for top in tops for left in lefts]
+
+
+def _variances(picture: Picture, windows: Sequence[Tile]) -> npt.NDArray[np.float64]:
+    """float64 [N], above 0: the variance of each window's pixels in the reduced picture."""
+    reduced = picture.reduced(REDUCED).astype(np.float32)
+    down, across = (small / full for small, full in zip(reduced.shape[:2], picture.size, strict=True))
+
+    def variance(window: Tile) -> float:
+        top, left = int(window.top * down), int(window.left * across)
+        height, width = max(1, int(window.height * down)), max(1, int(window.width * across))
+        return float(reduced[top : top + height, left : left + width].var(axis=(0, 1)).mean())
+
+    return np.array([variance(window) for window in windows]) + 1e-3

@@ -53,6 +53,12 @@ def test_coco_results() -> None:
         assert np.array_equal(coco_mask.decode(row["segmentation"]), coco_mask.decode(rle))
 
 
+def test_coco_boxes_have_two_decimals() -> None:
+    boxes = torch.tensor([[2.0041, 3.3333, 10.0099, 9.6666]])
+    cells = Detections(boxes, torch.tensor([0.5]), torch.tensor([1]), torch.ones(1, 28, 28), (24, 32))
+    assert cells.to_coco(1)[0]["bbox"] == [2.0, 3.33, 8.01, 6.33]
+
+
 def test_masks_fill_their_boxes() -> None:
     mask = coco_mask.decode(_detections(1).to_rle()[0])
     assert mask.shape == (24, 32)

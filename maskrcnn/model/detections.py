@@ -65,8 +65,10 @@ class Detections:
         return ops.masks_to_rle(self.masks, self.boxes, self.size, threshold)
 
     def to_coco(self, image_id: int, threshold: float = 0.5) -> list[dict[str, Any]]:
-        """COCO results of this picture: plain JSON types, RLE counts as text; boxes as [x, y, width, height], rounded to two
-        decimals as COCO's are, which makes the file a quarter smaller."""
+        """COCO results of this picture: plain JSON types, RLE counts as text, boxes as [x, y, width, height].
+
+        Boxes are rounded to two decimals, as COCO's are, which makes the file a quarter smaller.
+        """
         boxes = torch.cat([self.boxes[:, :2], self.boxes[:, 2:] - self.boxes[:, :2]], dim=1).tolist()
         rows = zip(boxes, self.scores.tolist(), self.labels.tolist(), self.to_rle(threshold), strict=True)
         return [

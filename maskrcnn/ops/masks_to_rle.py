@@ -48,6 +48,8 @@ def masks_to_rle(masks: Tensor, boxes: Tensor, size: tuple[int, int], threshold:
     check_device("masks", masks, "boxes", boxes)
     if not threshold >= 0:
         raise ValueError(f"threshold is {threshold}; expected 0 or more")
+    if not len(masks):
+        return []
     results: list[dict[str, Any]] = []
     for some, their_boxes in zip(masks.detach().split(CHUNK), boxes.detach().split(CHUNK), strict=True):
         results += _encode(some.float().contiguous(), their_boxes.float().contiguous(), size, threshold)

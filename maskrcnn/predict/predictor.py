@@ -26,7 +26,7 @@ from maskrcnn.model import Detections, MaskRCNN
 from maskrcnn.model.group_norm import statistics_of
 from maskrcnn.predict.augment import Augment, detect_in_views
 from maskrcnn.predict.tiles import Tile, merge_tiles, tile_picture
-from maskrcnn.predict.windows import WINDOW, telling_windows
+from maskrcnn.predict.windows import telling_windows
 
 T = TypeVar("T")
 
@@ -167,13 +167,13 @@ class Predictor:
         Means and variances are those of the whole picture up to 2 megapixels, of a larger one those of
         :func:`telling_windows`.
         """
-        (height, width), side = picture.size, min(self.tile, WINDOW)
+        height, width = picture.size
 
         @torch.inference_mode()
         def look() -> None:
             while True:
                 whole = height * width <= self._look
-                windows = [Tile(0, 0, height, width)] if whole else telling_windows(picture, side, self._look)
+                windows = [Tile(0, 0, height, width)] if whole else telling_windows(picture, self.tile, self._look)
                 try:
                     images, sizes = self._batch([picture.read(w.top, w.left, w.height, w.width) for w in windows])
                     with autocast(self.precision, self.device):

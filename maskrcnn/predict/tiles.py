@@ -86,14 +86,15 @@ def merge_tiles(tiles: Sequence[Tile], found: Sequence[Detections], size: tuple[
         seen_whole = _lies_in(placed[i].boxes, tiles[j]) & (_inner_room(placed[i].boxes, tiles[j], size) > CUT_MARGIN)
         stays[i] &= ~((room[i] <= CUT_MARGIN) & seen_whole)
     first = np.cumsum([0, *map(len, placed)])
-    cells, rooms, alive = _joined(placed, size), torch.cat(room), torch.cat(stays).numpy()
+    cells, rooms, stay = _joined(placed, size), torch.cat(room), torch.cat(stays).numpy()
     is_cut = rooms <= CUT_MARGIN
     pairs = [_close_pairs(cells, slice(*first[i : i + 2]), slice(*first[j : j + 2])) for i, j in neighbours]
     same = np.concatenate([np.zeros((0, 2), np.int64), *pairs])
-    same = same[alive[same].all(axis=1)]
+    same = same[stay[same].all(axis=1)]
     same = same[_are_same(cells, is_cut, same)]
     order = np.lexsort((-cells.scores.numpy(), -rooms.numpy()))
-    kept = torch.from_numpy(_suppress(order, same, alive))
+    kept = torch.from_numpy(_suppress(order, same))
+    kept = kept[torch.from_numpy(stay)[kept]]
     kept = kept[cells.scores[kept].argsort(descending=True, stable=True)]
     return cells.select(kept), int(is_cut[kept].sum())
 
@@ -187,15 +188,12 @@ def _overlap(a: Window, b: Window, a_is_cut: bool, b_is_cut: bool) -> float:
     return shared / whole if whole else 0.0
 
 
-def _suppress(
-    order: npt.NDArray[np.int64], same: npt.NDArray[np.int64], alive: npt.NDArray[np.bool_]
-) -> npt.NDArray[np.int64]:
-    """Indices of the detections that stay of those in ``alive``, when of each pair in ``same`` only the first in
-    ``order`` does."""
+def _suppress(order: npt.NDArray[np.int64], same: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Indices of the detections that stay, when of each pair in ``same`` only the first in ``order`` does."""
     both = np.concatenate([same, same[:, ::-1]])
     both = both[np.argsort(both[:, 0], kind="stable")]
     bounds = np.searchsorted(both[:, 0], np.arange(len(order) + 1))
-    alive = alive.copy()
+    alive = np.ones(len(order), bool)
     for index in order:
         if alive[index]:
             start, stop = bounds[index : index + 2]

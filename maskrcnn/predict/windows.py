@@ -21,7 +21,7 @@ def telling_windows(picture: Picture, side: int, pixels: int) -> list[Tile]:
     """Windows of at most ``side`` (and :data:`WINDOW`) pixels a side that have at most ``pixels`` together.
 
     One is given in any case. Where that is not the whole picture, they are drawn with chances proportional to the
-    variance of their pixels, so that the empty parts of a slide do not outweigh the tissue; the same ones at every call.
+    variance of their pixels, so that the empty parts of a slide do not outweigh the tissue; the same at every call.
     """
     windows = equal_windows(picture.size, min(side, WINDOW))
     most = max(1, pixels // (windows[0].height * windows[0].width))

@@ -5,8 +5,8 @@ import sys
 import tyro
 
 from maskrcnn.errors import one_line_errors
-from maskrcnn.predict.config import InferConfig
-from maskrcnn.predict.infer import infer
+from maskrcnn.export.config import InferConfig
+from maskrcnn.export.infer import infer
 
 if __name__ == "__main__":
     with one_line_errors():

@@ -4,8 +4,8 @@ import sys
 
 import tyro
 
+from maskrcnn.distributed import launched_rank
 from maskrcnn.engine.config import TrainCli
-from maskrcnn.engine.distributed import launched_rank
 from maskrcnn.engine.steps import NonFiniteLossError
 from maskrcnn.engine.train import train
 from maskrcnn.errors import one_line_errors

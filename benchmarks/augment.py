@@ -16,11 +16,11 @@ from tqdm import tqdm
 
 import maskrcnn
 from benchmarks.measure import machine, table
+from maskrcnn.checkpoint import load_checkpoint
 from maskrcnn.data.coco import to_coco
-from maskrcnn.engine.checkpoint import load_checkpoint
 from maskrcnn.engine.config import TrainConfig
 from maskrcnn.engine.datasets import build_datasets
-from maskrcnn.engine.evaluate import coco_metrics, dense_metrics
+from maskrcnn.evaluation.evaluate import coco_metrics, dense_metrics
 from maskrcnn.predict.augment import Augment
 
 

@@ -46,7 +46,7 @@ from benchmarks.measure import (
 )
 from benchmarks.train_step import ANCHORS, CLASSES, RATIOS
 from maskrcnn.data.synthetic import draw_picture
-from maskrcnn.engine.device import keep_freed_memory, use_bfloat16
+from maskrcnn.device import keep_freed_memory, use_bfloat16
 from maskrcnn.model import Detections, MaskRCNN, mask_rcnn_resnet50_fpn
 from maskrcnn.model.weights import load_weights
 from maskrcnn.predict.predictor import Predictor

@@ -36,7 +36,7 @@ from benchmarks.measure import (
 )
 from maskrcnn import ops
 from maskrcnn.data.labels import InstanceLabels
-from maskrcnn.engine.device import keep_freed_memory
+from maskrcnn.device import keep_freed_memory
 from maskrcnn.model import mask_rcnn_resnet50_fpn
 
 CLASSES = 4

@@ -14,9 +14,9 @@ from maskrcnn.errors import InputError
 
 if TYPE_CHECKING:
     from maskrcnn.data.picture import open_pictures
+    from maskrcnn.export.overlay import draw_overlay
     from maskrcnn.model import Detections, MaskRCNN, mask_rcnn_resnet50_fpn
     from maskrcnn.ops import build_info
-    from maskrcnn.predict.overlay import draw_overlay
     from maskrcnn.predict.predictor import Predictor, load
 
 __version__ = "0.1.0"
@@ -27,7 +27,7 @@ _HOME = {
     "MaskRCNN": "maskrcnn.model",
     "Predictor": "maskrcnn.predict.predictor",
     "build_info": "maskrcnn.ops",
-    "draw_overlay": "maskrcnn.predict.overlay",
+    "draw_overlay": "maskrcnn.export.overlay",
     "load": "maskrcnn.predict.predictor",
     "mask_rcnn_resnet50_fpn": "maskrcnn.model",
     "open_pictures": "maskrcnn.data.picture",

@@ -133,6 +133,12 @@ class InstanceLabels:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def median_diameter(self) -> float | None:
+        """The median over the instances of the diameter, in pixels, of the circle of equal area; None without any."""
+        if len(self) == 0:
+            return None
+        return float(np.median(2 * np.sqrt(self.areas.cpu().numpy() / np.pi)))
+
     def mask(self, index: int) -> Tensor:
         """The mask of one instance, bool [H, W]."""
         return self.planes[self.plane[index]] == self.ids[index]

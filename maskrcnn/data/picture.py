@@ -99,6 +99,14 @@ class Picture:
         )
         return np.concatenate([np.asarray(band) for band in bands])
 
+    def rescaled(self, factor: float) -> Picture:
+        """The picture enlarged by ``factor`` (or reduced, below 1), which is read by region as well.
+
+        Bilinear with antialiasing, as training crops are. What a region shows does not depend on where it is cut.
+        """
+        size = max(1, round(self.size[0] * factor)), max(1, round(self.size[1] * factor))
+        return self if size == self.size else _RescaledPicture(self, size)
+
     def raw(self, top: int, left: int, height: int, width: int) -> Array:
         """The pixels of a region as they are stored, [height, width] or [height, width, 3], of any type.
 
@@ -128,6 +136,39 @@ class Picture:
         if low == high:
             low, high = percentiles_of(self._bands, (0, 100))
         return low, high
+
+
+class _RescaledPicture(Picture):
+    """A picture at another size, resampled from the regions of the original under what is read."""
+
+    def __init__(self, original: Picture, size: tuple[int, int]) -> None:
+        super().__init__(original.path, original.name, size, self._read_original, None)
+        self._original = original
+
+    def read(self, top: int, left: int, height: int, width: int) -> Tensor:
+        """See :meth:`Picture.read`; the intensities are those of the original, stretched."""
+        return torch.from_numpy(self.raw(top, left, height, width).copy())
+
+    def _read_original(self, top: int, left: int, height: int, width: int) -> Array:
+        (first, last, above, below), (begin, end, before, behind) = (
+            _source_range(start, length, mine, theirs)
+            for start, length, mine, theirs in zip(
+                (top, left), (height, width), self.size, self._original.size, strict=True
+            )
+        )
+        pixels = Image.fromarray(self._original.read(first, begin, last - first, end - begin).numpy())
+        window = (before, above, behind, below)  # in the pixels read, fractions included
+        return np.asarray(pixels.resize((width, height), Image.Resampling.BILINEAR, box=window))
+
+
+def _source_range(start: int, length: int, size: int, original: int) -> tuple[int, int, float, float]:
+    """Of one axis: the original's pixels that are needed, first and behind the last, and where among them the part
+    ``start`` .. ``start + length`` of a picture of ``size`` pixels begins and ends."""
+    step = original / size
+    low, high = start * step, min((start + length) * step, original)
+    margin = max(1.0, step) + 1  # what the triangle filter sees beyond the window
+    first, last = max(0, int(low - margin)), min(original, int(high + margin) + 1)
+    return first, last, low - first, high - first
 
 
 def open_pictures(

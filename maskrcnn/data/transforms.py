@@ -15,7 +15,12 @@ from torch import Tensor
 
 from maskrcnn.data.dataset import Transform
 from maskrcnn.data.labels import InstanceLabels
+from maskrcnn.data.mirror import mirror_to
 from maskrcnn.data.sample import Sample
+
+SCALE_LIMITS = (0.25, 4.0)
+"""How far a picture may be reduced or enlarged to bring its cells to one size: what cells of less than 8 pixels were is
+not there to be seen, and one cell as large as a picture would make a thumbnail of it."""
 
 
 @dataclass(frozen=True)
@@ -66,11 +71,16 @@ class RandomScale:
 
 @dataclass(frozen=True)
 class RandomCrop:
-    """A square window of ``size`` pixels, at a random place and scale; smaller pictures are padded.
+    """A square window of ``size`` pixels, at a random place and scale.
+
+    Pictures that are smaller are filled up with their mirror images (:func:`maskrcnn.data.mirror.mirror_to`).
 
     Attributes:
         size: side of the result.
         scale: factor by which the window is enlarged, drawn log-uniformly; only the window is resampled.
+        diameter: the picture is first brought to the scale at which its cells have this median diameter in pixels (of
+            the circle of equal area), by a factor within :data:`SCALE_LIMITS`; None: it stays at its own scale.
+        typical_diameter: that of the cells in a picture without any; None: such a picture stays at its own scale.
         rare_class_probability: share of crops around a cell: first one of the picture's classes is drawn, all alike,
             then one of its cells. Rare classes are seen more often so.
         min_visible: cells of which the crop shows less than this share of the area are taken for background: a
@@ -81,16 +91,22 @@ class RandomCrop:
     scale: tuple[float, float] = (1.0, 1.0)
     rare_class_probability: float = 0.0
     min_visible: float = 0.1
+    diameter: float | None = None
+    typical_diameter: float | None = None
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
-        side = max(1, round(self.size / _factor(rng, *self.scale)))
+        factor = _factor(rng, *self.scale)
+        if self.diameter is not None:
+            factor *= scale_to(self.diameter, sample.labels.median_diameter() or self.typical_diameter)
+        side = max(1, round(self.size / factor))
         top, left = self._corner(sample, side, rng)
-        areas = sample.labels.areas
-        crop = _window(sample, top, left, side, side)
-        crop = _drop_slivers(crop, sample.labels, areas, self.min_visible)
-        if side == self.size:
-            return crop
-        return Resize((self.size, self.size))(crop, rng)
+        height, width = (min(side, have) for have in sample.size)
+        crop = _window(sample, top, left, height, width)
+        crop = _drop_slivers(crop, sample.labels, sample.labels.areas, self.min_visible)
+        if side != self.size:
+            size = [self.size if part == side else max(1, round(part * factor)) for part in (height, width)]
+            crop = Resize((size[0], size[1]))(crop, rng)
+        return mirror_to(crop, self.size, self.size)
 
     def _corner(self, sample: Sample, side: int, rng: np.random.Generator) -> tuple[int, int]:
         around_cell = rng.random() < self.rare_class_probability
@@ -150,6 +166,14 @@ class ColorJitter:
         offset = brightness * (contrast * (1 - saturation) * grey + (1 - contrast) * grey.mean())
         mixed = image.mul_(brightness * contrast * saturation).add_(offset[..., None])
         return Sample(mixed.round_().clamp_(0, 255).to(torch.uint8), sample.labels, sample.name, sample.image_id)
+
+
+def scale_to(canonical: float, diameter: float | None) -> float:
+    """The factor, within :data:`SCALE_LIMITS`, by which a picture is enlarged so that cells of ``diameter`` pixels have
+    ``canonical`` ones; 1 where their size is not known."""
+    if diameter is None:
+        return 1.0
+    return min(max(canonical / diameter, SCALE_LIMITS[0]), SCALE_LIMITS[1])
 
 
 def _factor(rng: np.random.Generator, low: float, high: float) -> float:

@@ -11,6 +11,9 @@ import tyro
 
 from maskrcnn.errors import InputError
 
+ANCHOR_SIZES = ((8.0, 4.0), (16.0,), (32.0,), (64.0,), (128.0,))
+"""Of P2 to P6, in pixels."""
+
 
 @dataclass(frozen=True)
 class DataOptions:
@@ -28,11 +31,16 @@ class DataOptions:
     split_seed: int = 0
     """Seed of the train/validation split, apart from --seed so that runs with other seeds share the split."""
     crop: int = 512
-    """Side of the square training crops, in pixels (a multiple of 32). Smaller pictures are padded."""
-    scale_min: float = 0.8
-    """Training crops are enlarged or reduced by a random factor: the smallest..."""
-    scale_max: float = 1.25
-    """... and the largest."""
+    """Side of the square training crops, in pixels (a multiple of 32). Smaller pictures are filled up with their mirror
+    images."""
+    diameter: float | Literal["none"] = 30.0
+    """Pictures are enlarged or reduced until their cells have this median diameter in pixels, in training and in
+    prediction; recorded in the checkpoint. none: pictures stay at their own scale."""
+    scale_min: float | None = None
+    """Training crops are further enlarged or reduced by a random factor: the smallest (default: 0.6; with --diameter
+    none 0.8) ..."""
+    scale_max: float | None = None
+    """... and the largest (default: 1.6; with --diameter none 1.25)."""
     rare_class_probability: float = 0.5
     """Share of the crops that are centred on a cell, its class drawn evenly among the picture's classes."""
     repeat_threshold: float = 0.1
@@ -48,6 +56,18 @@ class DataOptions:
     """Most memory for decoded pictures and label planes, which the workers share; what does not fit is decoded in each
     epoch. Pictures take 3 bytes a pixel and a class 2 bytes more."""
 
+    def canonical_diameter(self) -> float | None:
+        """``--diameter`` in pixels; None: pictures stay at their own scale."""
+        return None if self.diameter == "none" else self.diameter
+
+    def scale(self) -> tuple[float, float]:
+        """The range of the random factor by which crops are enlarged."""
+        low, high = (0.8, 1.25) if self.diameter == "none" else (0.6, 1.6)
+        return (
+            low if self.scale_min is None else self.scale_min,
+            high if self.scale_max is None else self.scale_max,
+        )
+
 
 @dataclass(frozen=True)
 class ModelOptions:
@@ -61,6 +81,17 @@ class ModelOptions:
     """File or URL with weights to start from: a torchvision or timm ResNet, detectron2's R-50.pkl, or a whole
     Mask R-CNN, torchvision's or best.pt of another run (without its last layers, where classes or anchors differ), told
     apart by their keys."""
+    stages: int = 4
+    """ResNet stages. With --diameter, 3 serve as well: no cell needs what the fourth sees, and it holds three quarters
+    of a ResNet-18's weights."""
+    width: int = 64
+    """Channels of the first ResNet stage."""
+    channels: int = 256
+    """Channels of the pyramid, the RPN and the mask head."""
+    box_hidden: int = 1024
+    """Width of the box head's fully connected layers."""
+    mask_convs: int = 4
+    """3x3 convolutions of the mask head."""
     stride_in_1x1: bool = False
     """Put the strides of a stage into its first 1x1 convolution, as detectron2's R-50.pkl has them."""
     mask_loss: Literal["bce", "dice", "bce+dice", "tversky"] = "bce"
@@ -69,8 +100,9 @@ class ModelOptions:
     """Tversky loss: weight of false positives."""
     tversky_beta: float = 0.7
     """Tversky loss: weight of false negatives."""
-    anchor_sizes: tuple[str, ...] = ("8,4", "16", "32", "64", "128")
-    """Anchor sizes in pixels at P2 to P6: one entry a level, several sizes joined by commas."""
+    anchor_sizes: tuple[str, ...] | None = None
+    """Anchor sizes in pixels at P2 to P6: one entry per level, several sizes joined by commas; one level more than
+    --stages. Default: 8,4 16 32 64 128."""
     anchor_ratios: tuple[float, ...] = (0.5, 1.0, 1.5, 2.0)
     """Anchor aspect ratios, height over width."""
     detections_per_image: int = 200
@@ -151,17 +183,24 @@ class TrainConfig:
     def check(self) -> None:
         """Raise InputError for values that no run can use."""
         data, model, optim = self.data_options, self.model_options, self.optim_options
+        scale = data.scale()
         rules: list[tuple[str, object, bool, str]] = [
             ("--crop", data.crop, data.crop >= 32 and data.crop % 32 == 0, "a multiple of 32"),
             ("--val-fraction", data.val_fraction, 0 < data.val_fraction < 1, "between 0 and 1"),
-            ("--scale-min", data.scale_min, 0 < data.scale_min <= data.scale_max, "above 0 and at most --scale-max"),
+            ("--diameter", data.diameter, data.diameter == "none" or 8 <= data.diameter <= 512, "none, or 8 to 512"),
+            ("--scale-min", scale[0], 0 < scale[0] <= scale[1], "above 0 and at most --scale-max"),
+            ("--scale-max", scale[1], scale[1] <= 16, "at most 16"),
             ("--rare-class-probability", data.rare_class_probability, 0 <= data.rare_class_probability <= 1, "0 to 1"),
             ("--repeat-threshold", data.repeat_threshold, 0 <= data.repeat_threshold <= 1, "0 to 1"),
             ("--color-jitter", data.color_jitter, 0 <= data.color_jitter < 1, "0 up to 1"),
             ("--num-classes", data.num_classes, data.num_classes is None or data.num_classes >= 1, "at least 1"),
             ("--workers", data.workers, data.workers is None or data.workers >= 0, "at least 0"),
             ("--cache-gb", data.cache_gb, data.cache_gb >= 0, "at least 0"),
-            ("--anchor-sizes", model.anchor_sizes, len(model.anchor_sizes) == 5, "five entries, for P2 to P6"),
+            ("--stages", model.stages, 1 <= model.stages <= 4, "1 to 4"),
+            ("--width", model.width, model.width >= 32 and model.width % 32 == 0, "a multiple of 32"),
+            ("--channels", model.channels, model.channels >= 32 and model.channels % 32 == 0, "a multiple of 32"),
+            ("--box-hidden", model.box_hidden, model.box_hidden >= 1, "at least 1"),
+            ("--mask-convs", model.mask_convs, model.mask_convs >= 0, "at least 0"),
             ("--detections-per-image", model.detections_per_image, model.detections_per_image >= 1, "at least 1"),
             ("--epochs", optim.epochs, optim.epochs >= 1, "at least 1"),
             ("--batch-size", optim.batch_size, optim.batch_size >= 1, "at least 1"),
@@ -182,14 +221,18 @@ class TrainConfig:
 
     def anchor_sizes(self) -> tuple[tuple[float, ...], ...]:
         """The anchor sizes of P2 to P6 as numbers."""
+        levels = self.model_options.stages + 1
+        given = self.model_options.anchor_sizes
+        if given is None:
+            return ANCHOR_SIZES[:levels]
         try:
-            sizes = tuple(tuple(float(size) for size in level.split(",")) for level in self.model_options.anchor_sizes)
+            sizes = tuple(tuple(float(size) for size in level.split(",")) for level in given)
         except ValueError:
-            sizes = ((0.0,),)
-        if not all(size > 0 for level in sizes for size in level):
+            sizes = ()
+        if len(sizes) != levels or not all(size > 0 for level in sizes for size in level):
             raise InputError(
-                f"--anchor-sizes is {' '.join(self.model_options.anchor_sizes)}; "
-                "expected sizes in pixels such as 8,4 16 32 64 128"
+                f"--anchor-sizes is {' '.join(given)}; expected sizes in pixels for {levels} levels, such as "
+                + " ".join(",".join(f"{size:g}" for size in level) for level in ANCHOR_SIZES[:levels])
             )
         return sizes
 

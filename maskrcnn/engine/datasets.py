@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from maskrcnn import distributed
 from maskrcnn.data import transforms as T
 from maskrcnn.data.coco import CocoDataset
-from maskrcnn.data.dataset import Transform
+from maskrcnn.data.dataset import CellDataset, Transform
 from maskrcnn.data.hw3 import Hw3Folder
 from maskrcnn.data.split import repeat_factors, train_val_split
-from maskrcnn.engine import distributed
 from maskrcnn.engine.config import DataOptions, TrainConfig
 from maskrcnn.errors import writing
 
@@ -56,7 +57,7 @@ def build_datasets(config: TrainConfig, folder: Path) -> Datasets:
             + ", ".join(f"{k}: {n}" for k, n in enumerate(counts.sum(0).tolist(), start=1))
         )
     return Datasets(
-        train=source.subset(train_indices, training_transform(options)),
+        train=source.subset(train_indices, training_transform(options, typical_diameter(source, train_indices))),
         val=source.subset(val_indices),
         repeat_factors=repeat_factors(counts[train_indices], options.repeat_threshold),
         class_names=source.class_names,
@@ -77,13 +78,25 @@ def _write_synthetic(folder: Path, seed: int) -> None:
         beside.rename(folder)
 
 
-def training_transform(options: DataOptions) -> T.Compose:
-    """A random crop at a random scale, turned, mirrored and with its colours changed."""
+def typical_diameter(dataset: CellDataset, indices: Sequence[int] | np.ndarray) -> float | None:
+    """The median over the pictures at ``indices`` of their cells' median diameter; None without any cell."""
+    diameters = [dataset.labels(index).median_diameter() for index in indices]
+    known = [diameter for diameter in diameters if diameter is not None]
+    return float(np.median(known)) if known else None
+
+
+def training_transform(options: DataOptions, typical: float | None = None) -> T.Compose:
+    """A random crop at a random scale, turned, mirrored and with its colours changed.
+
+    ``typical`` is the diameter of cells, in pixels, that a picture without any is taken to show.
+    """
     steps: list[Transform] = [
         T.RandomCrop(
             options.crop,
-            scale=(options.scale_min, options.scale_max),
+            scale=options.scale(),
             rare_class_probability=options.rare_class_probability,
+            diameter=options.canonical_diameter(),
+            typical_diameter=typical,
         ),
         T.RandomFlip(),
         T.RandomRotate90(),

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from maskrcnn.engine.checkpoint import load_model_state
+from maskrcnn.checkpoint import load_model_state
 from maskrcnn.model import MaskRCNN
 
 

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
+from maskrcnn import distributed
+from maskrcnn.checkpoint import load_model_state
 from maskrcnn.data.sample import Batch
-from maskrcnn.engine import distributed
-from maskrcnn.engine.checkpoint import load_model_state
+from maskrcnn.device import autocast
 from maskrcnn.engine.config import OptimOptions, TrainConfig
-from maskrcnn.engine.device import autocast
 from maskrcnn.engine.ema import WeightAverage
 from maskrcnn.engine.log import TOTAL
 from maskrcnn.errors import InputError

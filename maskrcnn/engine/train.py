@@ -16,19 +16,19 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from maskrcnn import distributed
+from maskrcnn.checkpoint import load_checkpoint, save_checkpoint
 from maskrcnn.data.coco import to_coco
-from maskrcnn.engine import distributed
-from maskrcnn.engine.checkpoint import load_checkpoint, save_checkpoint
+from maskrcnn.device import choose_device, default_workers, keep_freed_memory
 from maskrcnn.engine.config import TrainConfig
 from maskrcnn.engine.datasets import Datasets, build_datasets
-from maskrcnn.engine.device import choose_device, default_workers, keep_freed_memory
 from maskrcnn.engine.ema import WeightAverage
-from maskrcnn.engine.evaluate import evaluate
 from maskrcnn.engine.loader import EpochSampler, build_loader
 from maskrcnn.engine.log import TOTAL, MetricsLog
-from maskrcnn.engine.plots import plot_metrics
+from maskrcnn.evaluation.plots import plot_metrics
 from maskrcnn.engine.steps import Run, build_optimizer, train_epoch
 from maskrcnn.errors import InputError, writing
+from maskrcnn.evaluation.evaluate import evaluate
 from maskrcnn.model import mask_rcnn_resnet_fpn
 from maskrcnn.model.weights import load_weights
 
@@ -90,6 +90,7 @@ def _train(config: TrainConfig, device: torch.device, saved: dict[str, Any] | No
         "config": config.to_dict(),
         "model_options": model_options,
         "percentiles": config.data_options.percentiles,
+        "diameter": config.data_options.canonical_diameter(),
         "class_names": datasets.class_names,
     }
     _train_epochs(config, run, datasets, folder, device, description, resumed=saved is not None)
@@ -251,6 +252,11 @@ def _model_options(config: TrainConfig, num_classes: int) -> dict[str, Any]:
         "num_classes": num_classes,
         "norm": norm,
         "stride_in_1x1": options.stride_in_1x1,
+        "stages": options.stages,
+        "width": options.width,
+        "channels": options.channels,
+        "box_hidden": options.box_hidden,
+        "mask_convs": options.mask_convs,
         "anchor_sizes": config.anchor_sizes(),
         "anchor_ratios": options.anchor_ratios,
         "detections_per_image": options.detections_per_image,

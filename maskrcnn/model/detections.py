@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,9 @@ class Detections:
         labels: int64 [K], classes 1..K.
         masks: float [K, M, M], probability that a point of the box belongs to the cell; M = 28.
         size: (H, W) of the picture.
+        mask_threshold: probability above which a point belongs to the cell.
+        diameter: in pixels of the picture, how large its cells were taken to be when it was predicted; None: the
+            picture was predicted at its own scale.
     """
 
     boxes: Tensor
@@ -30,6 +34,8 @@ class Detections:
     labels: Tensor
     masks: Tensor
     size: tuple[int, int]
+    mask_threshold: float = 0.5
+    diameter: float | None = None
 
     def __post_init__(self) -> None:
         count = self.boxes.shape[0]  # not len(), which export cannot trace through
@@ -43,28 +49,36 @@ class Detections:
 
     def select(self, keep: Tensor) -> Detections:
         """Those that ``keep`` (bool [K] or int64 indices) picks."""
-        return Detections(self.boxes[keep], self.scores[keep], self.labels[keep], self.masks[keep], self.size)
+        boxes, scores, labels, masks = (t[keep] for t in (self.boxes, self.scores, self.labels, self.masks))
+        return replace(self, boxes=boxes, scores=scores, labels=labels, masks=masks)
 
-    def filter(self, min_score: float) -> Detections:
-        """Those with a score of at least ``min_score``."""
-        return self.select(self.scores >= min_score)
+    def filter(self, min_score: float | Sequence[float]) -> Detections:
+        """Those with a score of at least ``min_score``, one for all cells or one for each class 1..K."""
+        if isinstance(min_score, float | int):
+            return self.select(self.scores >= min_score)
+        return self.select(self.scores >= self.scores.new_tensor([0.0, *min_score])[self.labels])
 
     def to(self, device: torch.device | str) -> Detections:
         """All tensors on ``device``."""
         boxes, scores, labels, masks = (t.to(device) for t in (self.boxes, self.scores, self.labels, self.masks))
-        return Detections(boxes, scores, labels, masks, self.size)
+        return replace(self, boxes=boxes, scores=scores, labels=labels, masks=masks)
 
-    def rescale(self, factor: float) -> Detections:
-        """The same cells in the picture enlarged by ``factor``."""
-        height, width = (max(1, round(side * factor)) for side in self.size)
-        scale = self.boxes.new_tensor([width / self.size[1], height / self.size[0]]).repeat(2)
-        return Detections(self.boxes * scale, self.scores, self.labels, self.masks, (height, width))
+    def resized(self, size: tuple[int, int]) -> Detections:
+        """The same cells in the picture resized to ``size`` (H, W)."""
+        if size == self.size:
+            return self
+        across, down = size[1] / self.size[1], size[0] / self.size[0]
+        diameter = None if self.diameter is None else self.diameter * (across * down) ** 0.5
+        return replace(self, boxes=self.boxes * self.boxes.new_tensor([across, down] * 2), size=size, diameter=diameter)
 
-    def to_rle(self, threshold: float = 0.5) -> list[dict[str, Any]]:
-        """The masks as COCO RLE dicts ``{"size": [H, W], "counts": bytes}``: pixels of probability > ``threshold``."""
-        return ops.masks_to_rle(self.masks, self.boxes, self.size, threshold)
+    def to_rle(self, threshold: float | None = None) -> list[dict[str, Any]]:
+        """The masks as COCO RLE dicts ``{"size": [H, W], "counts": bytes}``: pixels of a probability above ``threshold``
+        (default: ``mask_threshold``)."""
+        return ops.masks_to_rle(
+            self.masks, self.boxes, self.size, self.mask_threshold if threshold is None else threshold
+        )
 
-    def to_coco(self, image_id: int, threshold: float = 0.5) -> list[dict[str, Any]]:
+    def to_coco(self, image_id: int, threshold: float | None = None) -> list[dict[str, Any]]:
         """COCO results of this picture: plain JSON types, RLE counts as text, boxes as [x, y, width, height].
 
         Boxes are rounded to two decimals, as COCO's are, which makes the file a quarter smaller.
@@ -82,7 +96,7 @@ class Detections:
             for box, score, label, rle in rows
         ]
 
-    def to_labels(self, threshold: float = 0.5) -> Tensor:
+    def to_labels(self, threshold: float | None = None) -> Tensor:
         """int32 [H, W]: 0 for background, i + 1 for detection i; where cells overlap, the higher score wins."""
         order = torch.argsort(self.scores.cpu(), stable=True).numpy()
         rles = self.to_rle(threshold)

@@ -20,7 +20,7 @@ CHUNK = 128
 
 
 class MaskHead(nn.Module):
-    """Four 3x3 convolutions, a transposed one that doubles the size, and one 28x28 mask a class.
+    """Some 3x3 convolutions (four in the paper), a transposed one that doubles the size, and one 28x28 mask per class.
 
     Args:
         channels: channels of the pyramid and of the head.
@@ -28,6 +28,7 @@ class MaskHead(nn.Module):
         pool: RoIAlign, 14 bins a side in the paper; masks are twice that.
         group_norm: GroupNorm after each 3x3 convolution.
         loss, tversky_alpha, tversky_beta: see :mod:`maskrcnn.model.losses`.
+        num_convs: 3x3 convolutions.
         binary_targets: threshold the mask targets at 0.5, as detectron2 does; torchvision trains with soft ones.
     """
 
@@ -41,9 +42,10 @@ class MaskHead(nn.Module):
         tversky_alpha: float = 0.3,
         tversky_beta: float = 0.7,
         binary_targets: bool = False,
+        num_convs: int = 4,
     ) -> None:
         super().__init__()
-        self.convs = nn.Sequential(*(_conv(channels, group_norm) for _ in range(4)))
+        self.convs = nn.Sequential(*(_conv(channels, group_norm) for _ in range(num_convs)))
         self.conv5_mask = nn.ConvTranspose2d(channels, channels, 2, 2)
         # channel 0 is background: never trained, kept so that torchvision's weights fit
         self.mask_fcn_logits = nn.Conv2d(channels, num_classes + 1, 1)

@@ -13,6 +13,7 @@ from maskrcnn.data.labels import InstanceLabels
 from maskrcnn.model.anchors import AnchorGenerator
 from maskrcnn.model.detections import Detections
 from maskrcnn.model.fpn import FPN
+from maskrcnn.model.group_norm import GROUPS
 from maskrcnn.model.losses import MaskLoss
 from maskrcnn.model.mask_head import MaskHead
 from maskrcnn.model.resnet import Norm, ResNet
@@ -145,6 +146,11 @@ def mask_rcnn_resnet_fpn(
     norm: Norm = "group",
     norm_eps: float = 1e-5,
     stride_in_1x1: bool = False,
+    stages: int = 4,
+    width: int = 64,
+    channels: int = 256,
+    box_hidden: int = 1024,
+    mask_convs: int = 4,
     pixel_mean: Sequence[float] = PIXEL_MEAN,
     pixel_std: Sequence[float] = PIXEL_STD,
     anchor_sizes: Sequence[Sequence[float]] = ((8, 4), (16,), (32,), (64,), (128,)),
@@ -183,20 +189,27 @@ def mask_rcnn_resnet_fpn(
         norm: ``group``: GroupNorm in backbone, pyramid and mask head (He et al. 2019, Rethinking ImageNet
             Pre-training), for training from random weights with small batches; ``batch`` and ``frozen_batch``: in the
             backbone alone.
+        stages, width: see :class:`maskrcnn.model.resnet.ResNet`.
+        channels: of the pyramid, the RPN and the mask head.
+        box_hidden: width of the box head's two fully connected layers.
+        mask_convs: 3x3 convolutions of the mask head.
         norm_eps: of the backbone's norms; torchvision's COCO models were trained and are scored with 0.
         stride_in_1x1: see :class:`maskrcnn.model.resnet.Bottleneck`.
-        anchor_sizes: of P2..P6, in pixels. The RPN's output channels are shared by the levels, so the first size of
-            each level should be the same multiple of its stride; 8 leads at P2, where 4 is added.
+        anchor_sizes: of P2..P6, in pixels, one level more than ``stages``. The RPN's output channels are shared by the
+            levels, so the first size of each level should be the same multiple of its stride; 8 leads at P2, where 4 is
+            added.
 
     Raises:
         ValueError: for values that no network can be built from.
     """
     if num_classes < 1:
         raise ValueError(f"num_classes is {num_classes}; expected at least 1")
-    if len(anchor_sizes) != 5:
-        raise ValueError(f"anchor_sizes has {len(anchor_sizes)} levels; expected 5, P2 to P6")
-    backbone = ResNet(depth, norm, stride_in_1x1, norm_eps)
-    neck = FPN(backbone.out_channels, group_norm=norm == "group")
+    if len(anchor_sizes) != stages + 1:
+        raise ValueError(f"anchor_sizes has {len(anchor_sizes)} levels; expected {stages + 1}, P2 to P{stages + 2}")
+    if channels < 1 or (norm == "group" and channels % GROUPS):
+        raise ValueError(f"channels is {channels}; expected a multiple of {GROUPS}, for GroupNorm")
+    backbone = ResNet(depth, norm, stride_in_1x1, norm_eps, stages, width)
+    neck = FPN(backbone.out_channels, channels, group_norm=norm == "group")
     anchors = AnchorGenerator(anchor_sizes, anchor_ratios, anchors_rounded)
     rpn = RegionProposalNetwork(
         RPNHead(neck.out_channels, anchors.per_position),
@@ -214,6 +227,7 @@ def mask_rcnn_resnet_fpn(
         neck.out_channels,
         num_classes,
         pool=RoIPool(7, canonical_size=roi_canonical_size),
+        hidden=box_hidden,
         batch_per_image=roi_batch_per_image,
         positive_fraction=roi_positive_fraction,
         foreground_iou=roi_foreground_iou,
@@ -231,6 +245,7 @@ def mask_rcnn_resnet_fpn(
         tversky_alpha=tversky_alpha,
         tversky_beta=tversky_beta,
         binary_targets=binary_mask_targets,
+        num_convs=mask_convs,
     )
     return MaskRCNN(backbone, neck, rpn, box_head, mask_head, pixel_mean, pixel_std)
 

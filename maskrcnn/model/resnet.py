@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from maskrcnn.model.conv import Conv3x3
-from maskrcnn.model.group_norm import GroupNorm
+from maskrcnn.model.group_norm import GROUPS, GroupNorm
 
 Norm = Literal["group", "batch", "frozen_batch"]
 NormLayer = Callable[[int], nn.Module]
@@ -119,7 +119,7 @@ def _shortcut(inputs: int, outputs: int, stride: int, norm: NormLayer) -> nn.Seq
 
 
 class ResNet(nn.Module):
-    """ResNet-18, 34, 50 or 101 without its classifier: C2 to C5, at strides 4, 8, 16 and 32.
+    """ResNet-18, 34, 50 or 101 without its classifier: C2 to C5, at strides 4, 8, 16 and 32, or the first of them.
 
     Parameter names are torchvision's. Weights start as in He et al. 2015 (fan out); with GroupNorm or BatchNorm the
     last scale of each residual branch starts at 0, so that the blocks start as identities (Goyal et al. 2017, section
@@ -130,31 +130,46 @@ class ResNet(nn.Module):
         norm: see :func:`make_norm`.
         stride_in_1x1: see :class:`Bottleneck`.
         norm_eps: added to the variances; 0 for weights that were trained so, as torchvision's COCO models.
+        stages: how many of the four stages there are. The fourth holds three quarters of a ResNet-18's weights, and
+            sees objects of several hundred pixels.
+        width: channels of the first stage's 3x3 convolutions, 64 in the paper; each further stage has twice as many.
+
+    Raises:
+        ValueError: for another depth or number of stages, or a width that GroupNorm's 32 groups do not divide.
     """
 
     def __init__(
-        self, depth: int = 50, norm: Norm = "group", stride_in_1x1: bool = False, norm_eps: float = 1e-5
+        self,
+        depth: int = 50,
+        norm: Norm = "group",
+        stride_in_1x1: bool = False,
+        norm_eps: float = 1e-5,
+        stages: int = 4,
+        width: int = 64,
     ) -> None:
         super().__init__()
         if depth not in _BLOCKS:
             raise ValueError(f"depth is {depth}; expected one of {', '.join(map(str, _BLOCKS))}")
+        if not 1 <= stages <= 4:
+            raise ValueError(f"stages is {stages}; expected 1 to 4")
+        if width < 1 or (norm == "group" and width % GROUPS):
+            raise ValueError(f"width is {width}; expected a multiple of {GROUPS}, for GroupNorm")
         block: Callable[..., BasicBlock | Bottleneck] = BasicBlock if depth < 50 else Bottleneck
         expansion = BasicBlock.expansion if depth < 50 else Bottleneck.expansion
-        self.depth, self.norm = depth, norm
-        self.conv1 = nn.Conv2d(3, 64, 7, 2, 3, bias=False)
+        self.depth, self.norm, self.stages = depth, norm, stages
+        self.conv1 = nn.Conv2d(3, width, 7, 2, 3, bias=False)
         norm_layer = partial(make_norm, norm, eps=norm_eps)
-        self.bn1 = norm_layer(64)
+        self.bn1 = norm_layer(width)
         self.maxpool = nn.MaxPool2d(3, 2, 1)
-        inputs = 64
-        for stage, count in enumerate(_BLOCKS[depth]):
-            width = 64 * 2**stage
+        inputs = width
+        for stage, count in enumerate(_BLOCKS[depth][:stages]):
             blocks = []
             for index in range(count):
                 stride = 2 if stage > 0 and index == 0 else 1
-                blocks.append(block(inputs, width, stride, norm_layer, stride_in_1x1))
-                inputs = width * expansion
+                blocks.append(block(inputs, width * 2**stage, stride, norm_layer, stride_in_1x1))
+                inputs = width * 2**stage * expansion
             setattr(self, f"layer{stage + 1}", nn.Sequential(*blocks))
-        self.out_channels = [64 * 2**stage * expansion for stage in range(4)]
+        self.out_channels = [width * 2**stage * expansion for stage in range(stages)]
         self._initialise()
 
     def _initialise(self) -> None:
@@ -166,10 +181,10 @@ class ResNet(nn.Module):
                 nn.init.zeros_(last.weight)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """[B, 3, H, W] -> C2..C5, [B, C, H/4, W/4] to [B, C, H/32, W/32]."""
+        """[B, 3, H, W] -> C2..C5, [B, C, H/4, W/4] to [B, C, H/32, W/32]; of fewer stages the first of them."""
         x = self.maxpool(F.relu(self.bn1(self.conv1(x)), inplace=True))
         features = []
-        for stage in range(1, 5):
+        for stage in range(1, self.stages + 1):
             x = self.get_submodule(f"layer{stage}")(x)
             features.append(x)
         return features

@@ -33,7 +33,7 @@ class RoIPool:
 
     def __call__(self, features: Sequence[Tensor], rois: Tensor, image_size: tuple[int, int]) -> Tensor:
         """P2..P6 and RoIs [K, 5] (image index, xyxy in pixels) -> [K, C, output_size, output_size]."""
-        pyramid = features[:4]  # P6 serves the RPN alone
+        pyramid = features[:-1]  # the last level serves the RPN alone
         scales = [2.0 ** round(math.log2(f.shape[-2] / image_size[0])) for f in pyramid]
         return ops.multilevel_roi_align(
             pyramid, rois, self.output_size, scales, self.sampling_ratio, canonical_size=self.canonical_size

@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from maskrcnn.checkpoint import build_model, load_checkpoint
 from maskrcnn.data.labels import InstanceLabels
 from maskrcnn.data.picture import Picture, open_pictures, picture_of
 from maskrcnn.data.sample import Sample, collate
-from maskrcnn.engine.checkpoint import build_model, load_checkpoint
-from maskrcnn.engine.device import autocast, choose_device
+from maskrcnn.device import autocast, choose_device
 from maskrcnn.errors import InputError
 from maskrcnn.model import Detections, MaskRCNN
 from maskrcnn.model.group_norm import statistics_of

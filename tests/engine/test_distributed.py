@@ -17,13 +17,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from maskrcnn.checkpoint import load_checkpoint
 from maskrcnn.engine import train as trainer
-from maskrcnn.engine.checkpoint import load_checkpoint
 from maskrcnn.engine.config import TrainConfig
 from maskrcnn.engine.datasets import build_datasets
-from maskrcnn.engine.evaluate import evaluate, predict_dataset
 from maskrcnn.engine.log import read_metrics
 from maskrcnn.errors import InputError
+from maskrcnn.evaluation.evaluate import evaluate, predict_dataset
 from tests.conftest import ROOT, tiny_config
 from tests.engine.worker import no_sync, small_network
 

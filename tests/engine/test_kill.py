@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 import torch
 
+from maskrcnn.checkpoint import load_checkpoint
 from maskrcnn.engine import train as trainer
-from maskrcnn.engine.checkpoint import load_checkpoint
 from maskrcnn.engine.config import TrainConfig
 from maskrcnn.engine.log import MetricsLog, read_metrics
 from tests.conftest import ROOT, tiny_config

@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import nn
 
+from maskrcnn import distributed
 from maskrcnn.data.sample import Batch
-from maskrcnn.engine import distributed
 from maskrcnn.engine.config import OptimOptions, TrainConfig
 from maskrcnn.engine.ema import WeightAverage
 from maskrcnn.engine.loader import EpochSampler

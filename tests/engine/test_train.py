@@ -19,7 +19,7 @@ import tifffile
 import torch
 from PIL import Image
 
-from maskrcnn.engine.checkpoint import load_checkpoint
+from maskrcnn.checkpoint import load_checkpoint
 from maskrcnn.engine.config import DataOptions, ModelOptions, OptimOptions, TrainConfig
 from maskrcnn.engine.log import read_metrics
 from maskrcnn.engine.steps import NonFiniteLossError, learning_rate_factor

@@ -17,8 +17,9 @@ from typing import Any
 
 import torch
 
-from maskrcnn.engine import checkpoint, distributed, steps
-from maskrcnn.engine import evaluate as evaluation
+from maskrcnn import checkpoint, distributed
+from maskrcnn.engine import steps
+from maskrcnn.evaluation import evaluate as evaluation
 from maskrcnn.engine import train as trainer
 from maskrcnn.engine.config import TrainConfig
 from maskrcnn.engine.log import TOTAL, MetricsLog

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
-from maskrcnn.engine import plots
+from maskrcnn.evaluation import plots
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from maskrcnn.data.hw3 import IMAGE, read_test_release
 from maskrcnn.data.picture import Picture, open_pictures
 from maskrcnn.data.tiff import is_tiff, readable
 from maskrcnn.errors import InputError
-from maskrcnn.predict.config import InferConfig
+from maskrcnn.export.config import InferConfig
 
 PICTURES = (".tif", ".tiff", ".png", ".jpg", ".jpeg")
 

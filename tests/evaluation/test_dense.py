@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from maskrcnn.engine.metrics import (
+from maskrcnn.evaluation.dense import (
     ABOVE_HALF,
     PER_PICTURE,
     POOLED,

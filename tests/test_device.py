@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from maskrcnn.engine.device import autocast, use_bfloat16
+from maskrcnn.device import autocast, use_bfloat16
 
 CPU = torch.device("cpu")
 QUERIES = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
@@ -38,7 +38,7 @@ def test_auto_is_float32_where_pytorch_cannot_say(monkeypatch: pytest.MonkeyPatc
 def test_freed_memory_is_kept() -> None:
     script = """
 import resource, torch
-from maskrcnn.engine.device import keep_freed_memory
+from maskrcnn.device import keep_freed_memory
 
 def faults():
     for _ in range(50):  # until all have found their places

@@ -13,12 +13,12 @@ import pytest
 import tifffile
 
 from maskrcnn.errors import InputError
+from maskrcnn.export.geojson import write_geojson
+from maskrcnn.export.labels import write_class_labels, write_labels
+from maskrcnn.export.table import COLUMNS, write_table
 from maskrcnn.files import replacing
 from maskrcnn.model import Detections
-from maskrcnn.predict.geojson import write_geojson
-from maskrcnn.predict.labels import write_class_labels, write_labels
-from maskrcnn.predict.table import COLUMNS, write_table
-from tests.predict.cells import (
+from tests.export.cells import (
     NAMES,
     apart,
     crowd,

@@ -24,12 +24,12 @@ from pycocotools import mask as coco_mask
 import maskrcnn
 from maskrcnn.data.hw3 import TestImage
 from maskrcnn.errors import InputError
+from maskrcnn.export.coco import check_results, write_results
+from maskrcnn.export.config import InferConfig
+from maskrcnn.export.infer import infer
+from maskrcnn.export.jobs import Job, find_jobs
+from maskrcnn.export.overlay import draw_overlay
 from maskrcnn.model import Detections
-from maskrcnn.predict.config import InferConfig
-from maskrcnn.predict.export import check_results, write_results
-from maskrcnn.predict.infer import infer
-from maskrcnn.predict.jobs import Job, find_jobs
-from maskrcnn.predict.overlay import draw_overlay
 from tests.conftest import ROOT
 from tests.data.test_picture import OME
 
@@ -270,7 +270,7 @@ def test_overwriting_that_is_stopped_leaves_nothing_of_other_options(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("maskrcnn.predict.infer._predict_all", stop)
+        patch.setattr("maskrcnn.export.infer._predict_all", stop)
         with pytest.raises(KeyboardInterrupt):
             infer(config)
     assert not records(out)
@@ -297,10 +297,10 @@ def test_processes_share_out_the_same_list(
         raise KeyboardInterrupt
 
     config = InferConfig(tiny_run / "best.pt", data=tiny_dataset, out=tmp_path, device="cpu")
-    monkeypatch.setattr("maskrcnn.engine.distributed.rank", lambda: 1)
-    monkeypatch.setattr("maskrcnn.engine.distributed.world_size", lambda: 2)
-    monkeypatch.setattr("maskrcnn.engine.distributed.from_main", first_process)
-    monkeypatch.setattr("maskrcnn.predict.infer._predict_all", stop)
+    monkeypatch.setattr("maskrcnn.distributed.rank", lambda: 1)
+    monkeypatch.setattr("maskrcnn.distributed.world_size", lambda: 2)
+    monkeypatch.setattr("maskrcnn.distributed.from_main", first_process)
+    monkeypatch.setattr("maskrcnn.export.infer._predict_all", stop)
     with pytest.raises(KeyboardInterrupt):
         infer(config)
     assert taken == [find_jobs(config)[1].key]
@@ -381,8 +381,8 @@ def test_the_headers_of_a_stack_are_read_once(tiny_run: Path, tmp_path: Path, mo
 
     config = InferConfig(tiny_run / "best.pt", images=(tmp_path,), out=tmp_path / "out", device="cpu")
     assert len(find_jobs(config)) == 4
-    monkeypatch.setattr("maskrcnn.predict.jobs.open_pictures", counted)
-    monkeypatch.setattr("maskrcnn.predict.jobs._pages", lambda *_: [0, 1, 2, 3])
+    monkeypatch.setattr("maskrcnn.export.jobs.open_pictures", counted)
+    monkeypatch.setattr("maskrcnn.export.jobs._pages", lambda *_: [0, 1, 2, 3])
     assert not infer(config).failures
     assert len(opened) == 1
 

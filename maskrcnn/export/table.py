@@ -14,9 +14,9 @@ from skimage.measure import regionprops
 from torch import Tensor
 
 from maskrcnn.data.rle import cell_boxes, cell_window
+from maskrcnn.export.labels import classes_of
 from maskrcnn.files import replacing
 from maskrcnn.model import Detections
-from maskrcnn.predict.labels import classes_of
 
 BLOCK = 1024
 """Cells whose windows begin in the same square of this many pixels share a read of the picture."""

@@ -14,10 +14,10 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from maskrcnn.engine.evaluate import coco_metrics, dense_metrics
 from maskrcnn.errors import InputError
-from maskrcnn.predict.outlines import outline_paths, simplify
-from maskrcnn.predict.report import JPEG_BYTES, ReportPicture, write_report
+from maskrcnn.evaluation.evaluate import coco_metrics, dense_metrics
+from maskrcnn.export.outlines import outline_paths, simplify
+from maskrcnn.export.report import JPEG_BYTES, ReportPicture, write_report
 
 NAMES = ["round", "l<o>ng & \"thin\" 'one'"]
 SIZE = (96, 128)

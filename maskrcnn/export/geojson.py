@@ -12,10 +12,10 @@ import numpy.typing as npt
 from skimage.measure import find_contours, label
 
 from maskrcnn.data.rle import cell_window
+from maskrcnn.export.labels import classes_of
+from maskrcnn.export.overlay import COLORS
 from maskrcnn.files import replacing
 from maskrcnn.model import Detections
-from maskrcnn.predict.labels import classes_of
-from maskrcnn.predict.overlay import COLORS
 
 Point = tuple[int, int]
 Ring = list[Point]

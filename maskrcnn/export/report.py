@@ -22,11 +22,11 @@ import numpy.typing as npt
 from PIL import Image
 
 from maskrcnn.data.rle import label_image, label_planes
-from maskrcnn.engine.evaluate import COCO_MAX_DETECTIONS, coco_metrics
-from maskrcnn.engine.metrics import THRESHOLDS, Counts, count, summarize
+from maskrcnn.evaluation.dense import THRESHOLDS, Counts, count, summarize
+from maskrcnn.evaluation.evaluate import COCO_MAX_DETECTIONS, coco_metrics
+from maskrcnn.export.outlines import outline_paths
+from maskrcnn.export.overlay import COLORS
 from maskrcnn.files import replacing
-from maskrcnn.predict.outlines import outline_paths
-from maskrcnn.predict.overlay import COLORS
 
 JPEG_BYTES = 48_000
 """Size of a thumbnail at most: a hundred pictures full of cells stay below 15 MB, base64 and outlines included."""
@@ -233,7 +233,7 @@ class _Scores:
         }
 
     def _count(self, picture: ReportPicture, category: int) -> Counts:
-        """As :func:`maskrcnn.engine.evaluate.dense_metrics` counts the cells of a class in a picture."""
+        """As :func:`maskrcnn.evaluation.evaluate.dense_metrics` counts the cells of a class in a picture."""
         cells = [cell["segmentation"] for cell in picture.truth or () if cell["category_id"] == category]
         found = [r for r in picture.results if r["category_id"] == category and r["score"] >= self.min_score]
         if not cells and not found:

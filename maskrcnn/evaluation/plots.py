@@ -107,7 +107,7 @@ def plot_classes(metrics: dict[str, float], class_names: Sequence[str], cells: S
     """Bars of AP, AP50, dense AP50 and PQ for each class and their mean, with their values.
 
     Args:
-        metrics: of :func:`maskrcnn.engine.evaluate.evaluate`.
+        metrics: of :func:`maskrcnn.evaluation.evaluate.evaluate`.
         class_names: K names, of classes 1..K.
         cells: K numbers of true cells.
         path: a PNG file.

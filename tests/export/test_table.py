@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from skimage.measure import perimeter
 
-from maskrcnn.predict.table import COLUMNS, write_table
-from tests.predict.cells import NAMES, SIDE, crowd, detections_of, disc, masks_of, picture_of, read_table, reader_of
+from maskrcnn.export.table import COLUMNS, write_table
+from tests.export.cells import NAMES, SIDE, crowd, detections_of, disc, masks_of, picture_of, read_table, reader_of
 
 
 def test_measures_are_those_of_the_full_masks(tmp_path: Path) -> None:

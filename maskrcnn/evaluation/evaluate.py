@@ -16,13 +16,13 @@ from pycocotools.cocoeval import COCOeval
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
+from maskrcnn import distributed
 from maskrcnn.data.coco import to_coco
 from maskrcnn.data.dataset import CellDataset
 from maskrcnn.data.rle import label_image, label_planes
 from maskrcnn.data.sample import Batch, collate
-from maskrcnn.engine import distributed
-from maskrcnn.engine.metrics import Counts, count, summarize
-from maskrcnn.engine.plots import plot_classes, plot_precision_recall
+from maskrcnn.evaluation.plots import plot_classes, plot_precision_recall
+from maskrcnn.evaluation.dense import Counts, count, summarize
 from maskrcnn.model import MaskRCNN
 
 COCO_MAX_DETECTIONS = 100
@@ -68,7 +68,7 @@ def coco_metrics(
 
 
 def dense_metrics(truth: dict[str, Any], results: list[dict[str, Any]], min_score: float = 0.5) -> dict[str, float]:
-    """AP = TP / (TP + FP + FN) and panoptic quality (:mod:`maskrcnn.engine.metrics`), which suit dense cells.
+    """AP = TP / (TP + FP + FN) and panoptic quality (:mod:`maskrcnn.evaluation.dense`), which suit dense cells.
 
     In each picture the results become a label image: those of at least ``min_score``, the higher score in front where
     masks overlap, without one that is hidden altogether. For the scores of a class it holds the results of that class
@@ -80,7 +80,7 @@ def dense_metrics(truth: dict[str, Any], results: list[dict[str, Any]], min_scor
             such cells.
 
     Returns:
-        For each name that :func:`maskrcnn.engine.metrics.summarize` explains: ``AP50/class1``, ...; ``AP50/any``, for
+        For each name that :func:`maskrcnn.evaluation.dense.summarize` explains: ``AP50/class1``, ...; ``AP50/any``, for
         the cells of all classes taken as one, as StarDist and Cellpose have them; and ``AP50``, the arithmetic mean
         over the classes that have cells (MoNuSAC 2020 ranked by a weighted mean; here all classes count alike).
     """

@@ -11,8 +11,8 @@ import pytest
 from scipy import ndimage
 from skimage.draw import polygon2mask
 
-from maskrcnn.predict.geojson import polygons, write_geojson
-from tests.predict.cells import NAMES, SIDE, apart, crowd, masks_of, shapes
+from maskrcnn.export.geojson import polygons, write_geojson
+from tests.export.cells import NAMES, SIDE, apart, crowd, masks_of, shapes
 
 
 def unit_edges(ring: list[tuple[int, int]]) -> list[tuple[int, int, int, int]]:

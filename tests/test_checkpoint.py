@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from maskrcnn.engine.checkpoint import build_model, load_checkpoint, save_checkpoint
+from maskrcnn.checkpoint import build_model, load_checkpoint, save_checkpoint
 from maskrcnn.errors import InputError
 from maskrcnn.model import mask_rcnn_resnet_fpn
 
@@ -101,7 +101,7 @@ def test_kill_while_writing_leaves_a_whole_file(tmp_path: Path) -> None:
     script = textwrap.dedent(f"""
         import torch
         from pathlib import Path
-        from maskrcnn.engine.checkpoint import save_checkpoint
+        from maskrcnn.checkpoint import save_checkpoint
         step = 0
         while True:
             step += 1

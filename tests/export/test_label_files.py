@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 
 from maskrcnn.data.tiff import read_mask
-from maskrcnn.predict import labels as labels_module
-from maskrcnn.predict.labels import needs_bigtiff, write_class_labels, write_labels
-from tests.predict.cells import apart, crowd, detections_of, masks_of
+from maskrcnn.export.labels import needs_bigtiff, write_class_labels, write_labels
+from maskrcnn.export import labels as labels_module
+from tests.export.cells import apart, crowd, detections_of, masks_of
 
 
 def test_a_label_image_holds_the_pixels_of_every_cell(tmp_path: Path) -> None:

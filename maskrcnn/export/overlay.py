@@ -38,8 +38,8 @@ def draw_overlay(
     """
     height, width = detections.size
     scale = min(max(1.0, shortest_side / min(height, width)), longest_side / max(height, width))
-    detections = detections.filter(min_score).to("cpu").rescale(scale)
-    height, width = detections.size
+    height, width = max(1, round(height * scale)), max(1, round(width * scale))
+    detections = detections.filter(min_score).to("cpu").resized((height, width))
     pixels = image.cpu().numpy() if isinstance(image, Tensor) else image
     picture = Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC)
     canvas = np.asarray(picture).astype(np.float32)

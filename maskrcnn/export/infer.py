@@ -16,22 +16,22 @@ from typing import Any
 
 from tqdm import tqdm
 
+from maskrcnn import distributed
 from maskrcnn.data.hw3 import Hw3Folder, TestImage
 from maskrcnn.data.picture import Picture
-from maskrcnn.engine import distributed
-from maskrcnn.engine.device import choose_device, keep_freed_memory
+from maskrcnn.device import choose_device, keep_freed_memory
 from maskrcnn.errors import InputError, writing
+from maskrcnn.export.coco import write_results
+from maskrcnn.export.config import InferConfig
+from maskrcnn.export.geojson import write_geojson
+from maskrcnn.export.jobs import Job, Opener, find_jobs, source_of
+from maskrcnn.export.labels import write_class_labels, write_labels
+from maskrcnn.export.overlay import draw_overlay
+from maskrcnn.export.report import ReportPicture, write_report
+from maskrcnn.export.table import write_table
 from maskrcnn.files import replacing
 from maskrcnn.model import Detections
-from maskrcnn.predict.config import InferConfig
-from maskrcnn.predict.export import write_results
-from maskrcnn.predict.geojson import write_geojson
-from maskrcnn.predict.jobs import Job, Opener, find_jobs, source_of
-from maskrcnn.predict.labels import write_class_labels, write_labels
-from maskrcnn.predict.overlay import draw_overlay
 from maskrcnn.predict.predictor import Predictor, load
-from maskrcnn.predict.report import ReportPicture, write_report
-from maskrcnn.predict.table import write_table
 
 CELLS, FAILURES, OPTIONS, REPORT = "cells", "failures.csv", "infer.json", "report.html"
 THUMBNAIL, OVERLAY = 1024, 1600

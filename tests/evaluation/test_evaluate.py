@@ -12,8 +12,8 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from maskrcnn.engine.evaluate import coco_metrics, dense_metrics
-from maskrcnn.engine.metrics import PER_PICTURE, POOLED, count, summarize
+from maskrcnn.evaluation.dense import PER_PICTURE, POOLED, count, summarize
+from maskrcnn.evaluation.evaluate import coco_metrics, dense_metrics
 
 SIZE = 96
 

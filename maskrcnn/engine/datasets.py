@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from maskrcnn.data import transforms as T
+from maskrcnn.data.appearance import appearance
 from maskrcnn.data.coco import CocoDataset
 from maskrcnn.data.dataset import Transform
 from maskrcnn.data.hw3 import Hw3Folder
@@ -87,7 +88,6 @@ def training_transform(options: DataOptions) -> T.Compose:
         ),
         T.RandomFlip(),
         T.RandomRotate90(),
+        *appearance(options.appearance, options.color_jitter),
     ]
-    if options.color_jitter > 0:
-        steps.append(T.ColorJitter(options.color_jitter, options.color_jitter, options.color_jitter))
     return T.Compose(steps)

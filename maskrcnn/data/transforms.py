@@ -1,4 +1,4 @@
-"""Augmentation of pictures together with their label planes.
+"""Geometric augmentation of pictures together with their label planes; colours: :mod:`maskrcnn.data.appearance`.
 
 Each transform is a callable ``(sample, rng) -> sample`` whose outcome depends on nothing but its arguments.
 """
@@ -145,27 +145,6 @@ class RandomRotate90:
             return sample
         planes = sample.labels.planes.rot90(turns, (1, 2)).contiguous()
         return _with(sample, sample.image.rot90(turns, (0, 1)).contiguous(), planes)
-
-
-@dataclass(frozen=True)
-class ColorJitter:
-    """Brightness, contrast and saturation changed by random factors 1 - x .. 1 + x."""
-
-    brightness: float = 0.2
-    contrast: float = 0.2
-    saturation: float = 0.2
-
-    def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
-        brightness, contrast, saturation = (
-            float(rng.uniform(1 - x, 1 + x)) for x in (self.brightness, self.contrast, self.saturation)
-        )
-        image = sample.image.float()
-        # The three are one affine map: saturation mixes a pixel with its grey value, contrast with the mean grey.
-        red, green, blue = image.unbind(2)
-        grey = (red + green + blue) / 3
-        offset = brightness * (contrast * (1 - saturation) * grey + (1 - contrast) * grey.mean())
-        mixed = image.mul_(brightness * contrast * saturation).add_(offset[..., None])
-        return Sample(mixed.round_().clamp_(0, 255).to(torch.uint8), sample.labels, sample.name, sample.image_id)
 
 
 def scale_to(canonical: float, diameter: float | None) -> float:

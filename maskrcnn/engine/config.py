@@ -50,6 +50,8 @@ class DataOptions:
     Recorded in the checkpoint: inference does the same."""
     color_jitter: float = 0.2
     """Strength of the brightness, contrast and saturation jitter; 0: none."""
+    appearance: Literal["light", "strong"] = "light"
+    """Changes of appearance. light: that jitter alone; strong: also stain, gamma, inversion, grey, blur and noise."""
     workers: int | None = None
     """Processes that prepare batches; default: none on the CPU, up to 8 on a GPU."""
     cache_gb: float = 8.0

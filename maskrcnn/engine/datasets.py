@@ -11,6 +11,7 @@ import numpy as np
 
 from maskrcnn import distributed
 from maskrcnn.data import transforms as T
+from maskrcnn.data.appearance import appearance
 from maskrcnn.data.coco import CocoDataset
 from maskrcnn.data.dataset import CellDataset, Transform
 from maskrcnn.data.hw3 import Hw3Folder
@@ -100,7 +101,6 @@ def training_transform(options: DataOptions, typical: float | None = None) -> T.
         ),
         T.RandomFlip(),
         T.RandomRotate90(),
+        *appearance(options.appearance, options.color_jitter),
     ]
-    if options.color_jitter > 0:
-        steps.append(T.ColorJitter(options.color_jitter, options.color_jitter, options.color_jitter))
     return T.Compose(steps)

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from maskrcnn.data import transforms as T
+from maskrcnn.data.appearance import ColorJitter
 from maskrcnn.data.labels import InstanceLabels
 from maskrcnn.data.sample import Sample
 
@@ -52,7 +53,7 @@ def test_picture_and_labels_move_together(transform: object) -> None:
 
 
 def test_the_same_seed_gives_the_same_sample() -> None:
-    augment = T.Compose([T.RandomCrop(40, scale=(0.7, 1.4)), T.RandomFlip(), T.RandomRotate90(), T.ColorJitter()])
+    augment = T.Compose([T.RandomCrop(40, scale=(0.7, 1.4)), T.RandomFlip(), T.RandomRotate90(), ColorJitter()])
     a, b, c = (augment(cells(), rng(seed)) for seed in (5, 5, 6))
     assert torch.equal(a.image, b.image)
     assert torch.equal(a.labels.planes, b.labels.planes)
@@ -101,11 +102,3 @@ def test_scaling_changes_areas_by_the_square() -> None:
     sizes = {T.RandomScale(0.5, 2.0)(cells(), rng(seed)).size for seed in range(20)}
     assert len(sizes) > 10
     assert all(30 <= h <= 120 for h, _ in sizes)
-
-
-def test_colours_change_and_labels_do_not() -> None:
-    sample = cells()
-    jittered = T.ColorJitter(0.3, 0.3, 0.3)(sample, rng(1))
-    assert not torch.equal(jittered.image, sample.image)
-    assert torch.equal(jittered.labels.planes, sample.labels.planes)
-    assert torch.equal(T.ColorJitter(0, 0, 0)(sample, rng(1)).image, sample.image)

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from maskrcnn.data.labels import InstanceLabels
+from maskrcnn.data.picture import Picture, picture_of
 from maskrcnn.data.sample import Sample
 
 Transform = Callable[[Sample, np.random.Generator], Sample]
@@ -98,6 +99,10 @@ class CellDataset(Dataset[Sample]):
     def labels(self, index: int) -> InstanceLabels:
         """The cells of one picture, which need not be decoded for it."""
         return _with_type(self._compact_labels(index), torch.int32)
+
+    def picture(self, index: int) -> Picture:
+        """One picture as a predictor takes it; its intensities are stretched already."""
+        return picture_of(self._image(index).numpy(), None, self.names[index])
 
     def preload(self) -> None:
         """Decode the pictures that the cache has room for; processes forked afterwards share their memory."""

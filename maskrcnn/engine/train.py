@@ -25,14 +25,12 @@ from maskrcnn.engine.datasets import Datasets, build_datasets
 from maskrcnn.engine.ema import WeightAverage
 from maskrcnn.engine.loader import EpochSampler, build_loader
 from maskrcnn.engine.log import TOTAL, MetricsLog
-from maskrcnn.evaluation.plots import plot_metrics
 from maskrcnn.engine.steps import Run, build_optimizer, train_epoch
+from maskrcnn.engine.validation import choose_thresholds, validate
 from maskrcnn.errors import InputError, writing
-from maskrcnn.evaluation.evaluate import evaluate
+from maskrcnn.evaluation.plots import plot_metrics
 from maskrcnn.model import mask_rcnn_resnet_fpn
 from maskrcnn.model.weights import load_weights
-
-BEST_BY = "mask/AP"
 
 
 def train(config: TrainConfig) -> Path:
@@ -148,37 +146,12 @@ def _train_epochs(
             run.epoch, run.step_in_epoch = run.epoch + 1, 0
             if run.epoch % config.val_every == 0 or run.epoch == optim.epochs:
                 plots = folder if run.epoch == optim.epochs else None
-                validate(run, datasets, folder, device, description, log, truth, plots)
+                validate(run, datasets, folder, device, description, log, truth, plots, config.precision)
+            if run.epoch == optim.epochs:
+                choose_thresholds(folder, datasets, device, truth, config.precision)
             save()
             if main:
                 plot_metrics(log.rows, folder / "loss.png", title)
-
-
-def validate(
-    run: Run,
-    datasets: Datasets,
-    folder: Path,
-    device: torch.device,
-    description: dict[str, Any],
-    log: MetricsLog,
-    truth: dict[str, Any],
-    plots: Path | None,
-) -> None:
-    """Score the validation pictures after an epoch, and keep the weights in ``best.pt`` if none were better."""
-    model = run.scored_model
-    metrics = evaluate(model, datasets.val, device, truth, plots=plots)
-    better = metrics[BEST_BY] >= run.best
-    if better:
-        run.best = metrics[BEST_BY]
-
-    def write() -> None:
-        log.write({"step": run.step, "epoch": run.epoch, **metrics})
-        print_validation(run.epoch, metrics, model.detections_per_image)
-        if better:
-            weights = {"model": model.state_dict(), "step": run.step, "metrics": metrics}
-            save_checkpoint(folder / "best.pt", {**weights, **description})
-
-    distributed.from_main(write)
 
 
 def prepare_run_folder(config: TrainConfig) -> Path:
@@ -193,19 +166,6 @@ def prepare_run_folder(config: TrainConfig) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "config.json").write_text(json.dumps(contents, indent=2) + "\n")
     return folder
-
-
-def print_validation(epoch: int, metrics: dict[str, float], limit: int) -> None:
-    classes = ", ".join(
-        f"{key.rsplit('/', 1)[1]} {value:.3f}" for key, value in metrics.items() if key.startswith("mask/AP50/class")
-    )
-    at_limit = f" (AP {metrics[f'mask/AP@{limit}']:.3f} at {limit} detections)" if f"mask/AP@{limit}" in metrics else ""
-    print(
-        f"validation after epoch {epoch}: mask AP {metrics['mask/AP']:.3f}, AP50 {metrics['mask/AP50']:.3f}, "
-        f"AP75 {metrics['mask/AP75']:.3f} at 100 detections{at_limit}; "
-        f"dense AP50 {metrics['dense/AP50']:.3f}, PQ {metrics['dense/PQ']:.3f}; AP50 by class: {classes}",
-        flush=True,
-    )
 
 
 class _Stop:

@@ -14,13 +14,18 @@ times cells or cells times pixels.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from scipy.optimize import linear_sum_assignment
 from scipy.sparse import coo_array
+
+from maskrcnn.data.rle import label_image, label_planes
+from maskrcnn.evaluation.coco_ap import mean_of_known
 
 THRESHOLDS = (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9)
 """IoU thresholds of ``AP``, as StarDist and Cellpose report it."""
@@ -28,8 +33,11 @@ THRESHOLDS = (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9)
 ABOVE_HALF = float(np.nextafter(0.5, 1))
 """The smallest IoU above 0.5: panoptic quality excludes 0.5 itself."""
 
-POOLED = ("AP", "AP50", "AP75", "PQ", "DQ", "SQ")
-PER_PICTURE = ("AP_pictures", "AP50_pictures", "AP75_pictures", "PQ_pictures")
+AT = {"AP50": 0.5, "AP75": 0.75, "AP90": 0.9}
+"""The thresholds that are reported alone."""
+
+POOLED = ("AP", *AT, "PQ", "DQ", "SQ")
+PER_PICTURE = ("AP_pictures", *(f"{name}_pictures" for name in AT), "PQ_pictures")
 
 
 @dataclass(frozen=True)
@@ -83,8 +91,7 @@ class Counts:
         quality = self.panoptic_iou / max(self.panoptic_matched, 1)
         return {
             "AP": float(precision.mean()),
-            "AP50": float(precision[THRESHOLDS.index(0.5)]),
-            "AP75": float(precision[THRESHOLDS.index(0.75)]),
+            **{name: float(precision[THRESHOLDS.index(threshold)]) for name, threshold in AT.items()},
             "PQ": detection * quality,
             "DQ": detection,
             "SQ": quality,
@@ -172,7 +179,64 @@ def summarize(pictures: Sequence[Counts]) -> dict[str, float]:
         return dict.fromkeys((*POOLED, *PER_PICTURE), -1.0)
     scores = total.scores()
     each = [one.scores() for one in pictures if one.num_truth or one.num_predicted]
-    for name in ("AP", "AP50", "AP75"):
+    for name in ("AP", *AT):
         scores[f"{name}_pictures"] = float(np.mean([one[name] for one in each]))
     scores["PQ_pictures"] = float(np.mean([one.scores()["PQ"] for one in pictures if one.num_truth]))
     return scores
+
+
+def dense_metrics(
+    truth: dict[str, Any], results: list[dict[str, Any]], min_score: float | Sequence[float] = 0.5
+) -> dict[str, float]:
+    """AP = TP / (TP + FP + FN) and panoptic quality, which suit dense cells.
+
+    In each picture the results become a label image: those of at least ``min_score``, the higher score in front where
+    masks overlap, without one that is hidden altogether. For the scores of a class it holds the results of that class
+    alone, as its true cells have a label file of their own.
+
+    Args:
+        truth, results: see :func:`maskrcnn.evaluation.coco_ap.coco_metrics`; all segmentations are RLE with text
+            counts.
+        min_score: lowest score of a predicted cell, one for all or one for each class. These scores know no ranking:
+            they rate what a user gets who keeps such cells.
+
+    Returns:
+        For each name that :func:`summarize` explains: ``AP50/class1``, ...; ``AP50/any``, for the cells of all classes
+        taken as one, as StarDist and Cellpose have them; and ``AP50``, the arithmetic mean over the classes that have
+        cells (MoNuSAC 2020 ranked by a weighted mean; here all classes count alike).
+    """
+    cells_of, found_of = defaultdict(list), defaultdict(list)
+    classes = [category["id"] for category in truth["categories"]]
+    scores_of = [min_score] * len(classes) if isinstance(min_score, float | int) else min_score
+    lowest = dict(zip(classes, scores_of, strict=True))
+    for annotation in truth["annotations"]:
+        cells_of[annotation["image_id"]].append(annotation)
+    for result in results:
+        if result["score"] >= lowest[result["category_id"]]:
+            found_of[result["image_id"]].append(result)
+    counts: dict[str, list[Counts]] = {name: [] for name in ("any", *(f"class{k}" for k in classes))}
+    for image in truth["images"]:
+        cells = cells_of[image["id"]]
+        found = sorted(found_of[image["id"]], key=lambda result: result["score"])  # label_image shows the last one
+        size = image["height"], image["width"]
+        counts["any"].append(_count_results(cells, found, size))
+        for k in classes:
+            counts[f"class{k}"].append(
+                _count_results(
+                    [cell for cell in cells if cell["category_id"] == k],
+                    [result for result in found if result["category_id"] == k],
+                    size,
+                )
+            )
+    scores = {name: summarize(of_pictures) for name, of_pictures in counts.items()}
+    metrics: dict[str, float] = {}
+    for key in scores["any"]:
+        values = [scores[f"class{k}"][key] for k in classes]
+        metrics[key] = mean_of_known(np.array(values))
+        metrics |= {f"{key}/{name}": of_name[key] for name, of_name in scores.items()}
+    return metrics
+
+
+def _count_results(cells: list[dict[str, Any]], found: list[dict[str, Any]], size: tuple[int, int]) -> Counts:
+    planes = label_planes([cell["segmentation"] for cell in cells], size)
+    return count(planes, label_image([result["segmentation"] for result in found], size))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -9,6 +10,7 @@ from typing import Literal
 from maskrcnn.data.tiff import check_channels
 from maskrcnn.errors import InputError
 from maskrcnn.predict.augment import Augment
+from maskrcnn.predict.predictor import Diameter
 
 Format = Literal["coco", "labels", "class-labels", "geojson", "csv", "overlay"]
 
@@ -34,8 +36,13 @@ class InferConfig:
     """Write report.html: counts, histograms and all pictures with outlines to switch on and off."""
     truth: Path | None = None
     """Folder of <name>/class1.tif, ... (as in train/) with the true cells of the pictures, which the report scores."""
-    min_score: float = 0.5
-    """Lowest score of a cell in labels, GeoJSON, tables and overlays (coco and the report hold all of them)."""
+    diameter: Diameter | None = None
+    """How large the cells are: their median diameter in pixels of the picture (of the circle of equal area); auto:
+    estimated for each picture; none: pictures are predicted at their own scale. Default: auto, or none for checkpoints
+    that were trained with --diameter none."""
+    min_score: float | None = None
+    """Lowest score of a cell in labels, GeoJSON, tables and overlays (coco and the report hold all of them); default:
+    what was fitted on validation pictures when the checkpoint was trained, for each class."""
     least_score: float | None = None
     """Lowest score of a cell at all, also in coco and the report; default: 0.05. A higher one saves the work of the
     masks of cells that the other formats leave out, which on a slide are most."""
@@ -65,10 +72,13 @@ class InferConfig:
             raise InputError("give either --data FOLDER or --images PICTURES")
         if self.truth is not None and not self.report:
             raise InputError("--truth is for the report; give --report too")
-        if not 0 <= self.min_score <= 1:
+        if self.min_score is not None and not 0 <= self.min_score <= 1:
             raise InputError(f"--min-score is {self.min_score}; expected 0 to 1")
-        if self.least_score is not None and not 0 <= self.least_score <= self.min_score:
-            raise InputError(f"--least-score is {self.least_score}; expected 0 to --min-score ({self.min_score})")
+        highest = 1 if self.min_score is None else self.min_score
+        if self.least_score is not None and not 0 <= self.least_score <= highest:
+            raise InputError(f"--least-score is {self.least_score}; expected 0 to {highest} (--min-score)")
+        if isinstance(self.diameter, float | int) and not 0 < self.diameter < math.inf:
+            raise InputError(f"--diameter is {self.diameter}; expected pixels above 0, auto or none")
         if self.level < 0:
             raise InputError(f"--level is {self.level}; expected 0 or more")
         check_channels(self.channels)

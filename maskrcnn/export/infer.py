@@ -14,6 +14,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
 from maskrcnn import distributed
@@ -101,7 +102,7 @@ def _prepare(config: InferConfig, folder: Path, jobs: Sequence[Job]) -> list[Job
     predicted, so that what a run that is stopped leaves behind is all of one kind.
     """
     digest = hashlib.sha256(config.checkpoint.read_bytes()).hexdigest()
-    names = ("tile", "overlap", "augment", "level", "channels", "precision", "min_score", "least_score")
+    names = ("tile", "overlap", "augment", "level", "channels", "precision", "diameter", "min_score", "least_score")
     options = {"checkpoint": digest, **{name: getattr(config, name) for name in names}}
     text = json.dumps(options, indent=2) + "\n"
     path = folder / OPTIONS
@@ -148,7 +149,7 @@ def _predict_all(config: InferConfig, predictor: Predictor, jobs: Sequence[Job],
                         bar.total = total
                         bar.update(done - bar.n)
 
-                    detections = predictor.predict(picture, show)
+                    detections = predictor.predict(picture, show, config.diameter)
             except InputError as error:
                 failures[job.key] = str(error)
                 _remove_results(folder, job.key)
@@ -187,7 +188,8 @@ def _write(
     """All files of one picture; ``cells/<key>.json`` comes last, for it says that the others are there."""
     names, wanted = predictor.class_names, config.format
     paths = {name: folder / file.format(job.key) for name, file in _FILES.items()}
-    shown = detections.filter(config.min_score)
+    min_score = _min_score(config, predictor)
+    shown = detections.filter(min_score)
     if "labels" in wanted:
         write_labels(paths["labels"], shown)
     if "class-labels" in wanted:
@@ -197,12 +199,19 @@ def _write(
     if "csv" in wanted:
         write_table(paths["csv"], shown, names, picture.raw)
     if "overlay" in wanted:
-        overlay = draw_overlay(picture.reduced(OVERLAY), shown, names, config.min_score)
+        overlay = draw_overlay(picture.reduced(OVERLAY), shown, names, min_score)
         with replacing(paths["overlay"]) as beside:
             overlay.save(beside, "PNG", optimize=True)
     height, width = picture.size
     results = detections.to_coco(job.image_id)
-    record = {"name": picture.name, "source": source, "height": height, "width": width, "results": results}
+    record = {
+        "name": picture.name,
+        "source": source,
+        "height": height,
+        "width": width,
+        "diameter": detections.diameter,
+        "results": results,
+    }
     _write_text(folder / CELLS / f"{job.key}.json", json.dumps(record))
 
 
@@ -237,12 +246,32 @@ def _finish(
         written += write_results(folder, results, images, len(predictor.class_names))
     if config.report:
         pictures = _report_pictures(config, predictor, done, records)
-        write_report(folder / REPORT, pictures, predictor.class_names, min_score=config.min_score)
+        lowest = min(_min_score(config, predictor))  # the page has one threshold for all classes
+        write_report(folder / REPORT, pictures, predictor.class_names, min_score=lowest)
         written.append(folder / REPORT)
     print(f"{len(results)} cells in {len(done)} pictures: {', '.join(map(str, written)) or folder}")
+    _say_diameters([records[job.key].get("diameter") for job in done])
     if failures:
         print(f"{len(failures)} pictures were passed over: {folder / FAILURES}", file=sys.stderr)
     return len(results)
+
+
+def _say_diameters(diameters: Sequence[float | None]) -> None:
+    """How large the cells were taken to be, in one line."""
+    known = [diameter for diameter in diameters if diameter is not None]
+    if not known:
+        return
+    low, median, high = np.quantile(known, (0, 0.5, 1))
+    unknown = len(diameters) - len(known)
+    print(
+        f"cells taken to be {median:.0f} pixels across ({low:.0f} to {high:.0f} in {len(known)} pictures; in {CELLS}/)"
+        + (f"; {unknown} pictures at their own scale" if unknown else "")
+    )
+
+
+def _min_score(config: InferConfig, predictor: Predictor) -> tuple[float, ...]:
+    """The lowest score of a cell that is shown, for each class."""
+    return predictor.min_score if config.min_score is None else (config.min_score,) * len(predictor.class_names)
 
 
 def _report_pictures(

@@ -22,7 +22,7 @@ def draw_overlay(
     image: Tensor | npt.NDArray[np.uint8],
     detections: Detections,
     class_names: Sequence[str],
-    min_score: float = 0.5,
+    min_score: float | Sequence[float] = 0.5,
     shortest_side: int = 480,
     longest_side: int = 1600,
 ) -> Image.Image:
@@ -32,7 +32,7 @@ def draw_overlay(
         image: uint8 [H, W, 3], or the picture reduced, of any size.
         detections: of the whole picture.
         class_names: names of classes 1..K.
-        min_score: cells of a lower score are left out.
+        min_score: cells of a lower score are left out; one for all or one for each class.
         shortest_side, longest_side: small pictures are enlarged until the shorter side has about ``shortest_side``
             pixels, large ones reduced until the longer one has ``longest_side``. Outlines are drawn at the new size.
     """
@@ -52,15 +52,19 @@ def draw_overlay(
     return _with_legend(canvas.round().astype(np.uint8), detections.labels, class_names, min_score)
 
 
-def _with_legend(canvas: np.ndarray, labels: Tensor, class_names: Sequence[str], min_score: float) -> Image.Image:
+def _with_legend(
+    canvas: np.ndarray, labels: Tensor, class_names: Sequence[str], min_score: float | Sequence[float]
+) -> Image.Image:
     height, width = canvas.shape[:2]
     counts = torch.bincount(labels, minlength=len(class_names) + 1).tolist()
     entries = [(f"{name}: {counts[i + 1]}", COLORS[i % len(COLORS)]) for i, name in enumerate(class_names)]
     result = Image.new("RGB", (width, height + LEGEND_HEIGHT), (32, 32, 32))
     result.paste(Image.fromarray(canvas), (0, 0))
     draw, font = ImageDraw.Draw(result), ImageFont.load_default(size=13)
+    scores = {min_score} if isinstance(min_score, float | int) else set(min_score)
+    lowest = " or ".join(f"{score:g}" for score in sorted(scores))
     x = 6.0
-    for text, color in [*entries, (f"score >= {min_score:g}", (220, 220, 220))]:
+    for text, color in [*entries, (f"score >= {lowest}", (220, 220, 220))]:
         draw.text((x, height + 3), text, fill=color, font=font)
         x += draw.textlength(text, font=font) + 16
     return result

@@ -22,8 +22,8 @@ import numpy.typing as npt
 from PIL import Image
 
 from maskrcnn.data.rle import label_image, label_planes
+from maskrcnn.evaluation.coco_ap import COCO_MAX_DETECTIONS, coco_metrics
 from maskrcnn.evaluation.dense import THRESHOLDS, Counts, count, summarize
-from maskrcnn.evaluation.evaluate import COCO_MAX_DETECTIONS, coco_metrics
 from maskrcnn.export.outlines import outline_paths
 from maskrcnn.export.overlay import COLORS
 from maskrcnn.files import replacing

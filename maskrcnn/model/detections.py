@@ -72,8 +72,8 @@ class Detections:
         return replace(self, boxes=self.boxes * self.boxes.new_tensor([across, down] * 2), size=size, diameter=diameter)
 
     def to_rle(self, threshold: float | None = None) -> list[dict[str, Any]]:
-        """The masks as COCO RLE dicts ``{"size": [H, W], "counts": bytes}``: pixels of a probability above ``threshold``
-        (default: ``mask_threshold``)."""
+        """The masks as COCO RLE dicts ``{"size": [H, W], "counts": bytes}``: the pixels of a probability above
+        ``threshold`` (default: ``mask_threshold``)."""
         return ops.masks_to_rle(
             self.masks, self.boxes, self.size, self.mask_threshold if threshold is None else threshold
         )

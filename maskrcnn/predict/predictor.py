@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from functools import partial
 from itertools import groupby
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
 import torch
@@ -20,11 +22,13 @@ from maskrcnn.checkpoint import build_model, load_checkpoint
 from maskrcnn.data.labels import InstanceLabels
 from maskrcnn.data.picture import Picture, open_pictures, picture_of
 from maskrcnn.data.sample import Sample, collate
+from maskrcnn.data.transforms import scale_to
 from maskrcnn.device import autocast, choose_device
 from maskrcnn.errors import InputError
 from maskrcnn.model import Detections, MaskRCNN
 from maskrcnn.model.group_norm import statistics_of
 from maskrcnn.predict.augment import Augment, detect_in_views
+from maskrcnn.predict.diameter import estimate_diameter
 from maskrcnn.predict.tiles import Tile, merge_tiles, tile_picture
 from maskrcnn.predict.windows import telling_windows
 
@@ -36,10 +40,17 @@ OVERLAP = 128
 PIXELS_PER_DETECTION = 1024
 """The checkpoint's limit of cells was meant for small pictures: in larger ones there may be one in each 32x32."""
 
+Diameter = float | Literal["auto", "none"]
+"""How large cells are taken to be: their median diameter in pixels of the picture (of the circle of equal area); auto:
+estimated; none: the picture is predicted at its own scale."""
+
 BYTES_PER_PIXEL = 1500
 """What the network may take for a pixel of its input: an estimate, for the default tile alone."""
 
 SMALLEST_TILE = 256
+
+MIN_SCORE = 0.5
+"""The score from which a cell is to be believed, where none was fitted."""
 
 LOOK = 1 << 21
 """Pixels of a picture in tiles that give GroupNorm its statistics: 1 GB on the way through the pyramid."""
@@ -58,6 +69,10 @@ class Predictor:
         batch_size: tiles that go through the network together.
         augment: views of each tile that are averaged (:mod:`maskrcnn.predict.augment`).
         pixels_per_detection: the limit of cells is a tile's area divided by it, where the checkpoint's is lower.
+        diameter: the median diameter of cells, in pixels, that the network was trained for: pictures are brought to
+            that scale, and tiles and overlap are pixels there. None: it was trained at the pictures' own scale.
+        min_score: the score from which a cell is to be believed, one for each class.
+        mask_threshold: probability above which a point belongs to a cell.
     """
 
     def __init__(
@@ -72,6 +87,9 @@ class Predictor:
         batch_size: int | None = None,
         augment: Augment = "none",
         least_score: float | None = None,
+        diameter: float | None = None,
+        min_score: float | Sequence[float] = MIN_SCORE,
+        mask_threshold: float = 0.5,
     ) -> None:
         self.model = model.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
         if least_score is not None:
@@ -84,6 +102,10 @@ class Predictor:
         self.overlap = min(OVERLAP, self.tile // 2) if overlap is None else overlap
         self.batch_size = (1 if device.type == "cpu" else 4) if batch_size is None else batch_size
         self.augment: Augment = augment
+        self.diameter = diameter
+        scores = [min_score] * len(self.class_names) if isinstance(min_score, float | int) else min_score
+        self.min_score = tuple(map(float, scores))
+        self.mask_threshold = mask_threshold
         self.pixels_per_detection = PIXELS_PER_DETECTION
         self._look = LOOK
         if self.tile < 32 or not 0 <= self.overlap < self.tile or self.batch_size < 1:
@@ -92,19 +114,21 @@ class Predictor:
                 "least 32 pixels, an overlap below it and a batch of at least 1"
             )
 
-    def __call__(self, image: str | Path | np.ndarray | Tensor) -> Detections:
+    def __call__(self, image: str | Path | np.ndarray | Tensor, diameter: Diameter | None = None) -> Detections:
         """Cells in one picture of any size.
 
         Args:
             image: a file (TIFF, PNG, JPEG), or an array [H, W], [H, W, 3] or [H, W, 4] of any integer or float type.
+            diameter: see :meth:`predict`.
 
         Returns:
-            Detections on the CPU, highest score first, in pixels of the picture.
+            Detections on the CPU, highest score first, in pixels of the picture. All that the network found: those to
+            be believed are ``cells.filter(predictor.min_score)``.
 
         Raises:
             InputError: the file or array is no picture that can be used, or a stack of several.
         """
-        return self.predict(self._open(image))
+        return self.predict(self._open(image), diameter=diameter)
 
     def read(self, image: str | Path | np.ndarray | Tensor) -> Tensor:
         """The picture as the network sees it: uint8 [H, W, 3], its intensities stretched as in training."""
@@ -119,17 +143,52 @@ class Predictor:
             raise InputError(f"{image}: {1 + len(others)} pages; open_pictures gives each of them to Predictor.predict")
         return first
 
-    def predict(self, picture: Picture, progress: Callable[[int, int], object] | None = None) -> Detections:
+    def predict(
+        self,
+        picture: Picture,
+        progress: Callable[[int, int], object] | None = None,
+        diameter: Diameter | None = None,
+    ) -> Detections:
         """Cells in a picture, which is read tile by tile.
 
         Args:
             picture: of :func:`maskrcnn.data.picture.open_pictures`, with this predictor's ``percentiles``.
             progress: called after each batch with the tiles done and all tiles.
+            diameter: median diameter of the picture's cells in its pixels, or ``none`` to predict it at its own scale.
+                Default: ``auto``, an estimate, where the network was trained for cells of one size, else ``none``.
 
         Returns:
             Detections on the CPU, highest score first, in pixels of the picture; of a picture in tiles, masks are in
-            half precision.
+            half precision. Their ``diameter`` says how large cells were taken to be.
+
+        Raises:
+            InputError: a diameter that is not above 0, or one for a network that was trained at the pictures' own
+                scale; the file is damaged.
         """
+        size = self.find_diameter(picture, diameter)
+        factor = 1.0 if size is None or self.diameter is None else scale_to(self.diameter, size)
+        cells = self._predict(picture.rescaled(factor), progress)
+        return replace(cells.resized(picture.size), diameter=size, mask_threshold=self.mask_threshold)
+
+    def find_diameter(self, picture: Picture, diameter: Diameter | None = None) -> float | None:
+        """The median diameter in pixels that the picture's cells are taken to have; None: it stays at its own scale.
+
+        ``diameter`` and errors as in :meth:`predict`. Where ``auto`` finds no cell, the picture stays at its own scale.
+        """
+        if diameter == "none" or (diameter is None and self.diameter is None):
+            return None
+        if self.diameter is None:
+            raise InputError(
+                f"--diameter is {diameter}, but the network was trained at the pictures' own scale; expected none"
+            )
+        if diameter is None or diameter == "auto":
+            return estimate_diameter(picture, lambda images: self._forward(images, 0), self.diameter)
+        if not 0 < diameter < math.inf:
+            raise InputError(f"--diameter is {diameter}; expected pixels above 0, auto or none")
+        return float(diameter)
+
+    def _predict(self, picture: Picture, progress: Callable[[int, int], object] | None) -> Detections:
+        """The cells of a picture that is at the network's scale already."""
         while True:
             tiles = tile_picture(picture.size, self.tile, self.overlap)
             try:
@@ -190,7 +249,8 @@ class Predictor:
     def _detect(self, images: Sequence[Tensor]) -> list[Detections]:
         """Cells of pictures uint8 [H, W, 3] of one size; in smaller batches from when the GPU's memory is too small."""
         try:
-            return detect_in_views(self._forward, images, self.augment)
+            limit = images[0].shape[0] * images[0].shape[1] // self.pixels_per_detection
+            return detect_in_views(partial(self._forward, limit=limit), images, self.augment)
         except torch.cuda.OutOfMemoryError:
             if len(images) == 1:
                 raise
@@ -209,9 +269,8 @@ class Predictor:
         _say_once(f"out of memory: going on with tiles of {self.tile} pixels")
 
     @torch.inference_mode()
-    def _forward(self, images: Sequence[Tensor]) -> list[Detections]:
-        height, width = images[0].shape[:2]
-        limit = height * width // self.pixels_per_detection
+    def _forward(self, images: Sequence[Tensor], limit: int) -> list[Detections]:
+        """Cells of pictures of one size; at least ``limit`` may be found in each."""
         with autocast(self.precision, self.device), self.model.at_least_detections(limit):
             detections = self.model(*self._batch(images))
         return [one.to("cpu") for one in detections]
@@ -302,4 +361,6 @@ def load(
         batch_size,
         augment,
         least_score,
+        contents.get("diameter"),
+        **contents.get("thresholds", {}),
     )

@@ -19,10 +19,10 @@ import torch
 
 from maskrcnn import checkpoint, distributed
 from maskrcnn.engine import steps
-from maskrcnn.evaluation import evaluate as evaluation
 from maskrcnn.engine import train as trainer
 from maskrcnn.engine.config import TrainConfig
 from maskrcnn.engine.log import TOTAL, MetricsLog
+from maskrcnn.evaluation import evaluate as evaluation
 from maskrcnn.model import MaskRCNN, mask_rcnn_resnet_fpn
 from maskrcnn.model.roi_heads import BoxHead
 

@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 
 from maskrcnn.data.tiff import read_mask
-from maskrcnn.export.labels import needs_bigtiff, write_class_labels, write_labels
 from maskrcnn.export import labels as labels_module
+from maskrcnn.export.labels import needs_bigtiff, write_class_labels, write_labels
 from tests.export.cells import apart, crowd, detections_of, masks_of
 
 

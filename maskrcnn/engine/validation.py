@@ -1,0 +1,103 @@
+"""Validation during training: scores after an epoch, the best weights, and the thresholds they are used with."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from maskrcnn import distributed
+from maskrcnn.checkpoint import build_model, load_checkpoint, save_checkpoint
+from maskrcnn.engine.datasets import Datasets
+from maskrcnn.engine.log import MetricsLog
+from maskrcnn.engine.steps import Run
+from maskrcnn.evaluation.coco_ap import MAX_DETECTIONS
+from maskrcnn.evaluation.dense import AT
+from maskrcnn.evaluation.evaluate import evaluate
+from maskrcnn.evaluation.thresholds import fit_thresholds
+from maskrcnn.files import replacing
+from maskrcnn.model import MaskRCNN
+from maskrcnn.predict.predictor import Predictor
+
+BEST_BY = f"mask/AP@{MAX_DETECTIONS}"
+
+
+def validate(
+    run: Run,
+    datasets: Datasets,
+    folder: Path,
+    device: torch.device,
+    description: dict[str, Any],
+    log: MetricsLog,
+    truth: dict[str, Any],
+    plots: Path | None,
+    precision: str,
+) -> None:
+    """Score the validation pictures after an epoch, and keep the weights in ``best.pt`` if none were better."""
+    model = run.scored_model
+    predictor = _predictor(model, description, device, precision)
+    metrics = evaluate(predictor, datasets.val, truth=truth, plots=plots)
+    better = metrics[BEST_BY] >= run.best
+    if better:
+        run.best = metrics[BEST_BY]
+
+    def write() -> None:
+        log.write({"step": run.step, "epoch": run.epoch, **metrics})
+        print_validation(run.epoch, metrics)
+        if better:
+            weights = {"model": model.state_dict(), "step": run.step, "metrics": metrics}
+            save_checkpoint(folder / "best.pt", {**weights, **description})
+
+    distributed.from_main(write)
+
+
+def print_validation(epoch: int, metrics: dict[str, float]) -> None:
+    """One line: AP at 1,000 detections and at COCO's 100, TP/(TP+FP+FN) at three IoU, and AP50 by class and source."""
+    limit = f"@{MAX_DETECTIONS}"
+    of = f"mask/AP50{limit}/"
+    parts = ", ".join(f"{key.removeprefix(of)} {value:.3f}" for key, value in metrics.items() if key.startswith(of))
+    dense = ", ".join(f"{metrics[f'dense/{name}']:.3f}" for name in AT)
+    print(
+        f"validation after epoch {epoch}: mask AP {metrics[f'mask/AP{limit}']:.3f}, "
+        f"AP50 {metrics[f'mask/AP50{limit}']:.3f} at {MAX_DETECTIONS} detections ({metrics['mask/AP']:.3f} and "
+        f"{metrics['mask/AP50']:.3f} at 100); TP/(TP+FP+FN) {dense} at IoU "
+        f"{', '.join(map(str, AT.values()))}; AP50 by part: {parts}",
+        flush=True,
+    )
+
+
+def choose_thresholds(
+    folder: Path, datasets: Datasets, device: torch.device, truth: dict[str, Any], precision: str
+) -> None:
+    """Fit the thresholds of ``best.pt`` on the validation pictures, and keep them in it as its defaults.
+
+    ``thresholds.json`` holds the score of every value that was tried.
+    """
+    path = folder / "best.pt"
+    best = load_checkpoint(path)
+    predictor = _predictor(build_model(best, path), best, device, precision)
+    chosen = fit_thresholds(predictor, datasets.val, truth)
+
+    def write() -> None:
+        best["model_options"]["nms_threshold"] = chosen.nms_threshold
+        best["thresholds"] = {"min_score": chosen.min_score, "mask_threshold": chosen.mask_threshold}
+        save_checkpoint(path, best)
+        with replacing(folder / "thresholds.json") as beside:
+            beside.write_text(json.dumps(dataclasses.asdict(chosen), indent=2) + "\n")
+        pairs = zip(datasets.class_names, chosen.min_score, strict=True)
+        scores = ", ".join(f"{name} {value}" for name, value in pairs)
+        print(
+            f"thresholds fitted on validation, kept in {path}: scores {scores}; masks {chosen.mask_threshold}; "
+            f"suppression at IoU {chosen.nms_threshold}",
+            flush=True,
+        )
+
+    distributed.from_main(write)
+
+
+def _predictor(model: MaskRCNN, description: dict[str, Any], device: torch.device, precision: str) -> Predictor:
+    """What a user gets who loads the weights with this description; the data set has stretched the pictures."""
+    return Predictor(model, None, description["class_names"], device, precision, diameter=description["diameter"])

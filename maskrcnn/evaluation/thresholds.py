@@ -1,0 +1,91 @@
+"""Thresholds of a prediction, fitted on validation pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from maskrcnn import distributed
+from maskrcnn.data.dataset import CellDataset
+from maskrcnn.evaluation.coco_ap import MAX_DETECTIONS, coco_metrics
+from maskrcnn.evaluation.dense import dense_metrics
+from maskrcnn.evaluation.evaluate import predict_dataset, to_results
+from maskrcnn.model import Detections
+from maskrcnn.predict.predictor import Diameter, Predictor
+
+SCORES = tuple(round(0.2 + 0.05 * step, 2) for step in range(15))
+NMS_THRESHOLDS = (0.3, 0.4, 0.5, 0.6)
+MASK_THRESHOLDS = (0.4, 0.45, 0.5, 0.55, 0.6)
+GAIN = 0.002
+"""What another value than the usual one must gain to be taken: less is chance."""
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """Where predictions are cut.
+
+    Attributes:
+        min_score: for each class, the score from which a cell is to be believed.
+        mask_threshold: probability above which a point belongs to a cell.
+        nms_threshold: IoU of boxes above which the lower-scored cell of a class is dropped.
+        tried: the score of every value that was tried, for the log: ``mask_threshold=0.45`` -> AP.
+    """
+
+    min_score: tuple[float, ...]
+    mask_threshold: float
+    nms_threshold: float
+    tried: dict[str, float]
+
+
+def fit_thresholds(predictor: Predictor, dataset: CellDataset, truth: dict[str, Any]) -> Thresholds:
+    """The thresholds with which ``predictor`` scores best on a data set, one after the other.
+
+    The IoU of suppression and the mask threshold are chosen by AP (COCO, at 1,000 detections per image, which no score
+    threshold changes), the score of each class by the mean of TP / (TP + FP + FN) over IoU 0.5 to 0.9. The usual 0.5
+    stays unless another value gains :data:`GAIN`.
+
+    Args:
+        predictor: its suppression threshold is changed, and is the chosen one afterwards.
+        dataset: validation pictures.
+        truth: :func:`maskrcnn.data.coco.to_coco` of them.
+    """
+    usual = 0.5
+    head = predictor.model.box_head
+    head.nms_threshold = usual
+    found = {usual: predict_dataset(predictor, dataset)}
+    diameters: list[Diameter] = distributed.from_main(lambda: [cells.diameter or "none" for cells in found[usual]])
+    for value in NMS_THRESHOLDS:
+        if value != usual:
+            head.nms_threshold = value
+            found[value] = predict_dataset(predictor, dataset, diameters)
+    chosen = distributed.from_main(lambda: _choose(dataset, truth, found))
+    head.nms_threshold = chosen.nms_threshold
+    return chosen
+
+
+def _choose(dataset: CellDataset, truth: dict[str, Any], found: dict[float, list[Detections]]) -> Thresholds:
+    """The best thresholds, where ``found`` holds what suppression at each IoU left."""
+    tried = {f"nms_threshold={value}": _ap(dataset, truth, found[value], 0.5) for value in NMS_THRESHOLDS}
+    nms = _best(tried, "nms_threshold", NMS_THRESHOLDS)
+    tried |= {f"mask_threshold={value}": _ap(dataset, truth, found[nms], value) for value in MASK_THRESHOLDS}
+    mask = _best(tried, "mask_threshold", MASK_THRESHOLDS)
+    results = to_results(dataset, [replace(cells, mask_threshold=mask) for cells in found[nms]])
+    classes = [f"class{category['id']}" for category in truth["categories"]]
+    for value in SCORES:
+        scores = dense_metrics(truth, results, value)
+        tried |= {f"min_score/{name}={value}": scores[f"AP/{name}"] for name in classes}
+    return Thresholds(tuple(_best(tried, f"min_score/{name}", SCORES) for name in classes), mask, nms, tried)
+
+
+def _ap(dataset: CellDataset, truth: dict[str, Any], found: Sequence[Detections], mask_threshold: float) -> float:
+    results = to_results(dataset, [replace(cells, mask_threshold=mask_threshold) for cells in found])
+    return coco_metrics(truth, results)[f"AP@{MAX_DETECTIONS}"]
+
+
+def _best(tried: dict[str, float], name: str, values: Sequence[float]) -> float:
+    scores = np.array([tried[f"{name}={value}"] for value in values])
+    best = int(scores.argmax())
+    return values[best] if scores[best] >= tried[f"{name}=0.5"] + GAIN else 0.5

@@ -20,7 +20,8 @@ from maskrcnn.checkpoint import load_checkpoint
 from maskrcnn.data.coco import to_coco
 from maskrcnn.engine.config import TrainConfig
 from maskrcnn.engine.datasets import build_datasets
-from maskrcnn.evaluation.evaluate import coco_metrics, dense_metrics
+from maskrcnn.evaluation.coco_ap import coco_metrics
+from maskrcnn.evaluation.dense import dense_metrics
 from maskrcnn.predict.augment import Augment
 
 

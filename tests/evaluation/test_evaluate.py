@@ -12,8 +12,8 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from maskrcnn.evaluation.dense import PER_PICTURE, POOLED, count, summarize
-from maskrcnn.evaluation.evaluate import coco_metrics, dense_metrics
+from maskrcnn.evaluation.coco_ap import coco_metrics
+from maskrcnn.evaluation.dense import PER_PICTURE, POOLED, count, dense_metrics, summarize
 
 SIZE = 96
 

@@ -15,7 +15,8 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from maskrcnn.errors import InputError
-from maskrcnn.evaluation.evaluate import coco_metrics, dense_metrics
+from maskrcnn.evaluation.coco_ap import coco_metrics
+from maskrcnn.evaluation.dense import dense_metrics
 from maskrcnn.export.outlines import outline_paths, simplify
 from maskrcnn.export.report import JPEG_BYTES, ReportPicture, write_report
 

@@ -1,0 +1,55 @@
+"""The command line: ``maskrcnn train | predict | evaluate``, and what ``train.py`` and ``infer.py`` call."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+import tyro
+
+from maskrcnn.distributed import launched_rank
+from maskrcnn.engine.config import TrainCli, TrainConfig
+from maskrcnn.engine.evaluate import EvaluateConfig, evaluate_checkpoint
+from maskrcnn.engine.steps import NonFiniteLossError
+from maskrcnn.engine.train import train
+from maskrcnn.errors import one_line_errors
+from maskrcnn.export.config import InferConfig
+from maskrcnn.export.infer import infer
+
+COMMANDS = {
+    "train": (TrainCli, "Train Mask R-CNN on folders of cell pictures."),
+    "predict": (InferConfig, "Find, outline and classify the cells in pictures."),
+    "evaluate": (EvaluateConfig, "Score a checkpoint on pictures whose cells are known."),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """``maskrcnn COMMAND OPTIONS``; ends the process with status 0, or 1 after one line about what is wrong."""
+    command, *options = sys.argv[1:] if arguments is None else arguments or [""]
+    if command not in COMMANDS:
+        lines = "\n".join(f"  {name:10}{text}" for name, (_, text) in COMMANDS.items())
+        print(f"usage: maskrcnn COMMAND [OPTIONS]    (maskrcnn COMMAND --help tells them)\n\n{lines}")
+        sys.exit(0 if command in ("-h", "--help") else 2)
+    run_command(command, options)
+
+
+def run_command(command: str, options: Sequence[str] | None = None) -> None:
+    """Run one of :data:`COMMANDS`, with the options of the command line unless others are given."""
+    kind, description = COMMANDS[command]
+    with one_line_errors():
+        config = tyro.cli(kind, prog=f"maskrcnn {command}", description=description, args=options)
+        try:
+            _run(config)
+        except NonFiniteLossError as error:
+            sys.exit(f"error: {error}" if launched_rank() == 0 else 1)  # all processes raise it
+        except KeyboardInterrupt:
+            sys.exit(130)
+
+
+def _run(config: TrainConfig | InferConfig | EvaluateConfig) -> None:
+    if isinstance(config, TrainConfig):
+        train(config)
+    elif isinstance(config, EvaluateConfig):
+        evaluate_checkpoint(config)
+    else:
+        sys.exit(1 if infer(config).failures else 0)

@@ -1,0 +1,119 @@
+"""Scores of a checkpoint: ``maskrcnn evaluate``."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from maskrcnn.checkpoint import load_checkpoint
+from maskrcnn.data.dataset import CellDataset
+from maskrcnn.engine.config import DataOptions, TrainConfig
+from maskrcnn.engine.datasets import build_datasets, read_datasets
+from maskrcnn.errors import InputError, writing
+from maskrcnn.evaluation.coco_ap import MAX_DETECTIONS
+from maskrcnn.evaluation.dense import AT
+from maskrcnn.evaluation.evaluate import evaluate
+from maskrcnn.files import replacing
+from maskrcnn.predict.augment import Augment
+from maskrcnn.predict.predictor import Diameter, Predictor, load
+
+SCORES = "scores.json"
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Score a checkpoint on pictures whose cells are known, as infer.py would predict them."""
+
+    checkpoint: Path
+    """best.pt or last.pt of a run."""
+    data: tuple[Path, ...] = ()
+    """What the run was trained on (or where that lies now): its validation pictures are scored, which it has never been
+    trained on. Default: the folders that the checkpoint names."""
+    val: tuple[Path, ...] = ()
+    """Folders in the HW3 layout, or COCO files, whose pictures are all scored."""
+    coco: Path | None = None
+    """A COCO file whose pictures are all scored."""
+    image_root: Path | None = None
+    """Folder of the pictures that a COCO file names; default: the folder that holds the file."""
+    merge_classes: bool | None = None
+    """Take all classes of the data as one; default: as the run was trained."""
+    diameter: Diameter | None = None
+    """See infer.py."""
+    augment: Augment = "none"
+    """See infer.py."""
+    tile: int | None = None
+    """See infer.py."""
+    out: Path | None = None
+    """Folder for scores.json, precision_recall.png and classes.png; default: none are written."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: cuda where it is available."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """auto: bf16 autocast on GPUs, and on CPUs (AVX-512 BF16, AMX), that compute in it; else fp32."""
+
+
+def evaluate_checkpoint(config: EvaluateConfig) -> dict[str, float]:
+    """Print and return the scores (:func:`maskrcnn.evaluation.evaluate.score`) of a checkpoint.
+
+    Raises:
+        InputError: for a checkpoint or data that cannot be used, or data of other classes than the checkpoint's.
+    """
+    predictor = load(config.checkpoint, config.device, config.precision, config.tile, augment=config.augment)
+    dataset = _pictures(config, predictor)
+    predictor.percentiles = None  # the data set stretches the pictures
+    if config.out is not None:
+        with writing(config.out):
+            config.out.mkdir(parents=True, exist_ok=True)
+    scores = evaluate(predictor, dataset, config.diameter, plots=config.out)
+    if config.out is not None:
+        with replacing(config.out / SCORES) as beside:
+            beside.write_text(json.dumps(scores, indent=2) + "\n")
+    print(scores_table(scores, predictor.class_names, sorted(set(dataset.sources))))
+    return scores
+
+
+def _pictures(config: EvaluateConfig, predictor: Predictor) -> CellDataset:
+    contents = load_checkpoint(config.checkpoint)
+    run = TrainConfig.from_dict(contents["config"])
+    merge = run.data_options.merge_classes if config.merge_classes is None else None
+    if config.merge_classes:
+        merge = predictor.class_names[0]
+    options: DataOptions = dataclasses.replace(
+        run.data_options, merge_classes=merge, num_classes=None, image_root=config.image_root
+    )
+    named = (*config.val, *(() if config.coco is None else (config.coco,)))
+    if named and config.data:
+        raise InputError("--data and --val or --coco: give either a run's data or pictures that are all scored")
+    if named:
+        dataset: CellDataset = read_datasets(named, options)
+    else:
+        options = dataclasses.replace(options, data=config.data or options.data)
+        dataset = build_datasets(dataclasses.replace(run, data_options=options), config.checkpoint.parent).val
+    if dataset.num_classes > len(predictor.class_names):
+        raise InputError(
+            f"{', '.join(map(str, named or options.data))}: {dataset.num_classes} classes, but the checkpoint has "
+            f"{len(predictor.class_names)} ({', '.join(predictor.class_names)}); --merge-classes takes them as one"
+        )
+    return dataset
+
+
+def scores_table(scores: dict[str, float], class_names: tuple[str, ...], sources: list[str]) -> str:
+    """The scores that matter, a row for each part of the pictures, as text."""
+    limit = f"@{MAX_DETECTIONS}"
+    columns = {f"AP{limit}": f"mask/AP{limit}", f"AP50{limit}": f"mask/AP50{limit}", "AP@100": "mask/AP"}
+    columns |= {"AP50@100": "mask/AP50"} | {f"TP/(TP+FP+FN) {iou}": f"dense/{name}" for name, iou in AT.items()}
+    rows = [("all", "")] + [(name, f"/class{k}") for k, name in enumerate(class_names, start=1)]
+    rows += [(source, f"/{source}") for source in sources]
+    width = max(len(name) for name, _ in rows)
+    lines = [" " * width + "  " + "  ".join(columns)]
+    for name, suffix in rows:
+        values = [scores.get(key + suffix) for key in columns.values()]
+        if all(value is None for value in values):
+            continue
+        cells = (
+            f"{value:>{len(column)}.3f}" for column, value in zip(columns, values, strict=True) if value is not None
+        )
+        lines.append(f"{name:{width}}  " + "  ".join(cells))
+    return "\n".join(lines)

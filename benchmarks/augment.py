@@ -39,7 +39,8 @@ def main() -> None:
     options = tyro.cli(Options, description=__doc__)
     config = TrainConfig.from_dict(load_checkpoint(options.checkpoint)["config"])
     if options.data is not None:
-        config = dataclasses.replace(config, data_options=dataclasses.replace(config.data_options, data=options.data))
+        data = dataclasses.replace(config.data_options, data=(options.data,))
+        config = dataclasses.replace(config, data_options=data)
     validation = build_datasets(config, options.checkpoint.parent).val
     truth = to_coco(validation)
     rows = []

@@ -48,7 +48,7 @@ class Options:
 
 def samples_per_second(data: Path, crop: int, workers: int, options: Options) -> tuple[float, float]:
     """Of the first epoch, decoding included, and of the others."""
-    config = TrainConfig(data_options=DataOptions(data=data, crop=crop))
+    config = TrainConfig(data_options=DataOptions(data=(data,), crop=crop))
     with contextlib.redirect_stdout(io.StringIO()):
         datasets = build_datasets(config, data)
     sampler = EpochSampler(datasets.repeat_factors, options.batch_size, seed=0)

@@ -56,7 +56,7 @@ class CocoDataset(CellDataset):
     """Pictures and instances of a COCO annotation file: RLE, uncompressed RLE and polygons; crowds are skipped.
 
     Categories become classes 1..K in the order of their ids. Instances that overlap go to different label planes, as
-    few as a first fit gives.
+    few as a first fit gives. The source of the pictures is the file's name without ``.json``.
 
     Args:
         path: the annotation file.
@@ -99,6 +99,7 @@ class CocoDataset(CellDataset):
             raise InputError(f"{self.path}: names no picture")
         self.names = list(self._entries)
         self.image_ids = [entry["id"] for entry in self._entries.values()]
+        self.sources = [self.path.stem] * len(self.names)
         self.num_classes = num_classes if num_classes is not None else len(categories)
         if len(categories) > self.num_classes:
             raise InputError(f"{self.path}: {len(categories)} categories, but there are {self.num_classes} classes")

@@ -22,7 +22,7 @@ Transform = Callable[[Sample, np.random.Generator], Sample]
 
 @dataclass
 class Cache:
-    """What a data set and its subsets have decoded, by name, up to ``limit`` bytes.
+    """What a data set and its subsets have decoded, up to ``limit`` bytes.
 
     When it is full, the other pictures are decoded each time they are drawn: in random order no other choice of what to
     keep would be better.
@@ -31,7 +31,7 @@ class Cache:
         limit: bytes, of pixels and planes.
         held: bytes that are in use.
         full: whether something was turned away.
-        images: uint8 [H, W, 3].
+        images: uint8 [H, W, 3], by :attr:`CellDataset.cache_prefix` and name.
         labels: with planes as :func:`_compact` gives them.
     """
 
@@ -56,14 +56,24 @@ class CellDataset(Dataset[Sample]):
     ``dataset[i]`` is the picture as it is, ``dataset[i, seed]`` the picture after ``transform`` with a random generator
     of that seed: what a training step sees depends on the index and the seed alone, whichever process prepares it.
 
-    Subclasses give ``names``, ``image_ids`` and ``num_classes``, and implement :meth:`read_image` and
+    Subclasses give ``names``, ``image_ids``, ``sources`` and ``num_classes``, and implement :meth:`read_image` and
     :meth:`read_labels`.
+
+    Attributes:
+        names: one per picture, unique.
+        image_ids: one per picture, for COCO files.
+        sources: one per picture: the collection that it comes from, by which scores can be told apart.
+        num_classes: K; classes are 1..K.
+        transform: for ``dataset[i, seed]``.
+        cache_prefix: put before a name in the cache's keys, where several data sets share one cache.
     """
 
     names: list[str]
     image_ids: list[int]
+    sources: list[str]
     num_classes: int
     transform: Transform | None = None
+    cache_prefix: str = ""
 
     def __init__(self) -> None:
         self.cache = Cache()
@@ -113,21 +123,21 @@ class CellDataset(Dataset[Sample]):
                     return
 
     def _image(self, index: int) -> Tensor:
-        name = self.names[index]
-        image = self.cache.images.get(name)
+        key = self.cache_prefix + self.names[index]
+        image = self.cache.images.get(key)
         if image is None:
             image = self.read_image(index)
             if self.cache.takes(image):
-                self.cache.images[name] = image
+                self.cache.images[key] = image
         return image
 
     def _compact_labels(self, index: int) -> InstanceLabels:
-        name = self.names[index]
-        labels = self.cache.labels.get(name)
+        key = self.cache_prefix + self.names[index]
+        labels = self.cache.labels.get(key)
         if labels is None:
             labels = _compact(self.read_labels(index))
             if self.cache.takes(labels.planes):
-                self.cache.labels[name] = labels
+                self.cache.labels[key] = labels
         return labels
 
     def class_counts(self) -> np.ndarray:
@@ -143,6 +153,7 @@ class CellDataset(Dataset[Sample]):
         chosen = copy.copy(self)
         chosen.names = [self.names[i] for i in indices]
         chosen.image_ids = [self.image_ids[i] for i in indices]
+        chosen.sources = [self.sources[i] for i in indices]
         chosen.transform = transform
         return chosen
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,7 +24,8 @@ _CLASS_FILE = re.compile(r"class([1-9][0-9]*)\.tiff?")
 
 
 class Hw3Folder(CellDataset):
-    """Pictures in folders of their own, with one label file a class.
+    """Pictures in folders of their own, with one label file a class. Their source is the name of the folder ``root``,
+    or of the folder above where that is ``train``.
 
     Args:
         root: the folder that holds ``train/``, or ``train/`` itself.
@@ -61,6 +63,7 @@ class Hw3Folder(CellDataset):
         ids = {name: index for index, name in enumerate(found, start=1)}
         self.names = list(names) if names is not None else found
         self.image_ids = [ids[name] for name in self.names]
+        self.sources = [_collection(self.folder)] * len(self.names)
 
     def file_name(self, index: int) -> str:
         return f"{self.names[index]}/{IMAGE}"
@@ -147,6 +150,12 @@ def _test_image(entry: object, folder: Path, mapping: Path) -> TestImage:
     if not path.is_file():
         raise InputError(f"{mapping}: names {name}, which is not in {folder}")
     return TestImage(path, name, *numbers)
+
+
+def _collection(folder: Path) -> str:
+    """``dsb2018`` for ``.../dsb2018`` and for ``.../dsb2018/train``."""
+    folder = Path(os.path.abspath(folder))  # "." has a name too, and a link keeps its own
+    return folder.parent.name if folder.name == "train" and folder.parent.name else folder.name
 
 
 def _picture_folders(folder: Path) -> list[str]:

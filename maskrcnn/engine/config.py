@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -19,15 +20,26 @@ ANCHOR_SIZES = ((8.0, 4.0), (16.0,), (32.0,), (64.0,), (128.0,))
 class DataOptions:
     """Pictures and how training crops are cut from them."""
 
-    data: Path | None = None
-    """Folder in the HW3 layout (train/<name>/image.tif, class1.tif, ...) or a COCO annotation file (.json).
-    Left out: a synthetic four-class set is written into the run folder and trained on."""
+    data: tuple[Path, ...] = ()
+    """Folders in the HW3 layout (train/<name>/image.tif, class1.tif, ...) and COCO annotation files (.json). Several
+    must have the same classes, or --merge-classes must be given. Left out: a synthetic four-class set is written into
+    the run folder and trained on."""
+    val: tuple[Path, ...] = ()
+    """More of them for validation. Then nothing is split off --data, and --val-fraction is not used."""
     image_root: Path | None = None
-    """Folder of the pictures that a COCO file names; default: the folder that holds the file."""
+    """Folder of the pictures that the COCO files name; default: the folder that holds the file."""
     num_classes: int | None = None
     """Number of cell classes; default: the highest class in the data."""
+    merge_classes: str | None = None
+    """Take all classes of all data as one, of this name, such as nucleus; None: classes stay as they are."""
+    source_by: str | None = None
+    """Regular expression: where it matches the start of a picture's name, what it matches is the picture's source, such
+    as tnbc|nuinsseg for tnbc_03_1. Else the name of its folder or COCO file is."""
+    group_by: str | None = None
+    """Regular expression: pictures whose names begin with the same match of it, such as tnbc_\\d+ (a patient's), are
+    split off together or not at all."""
     val_fraction: float = 0.1
-    """Share of the pictures kept for validation, stratified by class."""
+    """Share of the pictures kept for validation, stratified by class and source."""
     split_seed: int = 0
     """Seed of the train/validation split, apart from --seed so that runs with other seeds share the split."""
     crop: int = 512
@@ -44,7 +56,8 @@ class DataOptions:
     rare_class_probability: float = 0.5
     """Share of the crops that are centred on a cell, its class drawn evenly among the picture's classes."""
     repeat_threshold: float = 0.1
-    """A class that fewer than this share of the pictures have is shown more often (repeat-factor sampling). 0: off."""
+    """A class that fewer than this share of the pictures have is shown more often (repeat-factor sampling). 0: off. Of
+    several sources each source's classes count by themselves: 1.0 balances the sources."""
     percentiles: tuple[float, float] | None = (0.1, 99.9)
     """Each picture's intensities between these percentiles are stretched to 0..255; None: left as they are.
     Recorded in the checkpoint: inference does the same."""
@@ -174,7 +187,7 @@ class TrainConfig:
         """The inverse of :meth:`to_dict`; raises InputError on options that this version does not know."""
         try:
             return TrainConfig(
-                data_options=DataOptions(**_tuples(values["data_options"], paths=("data", "image_root"))),
+                data_options=_data_options(values["data_options"]),
                 model_options=ModelOptions(**_tuples(values["model_options"])),
                 optim_options=OptimOptions(**_tuples(values["optim_options"])),
                 **{k: v for k, v in _tuples(values, paths=("out", "resume")).items() if not k.endswith("_options")},
@@ -213,6 +226,7 @@ class TrainConfig:
             ("--val-every", self.val_every, self.val_every >= 1, "at least 1"),
             ("--save-every", self.save_every, self.save_every >= 1, "at least 1"),
         ]
+        rules += _source_rules(data)
         if data.percentiles is not None:
             low, high = data.percentiles
             rules.append(("--percentiles", data.percentiles, 0 <= low < high <= 100, "two rising numbers in 0..100"))
@@ -241,6 +255,36 @@ class TrainConfig:
 
 TrainCli = Annotated[TrainConfig, tyro.conf.OmitArgPrefixes]
 """The same options as one flat list on the command line."""
+
+
+def _source_rules(data: DataOptions) -> list[tuple[str, object, bool, str]]:
+    """What :meth:`TrainConfig.check` checks of the options about several sources."""
+    merged = data.merge_classes is not None
+    return [
+        ("--val", " ".join(map(str, data.val)), not data.val or bool(data.data), "--data as well"),
+        ("--merge-classes", repr(data.merge_classes), data.merge_classes != "", "a name"),
+        ("--num-classes", data.num_classes, not merged or data.num_classes is None, "none with --merge-classes"),
+        ("--source-by", data.source_by, _is_expression(data.source_by), "a regular expression"),
+        ("--group-by", data.group_by, _is_expression(data.group_by), "a regular expression"),
+        ("--group-by", data.group_by, not data.val or data.group_by is None, "none with --val, as nothing is split"),
+    ]
+
+
+def _is_expression(pattern: str | None) -> bool:
+    try:
+        re.compile(pattern or "")
+    except re.error:
+        return False
+    return True
+
+
+def _data_options(values: dict[str, Any]) -> DataOptions:
+    """From the values of a config.json or checkpoint; those of older versions name one source, or None."""
+    sources = {}
+    for key in ("data", "val"):
+        value = values.get(key) or ()
+        sources[key] = tuple(map(Path, [value] if isinstance(value, str) else value))
+    return DataOptions(**{**_tuples(values, paths=("image_root",)), **sources})
 
 
 def _plain(value: Any) -> Any:

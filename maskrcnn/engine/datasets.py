@@ -13,19 +13,20 @@ from maskrcnn import distributed
 from maskrcnn.data import transforms as T
 from maskrcnn.data.appearance import appearance
 from maskrcnn.data.coco import CocoDataset
-from maskrcnn.data.dataset import CellDataset, Transform
+from maskrcnn.data.dataset import Cache, CellDataset, Transform
 from maskrcnn.data.hw3 import Hw3Folder
+from maskrcnn.data.joined import JoinedDataset
 from maskrcnn.data.split import repeat_factors, train_val_split
 from maskrcnn.engine.config import DataOptions, TrainConfig
-from maskrcnn.errors import writing
+from maskrcnn.errors import InputError, writing
 
 
 @dataclass(frozen=True)
 class Datasets:
     """``train`` gives augmented crops, ``val`` whole pictures; ``repeat_factors`` float64 [len(train)]."""
 
-    train: Hw3Folder | CocoDataset
-    val: Hw3Folder | CocoDataset
+    train: CellDataset
+    val: CellDataset
     repeat_factors: np.ndarray
     class_names: list[str]
 
@@ -41,28 +42,72 @@ def build_datasets(config: TrainConfig, folder: Path) -> Datasets:
     """
     options = config.data_options
     data = options.data
-    if data is None:
-        data = folder / "synthetic"
-        distributed.from_main(lambda: _write_synthetic(data, config.seed))
-    source: Hw3Folder | CocoDataset
-    if data.suffix == ".json":
-        source = CocoDataset(data, options.image_root, percentiles=options.percentiles, num_classes=options.num_classes)
+    if not data:
+        synthetic = folder / "synthetic"
+        distributed.from_main(lambda: _write_synthetic(synthetic, config.seed))
+        data = (synthetic,)
+    parts = _read_sources((*data, *options.val), options)
+    joined = _join(parts, options)
+    kinds = joined.kind_counts()
+    if options.val:
+        train_indices, val_indices = np.split(np.arange(len(joined)), [sum(map(len, parts[: len(data)]))])
     else:
-        source = Hw3Folder(data, percentiles=options.percentiles, num_classes=options.num_classes)
-    source.cache.limit = options.cache_gb * 1e9
-    counts = source.class_counts()
-    train_indices, val_indices = train_val_split(counts, options.val_fraction, options.split_seed)
-    if distributed.is_main():
-        print(
-            f"{data}: {len(train_indices)} training and {len(val_indices)} validation pictures; cells of class "
-            + ", ".join(f"{k}: {n}" for k, n in enumerate(counts.sum(0).tolist(), start=1))
-        )
-    return Datasets(
-        train=source.subset(train_indices, training_transform(options, typical_diameter(source, train_indices))),
-        val=source.subset(val_indices),
-        repeat_factors=repeat_factors(counts[train_indices], options.repeat_threshold),
-        class_names=source.class_names,
+        groups = None if options.group_by is None else joined.groups(options.group_by)
+        train_indices, val_indices = train_val_split(kinds, options.val_fraction, options.split_seed, groups)
+    datasets = Datasets(
+        train=joined.subset(train_indices, training_transform(options, typical_diameter(joined, train_indices))),
+        val=joined.subset(val_indices),
+        repeat_factors=repeat_factors(kinds[train_indices], options.repeat_threshold),
+        class_names=joined.class_names,
     )
+    if distributed.is_main():
+        print(f"{' '.join(map(str, (*data, *options.val)))}: {describe(datasets.train, datasets.val)}")
+    return datasets
+
+
+def read_datasets(paths: Sequence[Path], options: DataOptions) -> JoinedDataset:
+    """All pictures of some folders and COCO files as they are; raises InputError as :func:`build_datasets` does."""
+    return _join(_read_sources(paths, options), options)
+
+
+def _join(parts: Sequence[CellDataset], options: DataOptions) -> JoinedDataset:
+    return JoinedDataset(parts, options.merge_classes, options.source_by, Cache(options.cache_gb * 1e9))
+
+
+def _read_sources(paths: Sequence[Path], options: DataOptions) -> list[CellDataset]:
+    parts: dict[Path, CellDataset] = {}
+    for path in paths:
+        place, part = _read_source(path, options)
+        if place in parts:
+            raise InputError(f"{path}: given twice in --data and --val; expected once")
+        parts[place] = part
+    return list(parts.values())
+
+
+def _read_source(path: Path, options: DataOptions) -> tuple[Path, CellDataset]:
+    """The data set, and the file or folder that it is."""
+    if path.suffix == ".json":
+        coco = CocoDataset(path, options.image_root, percentiles=options.percentiles, num_classes=options.num_classes)
+        return path.resolve(), coco
+    hw3 = Hw3Folder(path, percentiles=options.percentiles, num_classes=options.num_classes)
+    return hw3.folder.resolve(), hw3
+
+
+def describe(train: CellDataset, val: CellDataset) -> str:
+    """The pictures of both sides and the cells of each class, and a line for each source."""
+    train_counts, val_counts = train.class_counts(), val.class_counts()
+    total = train_counts.sum(0) + val_counts.sum(0)
+    lines = [
+        f"{len(train)} training and {len(val)} validation pictures; cells of class "
+        + ", ".join(f"{name}: {n}" for name, n in zip(train.class_names, total.tolist(), strict=True))
+    ]
+    for source in sorted({*train.sources, *val.sources}):
+        of_train, of_val = np.array(train.sources) == source, np.array(val.sources) == source
+        lines.append(
+            f"  {source}: {of_train.sum()} training pictures with {train_counts[of_train].sum()} cells, "
+            f"{of_val.sum()} validation pictures with {val_counts[of_val].sum()} cells"
+        )
+    return "\n".join(lines)
 
 
 def _write_synthetic(folder: Path, seed: int) -> None:

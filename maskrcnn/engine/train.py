@@ -196,8 +196,8 @@ def stop_after_step() -> Iterator[_Stop]:
 def _resumed_config(now: TrainConfig, saved: TrainConfig, folder: Path) -> TrainConfig:
     """The saved options, with the run folder, device and workers of this call."""
     data = dataclasses.replace(saved.data_options, workers=now.data_options.workers)
-    if data.data is None and (folder / "synthetic").is_dir():
-        data = dataclasses.replace(data, data=folder / "synthetic")
+    if not data.data and (folder / "synthetic").is_dir():
+        data = dataclasses.replace(data, data=(folder / "synthetic",))
     return dataclasses.replace(saved, data_options=data, out=folder, resume=folder, device=now.device)
 
 

@@ -59,7 +59,7 @@ def test_the_best_checkpoint_is_that_of_the_best_validation(tiny_run: Path) -> N
 
 def test_config_survives_json() -> None:
     config = TrainConfig(
-        data_options=DataOptions(data=Path("somewhere"), percentiles=None),
+        data_options=DataOptions(data=(Path("somewhere"), Path("b.json")), val=(Path("c"),), percentiles=None),
         model_options=ModelOptions(anchor_sizes=("4", "8", "16", "32", "64,128")),
         optim_options=OptimOptions(lr=3e-4),
         out=Path("runs/x"),
@@ -139,7 +139,7 @@ def test_learning_rate_warms_up_and_falls_to_zero() -> None:
     [
         ("data_options", {"crop": 100}, "--crop is 100; expected a multiple of 32"),
         ("data_options", {"percentiles": (50.0, 10.0)}, "--percentiles"),
-        ("data_options", {"data": Path("no/such/folder")}, "no/such/folder"),
+        ("data_options", {"data": (Path("no/such/folder"),)}, "no/such/folder"),
         ("model_options", {"anchor_sizes": ("4", "x", "16", "32", "64")}, "--anchor-sizes"),
         ("optim_options", {"epochs": 0}, "--epochs is 0"),
     ],

@@ -1,0 +1,159 @@
+"""What a run trains and validates on: from the options to the two data sets."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from maskrcnn.engine.checkpoint import load_checkpoint
+
+import maskrcnn
+from maskrcnn.data.coco import to_coco
+from maskrcnn.data.hw3 import Hw3Folder
+from maskrcnn.data.split import repeat_factors, train_val_split
+from maskrcnn.data.synthetic import write_dataset
+from maskrcnn.engine.config import DataOptions, TrainConfig
+from maskrcnn.engine.datasets import Datasets, build_datasets
+from maskrcnn.engine.train import train
+from maskrcnn.errors import InputError
+from tests.conftest import ROOT, tiny_config
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Another synthetic set, whose pictures have the names of ``tiny_dataset``'s."""
+    root = tmp_path_factory.mktemp("sets") / "other"
+    write_dataset(root, train=5, test=0, size=96, seed=1)
+    return root
+
+
+def build(tmp_path: Path, *data: Path, **options: Any) -> Datasets:
+    config = TrainConfig(data_options=DataOptions(data=data, **options))
+    config.check()
+    return build_datasets(config, tmp_path)
+
+
+def test_one_source_is_split_and_sampled_as_ever(tiny_dataset: Path, tmp_path: Path) -> None:
+    whole = Hw3Folder(tiny_dataset)
+    counts = whole.class_counts()
+    train_indices, val_indices = train_val_split(counts, 0.3, 4)
+    built = build(tmp_path, tiny_dataset, val_fraction=0.3, split_seed=4, repeat_threshold=0.9)
+    assert built.val.names == [whole.names[i] for i in val_indices]
+    assert built.val.image_ids == [whole.image_ids[i] for i in val_indices]
+    assert np.array_equal(built.repeat_factors, repeat_factors(counts[train_indices], 0.9))
+    assert built.class_names == whole.class_names
+
+
+def test_two_sources_are_both_split(
+    tiny_dataset: Path, other: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    built = build(tmp_path, tiny_dataset, other, val_fraction=0.4)
+    assert sorted(built.train.image_ids + built.val.image_ids) == list(range(1, 16))
+    assert built.class_names == ["class1", "class2", "class3", "class4"]
+    lines = capsys.readouterr().out.splitlines()
+    assert f"{len(built.train)} training and {len(built.val)} validation pictures; cells of class class1: " in lines[0]
+    for source, line in zip(("data", "other"), lines[1:], strict=True):
+        numbers = [int(number) for number in re.findall(r"\d+", line)]
+        expected = []
+        for side in (built.train, built.val):
+            cells = [len(side.labels(i)) for i in range(len(side)) if side.sources[i] == source]
+            expected += [len(cells), sum(cells)]
+        assert line.startswith(f"  {source}: ")
+        assert numbers == expected
+        assert expected[2] >= 1
+
+
+def test_explicit_validation_pictures(tiny_dataset: Path, other: Path, tmp_path: Path) -> None:
+    built = build(tmp_path, tiny_dataset, val=(other,), repeat_threshold=0.9)
+    assert built.train.sources == ["data"] * 10
+    assert built.val.sources == ["other"] * 5
+    assert np.array_equal(built.repeat_factors, repeat_factors(Hw3Folder(tiny_dataset).class_counts(), 0.9))
+    assert built.train[0, 5].size == (512, 512)  # a training crop
+    assert built.val[0, 5].size == (96, 96)
+    merged = build(tmp_path, tiny_dataset, val=(other,), merge_classes="cell")
+    assert merged.val.class_names == ["cell"]
+    assert merged.val[0].labels.classes.unique().tolist() == [1]
+
+
+def test_a_folder_and_a_coco_file(tiny_dataset: Path, other: Path, tmp_path: Path) -> None:
+    whole = Hw3Folder(other)
+    (tmp_path / "c.json").write_text(json.dumps(to_coco(whole)))
+    first = Hw3Folder(tiny_dataset).names[0]
+    options = {"image_root": other / "train", "merge_classes": "cell", "source_by": f"{first}$"}
+    built = build(tmp_path, tiny_dataset, val=(tmp_path / "c.json",), **options)
+    assert {source.split("/")[0] for source in built.train.sources} == {"data", first}
+    assert {source.split("/")[0] for source in built.val.sources} == {"c"}
+    assert np.array_equal(built.val[3].image, whole[3].image)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_groups_are_not_divided(tiny_dataset: Path, other: Path, tmp_path: Path, seed: int) -> None:
+    """Both sets have pictures of the same names; by groups of one name each they are on one side."""
+    built = build(tmp_path, tiny_dataset, other, val_fraction=0.3, split_seed=seed, group_by=".*")
+    sides = [{name.split("/")[-1] for name in side.names} for side in (built.train, built.val)]
+    assert sides[0].isdisjoint(sides[1])
+    assert len(sides[0] | sides[1]) == 10
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"source_by": "("}, r"--source-by is \(; expected a regular expression"),
+        ({"group_by": "*"}, r"--group-by is \*; expected a regular expression"),
+        ({"merge_classes": ""}, "--merge-classes is ''; expected a name"),
+        ({"merge_classes": "cell", "num_classes": 2}, "--num-classes is 2; expected none with --merge-classes"),
+        ({"val": (Path("x"),), "group_by": "a"}, "--group-by is a; expected none with --val"),
+        ({"val": (Path("no/such/folder"),)}, "no/such/folder: no such folder"),
+    ],
+)
+def test_options_that_do_not_fit(tiny_dataset: Path, tmp_path: Path, options: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        build(tmp_path, tiny_dataset, **options)
+
+
+def test_validation_pictures_alone_are_refused(tiny_dataset: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"--val is .*data; expected --data as well"):
+        build(tmp_path, val=(tiny_dataset,))
+
+
+def test_a_folder_is_given_once(tiny_dataset: Path, tmp_path: Path) -> None:
+    message = "train: given twice in --data and --val; expected once"
+    with pytest.raises(InputError, match=message):
+        build(tmp_path, tiny_dataset, tiny_dataset / "train")
+    with pytest.raises(InputError, match=message):
+        build(tmp_path, tiny_dataset, val=(tiny_dataset / "train",))
+
+
+@pytest.mark.parametrize(
+    ("saved", "expected"), [("a/b", (Path("a/b"),)), (None, ()), (["a", "b"], (Path("a"), Path("b")))]
+)
+def test_options_of_earlier_versions_are_read(saved: object, expected: tuple[Path, ...]) -> None:
+    values = TrainConfig().to_dict()
+    for key in ("val", "merge_classes", "source_by", "group_by"):
+        del values["data_options"][key]
+    values["data_options"]["data"] = saved
+    assert TrainConfig.from_dict(values) == TrainConfig(data_options=DataOptions(data=expected))
+
+
+def test_a_run_on_two_sources_as_one_class(tiny_dataset: Path, other: Path, tmp_path: Path) -> None:
+    config = tiny_config(tiny_dataset, tmp_path / "run", epochs=1)
+    data = dataclasses.replace(config.data_options, data=(tiny_dataset, other), merge_classes="nucleus")
+    folder = train(dataclasses.replace(config, data_options=data))
+    assert load_checkpoint(folder / "best.pt")["class_names"] == ["nucleus"]
+    assert maskrcnn.load(folder / "best.pt").class_names == ("nucleus",)
+    assert train(TrainConfig(resume=folder, device="cpu")) == folder
+
+
+def test_the_command_line_takes_several_sources(tiny_dataset: Path, tmp_path: Path) -> None:
+    options = ["--data", tiny_dataset, tmp_path / "missing", "--val", tmp_path / "v", "--out", tmp_path / "run"]
+    command = [sys.executable, "train.py", *map(str, options), "--device", "cpu"]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert ended.returncode == 2
+    assert ended.stderr.strip().splitlines()[-1] == f"error: {tmp_path}/missing: no such folder"

@@ -37,7 +37,9 @@ def run_command(command: str, options: Sequence[str] | None = None) -> None:
     """Run one of :data:`COMMANDS`, with the options of the command line unless others are given."""
     kind, description = COMMANDS[command]
     with one_line_errors():
-        config = tyro.cli(kind, prog=f"maskrcnn {command}", description=description, args=options)
+        config: TrainConfig | InferConfig | EvaluateConfig = tyro.cli(
+            kind, prog=f"maskrcnn {command}", description=description, args=options
+        )
         try:
             _run(config)
         except NonFiniteLossError as error:

@@ -121,6 +121,7 @@ def our_model(theirs: TorchvisionMaskRCNN, cells: int) -> MaskRCNN:
         anchor_sizes=ANCHORS,
         anchor_ratios=RATIOS,
         anchors_rounded=True,
+        aligned=False,
         detections_per_image=cells,
     )
     with tempfile.TemporaryDirectory() as folder:

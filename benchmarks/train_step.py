@@ -108,7 +108,9 @@ def batch(cells: int, size: int) -> tuple[Tensor, list[InstanceLabels]]:
 
 def ours(images: Tensor, labels: list[InstanceLabels], precision: str, device: str) -> Side:
     torch.manual_seed(0)
-    model = mask_rcnn_resnet50_fpn(CLASSES, norm="frozen_batch", anchor_sizes=ANCHORS, anchor_ratios=RATIOS)
+    model = mask_rcnn_resnet50_fpn(
+        CLASSES, norm="frozen_batch", anchor_sizes=ANCHORS, anchor_ratios=RATIOS, aligned=False
+    )
     model = model.to(device, memory_format=torch.channels_last).train()
     pictures = images.to(device).contiguous(memory_format=torch.channels_last)
     sizes = [tuple(images.shape[2:])] * len(images)

@@ -1,6 +1,17 @@
 // Where the pixels of a mask are that is enlarged into its box, and what they are: shared by the CPU and the CUDA
-// kernels. It is F.interpolate(mode="bilinear", align_corners=False) on the padded mask, with the same rounding of
-// positions (one fused multiply-add); values may differ in the last bit, which only a pixel on the threshold shows.
+// kernels.
+//
+// A mask of M entries per side has one row of zeros around it, so that its outline can end inside the box: entry i of
+// the mask is entry i + 1 of the padded one.
+//
+// aligned: coordinates are continuous, pixel x covers [x, x + 1). Its centre lies at (x + 0.5 - x1) / (x2 - x1) * M +
+// 0.5 among the entries of the padded mask. Positions are computed in double, where a position that is a multiple of
+// one half comes out as one: whole outlines have exactly the threshold's value when a mask is binary.
+//
+// Not aligned: torchvision's paste_masks_in_image. The box grows about its centre as the mask has by its padding, is
+// cut to whole pixels, the last one included, and the padded mask is enlarged to it by F.interpolate(mode="bilinear",
+// align_corners=False), with the same rounding of positions (one fused multiply-add); values may differ in the last
+// bit, which only a pixel on the threshold shows.
 #pragma once
 
 #include <cstdint>
@@ -9,44 +20,14 @@
 
 namespace maskrcnn {
 
-constexpr int64_t kMaskPadding = 1;  // zeros around a mask, so that its outline can end inside the box
+constexpr int64_t kMaskPadding = 1;  // zeros around a mask
 
-// The whole pixels of a box that has grown about its centre as its mask has by the padding.
-struct PixelBox {
-    int64_t x1, y1, x2, y2;  // from the first pixel to behind the last; none, where the box is upside down
-
-    // The size that the mask is enlarged to.
-    MASKRCNN_HD int64_t width() const { return x2 - x1 > 1 ? x2 - x1 : 1; }
-    MASKRCNN_HD int64_t height() const { return y2 - y1 > 1 ? y2 - y1 : 1; }
-
-    // The box's numbers must be finite.
-    MASKRCNN_HD PixelBox(const float* box, int64_t mask_size) {
-        const float scale = static_cast<float>(static_cast<double>(mask_size + 2 * kMaskPadding) / mask_size);
-        grow(box[0], box[2], scale, &x1, &x2);
-        grow(box[1], box[3], scale, &y1, &y2);
+MASKRCNN_HD bool is_finite_box(const float* box) {
+    for (int i = 0; i < 4; ++i) {
+        if (!(std::fabs(box[i]) <= std::numeric_limits<float>::max())) return false;
     }
-
-    static MASKRCNN_HD bool is_finite(const float* box) {
-        for (int i = 0; i < 4; ++i) {
-            if (!(std::fabs(box[i]) <= kLargest)) return false;
-        }
-        return true;
-    }
-
-  private:
-    static constexpr float kLargest = std::numeric_limits<float>::max();
-
-    static MASKRCNN_HD void grow(float low, float high, float scale, int64_t* first, int64_t* end) {
-        const float half = (high - low) * 0.5f * scale, center = (high + low) * 0.5f;
-        *first = whole(center - half);
-        *end = whole(center + half) + 1;
-    }
-
-    static MASKRCNN_HD int64_t whole(float value) {
-        constexpr float kFar = 1e12f;  // a number that is too large for an integer has no meaning as one
-        return static_cast<int64_t>(value > kFar ? kFar : value > -kFar ? value : -kFar);
-    }
-};
+    return true;
+}
 
 // The entries of the padded mask that a pixel lies between on one axis, and their weights.
 struct MaskTap {
@@ -56,26 +37,62 @@ struct MaskTap {
     MASKRCNN_HD float mix(float at_low, float at_high) const { return weight_low * at_low + weight_high * at_high; }
 };
 
-// One axis of a mask that is enlarged into a box of `box_size` pixels.
+// One axis of a mask that is enlarged into its box.
 struct MaskAxis {
-    float scale;
-    int last;  // entry of the padded mask
+    int64_t begin, end;  // the pixels that the mask can reach: first, and one past the last; none, where it has no area
+    int last;            // entry of the padded mask
 
-    MASKRCNN_HD MaskAxis(int64_t mask_size, int64_t box_size)
-        : scale(static_cast<float>(mask_size + 2 * kMaskPadding) / static_cast<float>(box_size)),
-          last(static_cast<int>(mask_size + 2 * kMaskPadding) - 1) {}
+    // The box's side goes from `low` to `high`, which must be finite.
+    MASKRCNN_HD MaskAxis(float low, float high, int64_t mask_size, bool aligned)
+        : last(static_cast<int>(mask_size + 2 * kMaskPadding) - 1),
+          low_(low),
+          per_pixel_(0),
+          entries_(static_cast<int>(mask_size)),
+          aligned_(aligned) {
+        if (aligned) {
+            side_ = static_cast<double>(high) - low_;
+            const double reach = side_ / (2 * entries_);  // half an entry beyond the box the padding is reached
+            begin = whole(std::floor(low_ - reach - 0.5)) + 1;
+            end = side_ > 0 ? whole(std::ceil(high + reach - 0.5)) : begin;
+        } else {
+            const float scale = static_cast<float>(static_cast<double>(last + 1) / mask_size);
+            const float half = (high - low) * 0.5f * scale, center = (high + low) * 0.5f;
+            begin = whole(center - half);
+            end = whole(center + half) + 1;
+            side_ = static_cast<double>(end - begin > 1 ? end - begin : 1);
+            per_pixel_ = static_cast<float>(last + 1) / static_cast<float>(side_);
+        }
+    }
 
-    // Of pixel i, counted from the box's first.
-    MASKRCNN_HD MaskTap tap(int64_t i) const {
-        const float at = std::fma(scale, static_cast<float>(i) + 0.5f, -0.5f);
-        const float position = at < 0.0f ? 0.0f : at;
+    // Of pixel `pixel`, from `begin` to before `end`.
+    MASKRCNN_HD MaskTap tap(int64_t pixel) const {
+        const double at = position(pixel);
+        const double inside = at < 0 ? 0 : at;
         MaskTap tap;
-        tap.low = static_cast<int>(position) < last ? static_cast<int>(position) : last;
+        tap.low = static_cast<int>(inside) < last ? static_cast<int>(inside) : last;
         tap.high = tap.low + 1 < last ? tap.low + 1 : last;
-        tap.weight_high = position - static_cast<float>(tap.low);
+        tap.weight_high = static_cast<float>(inside - tap.low);
         tap.weight_low = 1 - tap.weight_high;
+        if (aligned_) tap.weight_high = 1 - tap.weight_low;  // now their sum is 1 exactly, as both are in 24 bits
         return tap;
     }
+
+  private:
+    // Among the entries of the padded mask.
+    MASKRCNN_HD double position(int64_t pixel) const {
+        if (aligned_) return (static_cast<double>(pixel) + 0.5 - low_) * entries_ / side_ + (kMaskPadding - 0.5);
+        return std::fma(per_pixel_, static_cast<float>(pixel - begin) + 0.5f, -0.5f);
+    }
+
+    static MASKRCNN_HD int64_t whole(double value) {
+        constexpr double kFar = 1e12;  // a number that is too large for an integer has no meaning as one
+        return static_cast<int64_t>(value > kFar ? kFar : value > -kFar ? value : -kFar);
+    }
+
+    double low_, side_;  // of the box, in pixels; not aligned: of the whole pixels
+    float per_pixel_;    // entries of the padded mask per pixel, not aligned
+    int entries_;
+    bool aligned_;
 };
 
 // Row `row` of the padded mask [mask_size, mask_size], interpolated along x. The value of a pixel is that of its two

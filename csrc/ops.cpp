@@ -19,10 +19,14 @@ STABLE_TORCH_LIBRARY(maskrcnn, m) {
         "match_boxes(Tensor anchors, Tensor targets, int[] anchor_counts, int[] target_counts, float high, float low, "
         "bool allow_low_quality) -> Tensor");
     // planes int32 [P, H, W], rois [K, 4], plane int64 [K], ids int64 [K] -> float32 [K, size, size]
-    m.def("crop_labels(Tensor planes, Tensor rois, Tensor plane, Tensor ids, int size, bool binary) -> Tensor");
+    m.def(
+        "crop_labels(Tensor planes, Tensor rois, Tensor plane, Tensor ids, int size, bool binary, bool aligned) -> "
+        "Tensor");
     // masks [K, M, M], boxes [K, 4] -> the run lengths of all masks one after another, int64, and where each mask's
     // end, int64 [K]: column by column, background first
-    m.def("mask_runs(Tensor masks, Tensor boxes, int height, int width, float threshold) -> (Tensor, Tensor)");
+    m.def(
+        "mask_runs(Tensor masks, Tensor boxes, int height, int width, float threshold, bool aligned) -> (Tensor, "
+        "Tensor)");
     // what mask_runs gives, on the CPU -> COCO's texts one after another, uint8, and where each ends, int64 [K]
     m.def("encode_runs(Tensor runs, Tensor ends) -> (Tensor, Tensor)");
     // maps[l] [B, H_l, W_l, C], weight [K, C, 3, 3] of any strides, bias [K] -> [B, H_l, W_l, K]; transposed: maps of K

@@ -56,9 +56,10 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 def build_model(contents: dict[str, Any], path: Path) -> MaskRCNN:
     """The network that a checkpoint describes, with its weights; ``path`` is for the error message.
 
-    Raises InputError where the weights are of another architecture or class count than the description says.
+    A checkpoint that does not say whether its network is ``aligned`` was written when none was. Raises InputError where
+    the weights are of another architecture or class count than the description says.
     """
-    model = mask_rcnn_resnet_fpn(**_model_arguments(contents["model_options"]))
+    model = mask_rcnn_resnet_fpn(**_model_arguments({"aligned": False} | contents["model_options"]))
     load_model_state(model, contents["model"], path)
     return model
 

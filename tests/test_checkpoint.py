@@ -36,6 +36,17 @@ def test_a_model_comes_back_bit_for_bit(contents: dict, tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["best.pt"]
 
 
+@pytest.mark.parametrize("aligned", [None, False, True])
+def test_a_checkpoint_that_does_not_say_is_not_aligned(contents: dict, tmp_path: Path, aligned: bool | None) -> None:
+    """It was written before the option was there, and trained with torchvision's mask targets."""
+    if aligned is not None:
+        contents["model_options"]["aligned"] = aligned
+    save_checkpoint(tmp_path / "best.pt", contents)
+    model = build_model(load_checkpoint(tmp_path / "best.pt"), tmp_path / "best.pt")
+    expected = bool(aligned)
+    assert (model.aligned, model.box_head.pool.aligned, model.mask_head.pool.aligned) == (expected,) * 3
+
+
 def test_another_class_count_is_named(contents: dict, tmp_path: Path) -> None:
     contents["model_options"]["num_classes"] = 4
     save_checkpoint(tmp_path / "best.pt", contents)

@@ -31,7 +31,7 @@ void crop(const int32_t* plane, int width, int64_t id, const AxisTaps<float>& ro
 }
 
 Tensor crop_labels(const Tensor& planes, const Tensor& rois, const Tensor& plane, const Tensor& ids, int64_t size,
-                   bool binary) {
+                   bool binary, bool aligned) {
     check_crop_labels(planes, rois, plane, ids, size);
     const int64_t count = rois.size(0);
     const int height = static_cast<int>(planes.size(1)), width = static_cast<int>(planes.size(2));
@@ -53,8 +53,8 @@ Tensor crop_labels(const Tensor& planes, const Tensor& rois, const Tensor& plane
         AxisTaps<float> rows, columns;
         for (int64_t k = begin; k < end; ++k) {
             const float* r = roi + 4 * k;
-            rows.compute(RoIAxis<float>(r[1], r[3], 1.0f, bins, -1, false), bins, height);
-            columns.compute(RoIAxis<float>(r[0], r[2], 1.0f, bins, -1, false), bins, width);
+            rows.compute(RoIAxis<float>(r[1], r[3], 1.0f, bins, -1, aligned), bins, height);
+            columns.compute(RoIAxis<float>(r[0], r[2], 1.0f, bins, -1, aligned), bins, width);
             crop(pixels + plane_of[k] * height * width, width, id_of[k], rows, columns, bins, binary,
                  result + k * size * size);
         }

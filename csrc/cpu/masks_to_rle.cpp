@@ -1,8 +1,7 @@
 // From the network's small masks to COCO run lengths, without a mask of the picture's size.
 //
-// A mask is enlarged inside its own box, a column of pixels at a time as COCO counts them; where the value crosses the
-// threshold a run ends. The arithmetic is that of F.interpolate(mode="bilinear", align_corners=False), so that
-// the pixels are those of torchvision's paste_masks_in_image.
+// A mask is enlarged inside its own box, one column of pixels at a time as COCO counts them; where the value crosses
+// the threshold a run ends. Which entries of the mask a pixel reads is in mask_geometry.h.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -47,21 +46,20 @@ class RunLengths {
 
 class Encoder {
   public:
-    Encoder(int64_t mask_size, int64_t height, int64_t width, float threshold)
-        : mask_size_(mask_size), height_(height), width_(width), threshold_(threshold) {}
+    Encoder(int64_t mask_size, int64_t height, int64_t width, float threshold, bool aligned)
+        : mask_size_(mask_size), height_(height), width_(width), threshold_(threshold), aligned_(aligned) {}
 
     std::vector<int64_t> encode(const float* mask, const float* box) {
         RunLengths runs(height_ * width_);
-        const PixelBox b(box, mask_size_);
-        const int64_t left = std::max<int64_t>(b.x1, 0), right = std::min(b.x2, width_);
-        const int64_t top = std::max<int64_t>(b.y1, 0), bottom = std::min(b.y2, height_);
+        const MaskAxis columns(box[0], box[2], mask_size_, aligned_), rows(box[1], box[3], mask_size_, aligned_);
+        const int64_t left = std::max<int64_t>(columns.begin, 0), right = std::min(columns.end, width_);
+        const int64_t top = std::max<int64_t>(rows.begin, 0), bottom = std::min(rows.end, height_);
         if (left >= right || top >= bottom) return runs.finish();
-        const MaskAxis columns(mask_size_, b.width()), rows(mask_size_, b.height());
         rows_.clear();
-        for (int64_t y = top; y < bottom; ++y) rows_.push_back(rows.tap(y - b.y1));
+        for (int64_t y = top; y < bottom; ++y) rows_.push_back(rows.tap(y));
         line_.resize(rows.last + 1);
         for (int64_t x = left; x < right; ++x) {
-            const MaskTap tap = columns.tap(x - b.x1);
+            const MaskTap tap = columns.tap(x);
             for (int r = 0; r <= rows.last; ++r) line_[r] = interpolate_row(mask, mask_size_, r, tap);
             add_column(x * height_ + top, runs);
         }
@@ -85,6 +83,7 @@ class Encoder {
 
     int64_t mask_size_, height_, width_;
     float threshold_;
+    bool aligned_;
     std::vector<MaskTap> rows_;
     std::vector<float> line_;  // a column of the padded mask, interpolated along x
 };
@@ -103,17 +102,17 @@ std::tuple<Tensor, Tensor> join(const std::vector<List>& lists, ScalarType type)
 }
 
 std::tuple<Tensor, Tensor> mask_runs(const Tensor& masks, const Tensor& boxes, int64_t height, int64_t width,
-                                     double threshold) {
+                                     double threshold, bool aligned) {
     check_mask_runs(masks, boxes, height, width);
     const int64_t count = masks.size(0), mask_size = masks.size(1);
     const auto* mask = static_cast<const float*>(masks.const_data_ptr());
     const auto* box = static_cast<const float*>(boxes.const_data_ptr());
     for (int64_t k = 0; k < count; ++k) {
-        STD_TORCH_CHECK(PixelBox::is_finite(box + 4 * k), "boxes: a coordinate of box ", k, " is not finite");
+        STD_TORCH_CHECK(is_finite_box(box + 4 * k), "boxes: a coordinate of box ", k, " is not finite");
     }
     std::vector<std::vector<int64_t>> runs(count);
     torch::stable::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
-        Encoder encoder(mask_size, height, width, static_cast<float>(threshold));
+        Encoder encoder(mask_size, height, width, static_cast<float>(threshold), aligned);
         for (int64_t k = begin; k < end; ++k) runs[k] = encoder.encode(mask + k * mask_size * mask_size, box + 4 * k);
     });
     return join<int64_t>(runs, ScalarType::Long);

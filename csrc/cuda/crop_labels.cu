@@ -7,7 +7,8 @@ namespace maskrcnn {
 namespace {
 
 __global__ void crop(const int32_t* planes, int64_t plane_count, int height, int width, const float* rois,
-                     const int64_t* plane_of, const int64_t* id_of, int64_t count, int size, bool binary, float* out) {
+                     const int64_t* plane_of, const int64_t* id_of, int64_t count, int size, bool binary, bool aligned,
+                     float* out) {
     MASKRCNN_FOR_EACH(index, count * size * size) {
         const int x = static_cast<int>(index % size), y = static_cast<int>(index / size % size);
         const int64_t k = index / (static_cast<int64_t>(size) * size);
@@ -16,8 +17,8 @@ __global__ void crop(const int32_t* planes, int64_t plane_count, int height, int
         if (plane_of[k] >= 0 && plane_of[k] < plane_count) {
             const int32_t* plane = planes + plane_of[k] * height * width;
             const int64_t id = id_of[k];
-            const RoIAxis<float> rows(roi[1], roi[3], 1.0f, size, -1, false);
-            const RoIAxis<float> columns(roi[0], roi[2], 1.0f, size, -1, false);
+            const RoIAxis<float> rows(roi[1], roi[3], 1.0f, size, -1, aligned);
+            const RoIAxis<float> columns(roi[0], roi[2], 1.0f, size, -1, aligned);
             int first_row, last_row, first_column, last_column;
             rows.points_on_map(y, height, &first_row, &last_row);
             columns.points_on_map(x, width, &first_column, &last_column);
@@ -42,7 +43,7 @@ __global__ void crop(const int32_t* planes, int64_t plane_count, int height, int
 }
 
 Tensor crop_labels(const Tensor& planes, const Tensor& rois, const Tensor& plane, const Tensor& ids, int64_t size,
-                   bool binary) {
+                   bool binary, bool aligned) {
     check_crop_labels(planes, rois, plane, ids, size);
     const int64_t count = rois.size(0);
     Tensor out = torch::stable::new_empty(rois, {count, size, size});
@@ -52,7 +53,7 @@ Tensor crop_labels(const Tensor& planes, const Tensor& rois, const Tensor& plane
         static_cast<const int32_t*>(planes.const_data_ptr()), planes.size(0), static_cast<int>(planes.size(1)),
         static_cast<int>(planes.size(2)), static_cast<const float*>(rois.const_data_ptr()),
         static_cast<const int64_t*>(plane.const_data_ptr()), static_cast<const int64_t*>(ids.const_data_ptr()), count,
-        static_cast<int>(size), binary, static_cast<float*>(out.mutable_data_ptr()));
+        static_cast<int>(size), binary, aligned, static_cast<float*>(out.mutable_data_ptr()));
     STD_CUDA_KERNEL_LAUNCH_CHECK();
     return out;
 }

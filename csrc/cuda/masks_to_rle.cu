@@ -18,6 +18,7 @@ constexpr int kColumns = 128;  // columns at a time: threads of a block
 struct Picture {
     int64_t height, width;
     float threshold;
+    bool aligned;
 };
 
 // A mask enlarged into its box, and the part of the box that lies in the picture.
@@ -25,7 +26,6 @@ struct PastedMask {
     const float* mask;
     int64_t mask_size;
     Picture picture;
-    PixelBox box;
     MaskAxis rows, columns;
     int64_t left, right, top, bottom;
     bool whole_columns;  // the picture's: the pixel below the lowest of a column is the next one's highest
@@ -35,33 +35,32 @@ struct PastedMask {
         : mask(masks + k * size * size),
           mask_size(size),
           picture(picture),
-          box(boxes + 4 * k, size),
-          rows(size, box.height()),
-          columns(size, box.width()),
-          left(max(box.x1, int64_t(0))),
-          right(min(box.x2, picture.width)),
-          top(max(box.y1, int64_t(0))),
-          bottom(min(box.y2, picture.height)),
+          rows(boxes[4 * k + 1], boxes[4 * k + 3], size, picture.aligned),
+          columns(boxes[4 * k], boxes[4 * k + 2], size, picture.aligned),
+          left(max(columns.begin, int64_t(0))),
+          right(min(columns.end, picture.width)),
+          top(max(rows.begin, int64_t(0))),
+          bottom(min(rows.end, picture.height)),
           whole_columns(top == 0 && bottom == picture.height) {
-        if (!PixelBox::is_finite(boxes + 4 * k) || top >= bottom) right = left;
+        if (!is_finite_box(boxes + 4 * k) || top >= bottom) right = left;
     }
 
     __device__ float line(int row, const MaskTap& x) const { return interpolate_row(mask, mask_size, row, x); }
 
     __device__ bool inside(int64_t x, int64_t y) const {
-        const MaskTap column = columns.tap(x - box.x1), row = rows.tap(y - box.y1);
+        const MaskTap column = columns.tap(x), row = rows.tap(y);
         return row.mix(line(row.low, column), line(row.high, column)) > picture.threshold;
     }
 
     // Calls visit(p) for every pixel p = x * height + y of the column, and the one below it, that differs from p - 1.
     template <typename Visit>
     __device__ void visit_changes(int64_t x, const Visit& visit) const {
-        const MaskTap column = columns.tap(x - box.x1);
+        const MaskTap column = columns.tap(x);
         bool before = whole_columns && x > left && inside(x - 1, bottom - 1);
         int of_row = -1;
         float low = 0, high = 0;
         for (int64_t y = top; y < bottom; ++y) {
-            const MaskTap row = rows.tap(y - box.y1);
+            const MaskTap row = rows.tap(y);
             if (row.low != of_row) {
                 of_row = row.low;
                 low = line(row.low, column);
@@ -135,13 +134,13 @@ __global__ void write_runs(const float* masks, const float* boxes, int64_t mask_
 }
 
 std::tuple<Tensor, Tensor> mask_runs(const Tensor& masks, const Tensor& boxes, int64_t height, int64_t width,
-                                     double threshold) {
+                                     double threshold, bool aligned) {
     check_mask_runs(masks, boxes, height, width);
     const int64_t count = masks.size(0), mask_size = masks.size(1);
     Tensor counts = torch::stable::new_empty(masks, {count}, ScalarType::Long);
     if (count == 0) return {torch::stable::new_empty(masks, {0}, ScalarType::Long), counts};
     const Launch launch(masks);
-    const Picture picture{height, width, static_cast<float>(threshold)};
+    const Picture picture{height, width, static_cast<float>(threshold), aligned};
     const auto* mask = static_cast<const float*>(masks.const_data_ptr());
     const auto* box = static_cast<const float*>(boxes.const_data_ptr());
     const auto blocks = static_cast<unsigned>(count);

@@ -109,6 +109,9 @@ class ModelOptions:
     """3x3 convolutions of the mask head."""
     stride_in_1x1: bool = False
     """Put the strides of a stage into its first 1x1 convolution, as detectron2's R-50.pkl has them."""
+    aligned: bool | None = None
+    """Take the centre of pixel i to be at i + 0.5, as boxes do, in RoIAlign and mask targets (else at i, as torchvision
+    does). Default: as the Mask R-CNN of --backbone-weights was trained (torchvision's: no), yes without one."""
     mask_loss: Literal["bce", "dice", "bce+dice", "tversky"] = "bce"
     """Loss of the mask head."""
     tversky_alpha: float = 0.3

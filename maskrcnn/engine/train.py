@@ -30,7 +30,7 @@ from maskrcnn.engine.validation import choose_thresholds, validate
 from maskrcnn.errors import InputError, writing
 from maskrcnn.evaluation.plots import plot_metrics
 from maskrcnn.model import mask_rcnn_resnet_fpn
-from maskrcnn.model.weights import load_weights
+from maskrcnn.model.weights import load_weights, trained_aligned
 
 
 def train(config: TrainConfig) -> Path:
@@ -68,7 +68,7 @@ def _train(config: TrainConfig, device: torch.device, saved: dict[str, Any] | No
         keep_freed_memory()
     torch.manual_seed(config.seed)
     datasets = build_datasets(config, folder)
-    model_options = _model_options(config, datasets.num_classes)
+    model_options = _model_options(config, datasets.num_classes, saved)
     model = mask_rcnn_resnet_fpn(**model_options)
     if config.model_options.backbone_weights is not None and saved is None:
         loaded = load_weights(model, config.model_options.backbone_weights, adapt=True)
@@ -201,9 +201,18 @@ def _resumed_config(now: TrainConfig, saved: TrainConfig, folder: Path) -> Train
     return dataclasses.replace(saved, data_options=data, out=folder, resume=folder, device=now.device)
 
 
-def _model_options(config: TrainConfig, num_classes: int) -> dict[str, Any]:
-    """Arguments of :func:`mask_rcnn_resnet_fpn`, all of plain types, as they go into the checkpoint."""
+def _model_options(config: TrainConfig, num_classes: int, saved: dict[str, Any] | None) -> dict[str, Any]:
+    """Arguments of :func:`mask_rcnn_resnet_fpn`, all of plain types, as they go into the checkpoint.
+
+    Whether a run that goes on is aligned stands in its checkpoint ``saved``, not in its options.
+    """
     options = config.model_options
+    if saved is not None:
+        aligned = saved["model_options"].get("aligned", False)  # as build_model does
+    elif options.aligned is None:
+        aligned = options.backbone_weights is None or trained_aligned(options.backbone_weights)
+    else:
+        aligned = options.aligned
     norm = options.norm
     if norm == "auto":
         norm = "frozen_batch" if options.backbone_weights is not None else "group"
@@ -219,6 +228,7 @@ def _model_options(config: TrainConfig, num_classes: int) -> dict[str, Any]:
         "mask_convs": options.mask_convs,
         "anchor_sizes": config.anchor_sizes(),
         "anchor_ratios": options.anchor_ratios,
+        "aligned": aligned,
         "detections_per_image": options.detections_per_image,
         "rpn_batch_per_image": options.rpn_batch_per_image,
         "roi_batch_per_image": options.roi_batch_per_image,

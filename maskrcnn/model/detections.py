@@ -22,7 +22,8 @@ class Detections:
         boxes: float32 [K, 4], xyxy in pixels of the picture; pixel i covers [i, i+1).
         scores: float32 [K], 0..1.
         labels: int64 [K], classes 1..K.
-        masks: float [K, M, M], probability that a point of the box belongs to the cell; M = 28.
+        masks: float [K, M, M], probability that a point of the box belongs to the cell; M = 28. They divide the box
+            evenly: column i is for the part from x1 + i / M * (x2 - x1) to x1 + (i + 1) / M * (x2 - x1).
         size: (H, W) of the picture.
         mask_threshold: probability above which a point belongs to the cell.
         diameter: in pixels of the picture, how large its cells were taken to be when it was predicted; None: the

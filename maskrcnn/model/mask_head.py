@@ -25,7 +25,7 @@ class MaskHead(nn.Module):
     Args:
         channels: channels of the pyramid and of the head.
         num_classes: cell classes, without background.
-        pool: RoIAlign, 14 bins a side in the paper; masks are twice that.
+        pool: RoIAlign, 14 bins a side in the paper; masks are twice that. Its ``aligned`` holds for the targets too.
         group_norm: GroupNorm after each 3x3 convolution.
         loss, tversky_alpha, tversky_beta: see :mod:`maskrcnn.model.losses`.
         num_convs: 3x3 convolutions.
@@ -103,8 +103,8 @@ class MaskHead(nn.Module):
         for label, (h, w) in zip(labels, sizes, strict=True):
             own = planes[starts[-1] : starts[-1] + len(label.planes)]
             starts.append(starts[-1] + len(label.planes))
-            # RoIAlign repeats the last pixels of a picture for samples on its very edge; in a padded batch the edge is
-            # here, not at the end of the plane
+            # RoIAlign repeats the last pixel of a picture for samples beyond its centre, up to the edge: half a pixel
+            # away, or a whole one when not aligned. In a padded batch they read the pixel behind the edge, and no other
             if h < height:
                 own[:, h] = own[:, h - 1]
             if w < width:
@@ -112,7 +112,13 @@ class MaskHead(nn.Module):
         plane = torch.cat([label.plane + start for label, start in zip(labels, starts, strict=False)])
         ids = torch.cat([label.ids for label in labels])
         return ops.crop_labels(
-            planes, rois[:, 1:], plane[instances], ids[instances], self.mask_size, self.binary_targets
+            planes,
+            rois[:, 1:],
+            plane[instances],
+            ids[instances],
+            self.mask_size,
+            self.binary_targets,
+            self.pool.aligned,
         )
 
 

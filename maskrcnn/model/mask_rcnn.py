@@ -59,6 +59,11 @@ class MaskRCNN(nn.Module):
         """The most cells reported for one picture."""
         return self.box_head.detections_per_image
 
+    @property
+    def aligned(self) -> bool:
+        """Whether masks lie in their boxes; else they show what lies half a pixel down and right of them."""
+        return self.mask_head.pool.aligned
+
     @contextmanager
     def at_least_detections(self, count: int) -> Iterator[None]:
         """Inside the block at least ``count`` cells may be found in a picture.
@@ -91,7 +96,9 @@ class MaskRCNN(nn.Module):
 
         Returns:
             In training ``loss_objectness``, ``loss_rpn_box_reg``, ``loss_classifier``, ``loss_box_reg`` and
-            ``loss_mask`` (scalars; Mask R-CNN's loss is their sum); else one :class:`Detections` an image.
+            ``loss_mask`` (scalars; Mask R-CNN's loss is their sum); else one :class:`Detections` an image, whose masks
+            are the network's own: where it is not :attr:`aligned`, :class:`maskrcnn.predict.predictor.Predictor` moves
+            them into their boxes.
 
         Raises:
             ValueError: for another shape or size, or labels that are missing in training.
@@ -167,6 +174,7 @@ def mask_rcnn_resnet_fpn(
     roi_positive_fraction: float = 0.25,
     roi_foreground_iou: float = 0.5,
     roi_canonical_size: int = 224,
+    aligned: bool = True,
     score_threshold: float = 0.05,
     nms_threshold: float = 0.5,
     detections_per_image: int = 200,
@@ -181,7 +189,7 @@ def mask_rcnn_resnet_fpn(
     All options are plain values, which checkpoints keep. The defaults are torchvision's
     (``maskrcnn_resnet50_fpn``) but for: ``norm`` (torchvision: ``frozen_batch``), ``anchor_sizes`` and
     ``anchor_ratios`` (torchvision: 32 to 512, one size a level, ratios 0.5, 1, 2), ``anchors_rounded`` (torchvision:
-    True) and ``detections_per_image`` (torchvision: 100).
+    True), ``aligned`` (torchvision: False) and ``detections_per_image`` (torchvision: 100).
 
     Args:
         depth: 18, 34, 50 or 101.
@@ -198,6 +206,8 @@ def mask_rcnn_resnet_fpn(
         anchor_sizes: of P2..P6, in pixels, one level more than ``stages``. The RPN's output channels are shared by the
             levels, so the first size of each level should be the same multiple of its stride; 8 leads at P2, where 4 is
             added.
+        aligned: RoIAlign and mask targets take pixel i to have its centre at i + 0.5, as boxes do. False: at i, as
+            torchvision's do; masks then show what lies half a pixel down and right of their boxes.
 
     Raises:
         ValueError: for values that no network can be built from.
@@ -226,7 +236,7 @@ def mask_rcnn_resnet_fpn(
     box_head = BoxHead(
         neck.out_channels,
         num_classes,
-        pool=RoIPool(7, canonical_size=roi_canonical_size),
+        pool=RoIPool(7, canonical_size=roi_canonical_size, aligned=aligned),
         hidden=box_hidden,
         batch_per_image=roi_batch_per_image,
         positive_fraction=roi_positive_fraction,
@@ -239,7 +249,7 @@ def mask_rcnn_resnet_fpn(
     mask_head = MaskHead(
         neck.out_channels,
         num_classes,
-        pool=RoIPool(14, canonical_size=roi_canonical_size),
+        pool=RoIPool(14, canonical_size=roi_canonical_size, aligned=aligned),
         group_norm=norm == "group",
         loss=mask_loss,
         tversky_alpha=tversky_alpha,

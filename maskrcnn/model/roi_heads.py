@@ -24,19 +24,27 @@ class RoIPool:
     """RoIAlign over P2..P5 (He et al. 2017, Mask R-CNN, section 3; level by FPN's equation 1).
 
     ``output_size`` bins a side, ``sampling_ratio`` points a side in each; ``canonical_size`` is the side in pixels of
-    the RoI that goes to level 4.
+    the RoI that goes to level 4. ``aligned``: pixel i of a map has its centre at i + 0.5, as in detectron2; False: at
+    i, as in torchvision.
     """
 
     output_size: int
     sampling_ratio: int = 2
     canonical_size: int = 224
+    aligned: bool = True
 
     def __call__(self, features: Sequence[Tensor], rois: Tensor, image_size: tuple[int, int]) -> Tensor:
         """P2..P6 and RoIs [K, 5] (image index, xyxy in pixels) -> [K, C, output_size, output_size]."""
         pyramid = features[:-1]  # the last level serves the RPN alone
         scales = [2.0 ** round(math.log2(f.shape[-2] / image_size[0])) for f in pyramid]
         return ops.multilevel_roi_align(
-            pyramid, rois, self.output_size, scales, self.sampling_ratio, canonical_size=self.canonical_size
+            pyramid,
+            rois,
+            self.output_size,
+            scales,
+            self.sampling_ratio,
+            self.aligned,
+            canonical_size=self.canonical_size,
         )
 
 

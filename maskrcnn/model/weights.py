@@ -64,8 +64,8 @@ def load_weights(model: MaskRCNN, source: str | os.PathLike[str], adapt: bool = 
         InputError: for a file that is missing, damaged, or of no known format, whose keys or shapes do not fit (they
             are named), that holds code (pickles are read with numpy arrays alone allowed), or has another hash.
     """
-    path = _download(str(source)) if "://" in str(source) else Path(source)
-    state = _read(path)
+    path = _local(source)
+    state = dict(_tensors(_read(path), path))
     name, target, converted, ignored = _recognise(state, model, path)
     if adapt and target is model:
         ignored += _drop_other_last_layers(converted, target)
@@ -77,12 +77,36 @@ def load_weights(model: MaskRCNN, source: str | os.PathLike[str], adapt: bool = 
     return f"{path}: {name}, {loaded} tensors loaded{note}"
 
 
+def trained_aligned(source: str | os.PathLike[str]) -> bool:
+    """Whether a network that starts from these weights should be aligned (``mask_rcnn_resnet_fpn(aligned=...)``).
+
+    False for torchvision's Mask R-CNN, what the file says for a checkpoint of our own (those that do not say were
+    trained before the option was there: False), True for a ResNet, which knows no boxes. ``source`` and errors: see
+    :func:`load_weights`.
+    """
+    path = _local(source)
+    contents = _read(path)
+    keys = dict(_tensors(contents, path))
+    if _is_our_model(keys):
+        options = contents.get("model_options") if isinstance(contents, Mapping) else None
+        return isinstance(options, Mapping) and bool(options.get("aligned", False))
+    return not _is_torchvision_model(keys)
+
+
+def _is_torchvision_model(state: State) -> bool:
+    return any(key.startswith("roi_heads.") for key in state)
+
+
+def _is_our_model(state: State) -> bool:
+    return "neck.inner_blocks.0.0.weight" in state
+
+
 def _recognise(state: State, model: MaskRCNN, path: Path) -> tuple[str, nn.Module, State, list[str]]:
     """The format's name, the module that it fills, its tensors under our names, and the keys left aside."""
     backbone = model.backbone
-    if any(key.startswith("roi_heads.") for key in state):
+    if _is_torchvision_model(state):
         return "torchvision Mask R-CNN", model, _from_torchvision_model(state, path), []
-    if "neck.inner_blocks.0.0.weight" in state:
+    if _is_our_model(state):
         return "checkpoint of train.py", model, dict(state), []
     if "layer1.0.conv1.weight" in state:
         classifier = [key for key in state if key.startswith("fc.")]
@@ -173,7 +197,11 @@ def misfits(state: State, own: State) -> str:
     return ", ".join(wrong[:3]) + more
 
 
-def _read(path: Path) -> State:
+def _local(source: str | os.PathLike[str]) -> Path:
+    return _download(str(source)) if "://" in str(source) else Path(source)
+
+
+def _read(path: Path) -> object:
     if not path.is_file():
         raise InputError(f"{path}: no such weights file")
     try:
@@ -183,13 +211,11 @@ def _read(path: Path) -> State:
             return load_file(path)
         if path.suffix == ".pkl":
             with path.open("rb") as file:
-                contents = _NumpyUnpickler(file, encoding="latin1").load()
-        else:
-            contents = torch.load(path, map_location="cpu", weights_only=True)
+                return _NumpyUnpickler(file, encoding="latin1").load()
+        return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # each format has its own exceptions for a damaged file
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise InputError(f"{path}: not a weights file that can be read: {reason}") from error
-    return dict(_tensors(contents, path))
 
 
 def _tensors(contents: object, path: Path) -> Iterator[tuple[str, Tensor]]:

@@ -11,11 +11,13 @@ from maskrcnn.ops.checks import check_boxes, check_device, check_vector
 from maskrcnn.ops.roi_align import roi_align_reference
 
 
-def crop_labels(planes: Tensor, rois: Tensor, plane: Tensor, ids: Tensor, size: int, binary: bool = False) -> Tensor:
-    """The share of every bin of each RoI that its cell covers.
+def crop_labels(
+    planes: Tensor, rois: Tensor, plane: Tensor, ids: Tensor, size: int, binary: bool = False, aligned: bool = True
+) -> Tensor:
+    """The share of every bin of each RoI that its cell covers: the targets of the mask head.
 
-    The values of ``roi_align(one_hot_masks, rois, size, spatial_scale=1, sampling_ratio=-1)``, soft as torchvision
-    trains with, but no mask is made: the kernel reads the label planes under the RoI.
+    The values of ``roi_align(one_hot_masks, rois, size, spatial_scale=1, sampling_ratio=-1, aligned=aligned)``, soft as
+    torchvision trains with, but no mask is made: the kernel reads the label planes under the RoI.
 
     Args:
         planes: int32 [P, H, W]; 0 is background, another value an instance's id.
@@ -24,6 +26,9 @@ def crop_labels(planes: Tensor, rois: Tensor, plane: Tensor, ids: Tensor, size: 
         ids: int64 [K], its id there.
         size: bins a side.
         binary: 1 where the share is at least 0.5, else 0, as detectron2 trains with.
+        aligned: coordinates are continuous, the centre of pixel i is at i + 0.5, as :func:`masks_to_rle` takes them
+            by default. False: torchvision's mask targets, where it is at i, so that the target shows what lies half a
+            pixel down and right of the RoI; a RoI is then at least one pixel wide and high.
 
     Returns:
         float32 [K, size, size].
@@ -34,18 +39,24 @@ def crop_labels(planes: Tensor, rois: Tensor, plane: Tensor, ids: Tensor, size: 
     """
     _check(planes, rois, plane, ids)
     return torch.ops.maskrcnn.crop_labels(
-        planes.contiguous(), rois.detach().float().contiguous(), plane.contiguous(), ids.contiguous(), size, binary
+        planes.contiguous(),
+        rois.detach().float().contiguous(),
+        plane.contiguous(),
+        ids.contiguous(),
+        size,
+        binary,
+        aligned,
     )
 
 
 def crop_labels_reference(
-    planes: Tensor, rois: Tensor, plane: Tensor, ids: Tensor, size: int, binary: bool = False
+    planes: Tensor, rois: Tensor, plane: Tensor, ids: Tensor, size: int, binary: bool = False, aligned: bool = True
 ) -> Tensor:
     """:func:`crop_labels` through one full-size mask a RoI, in pure PyTorch and in the float type of ``rois``."""
     _check(planes, rois, plane, ids)
     masks = (planes[plane] == ids[:, None, None]).to(rois.dtype)[:, None]
     boxes = torch.cat([torch.arange(len(rois), dtype=rois.dtype)[:, None], rois], dim=1)
-    shares = roi_align_reference(masks, boxes, size)[:, 0]
+    shares = roi_align_reference(masks, boxes, size, aligned=aligned)[:, 0]
     return (shares >= 0.5).to(rois.dtype) if binary else shares
 
 
@@ -62,7 +73,7 @@ def _check(planes: Tensor, rois: Tensor, plane: Tensor, ids: Tensor) -> None:
 
 
 @torch.library.register_fake("maskrcnn::crop_labels")
-def _(planes: Tensor, rois: Tensor, plane: Tensor, ids: Tensor, size: int, binary: bool) -> Tensor:
+def _(planes: Tensor, rois: Tensor, plane: Tensor, ids: Tensor, size: int, binary: bool, aligned: bool) -> Tensor:
     return rois.new_empty(rois.shape[0], size, size)
 
 

@@ -20,18 +20,29 @@ CHUNK = 1 << 14
 """Masks that are encoded together: those of a slide are kept in half precision, and take twice that in single."""
 
 
-def masks_to_rle(masks: Tensor, boxes: Tensor, size: tuple[int, int], threshold: float = 0.5) -> list[dict[str, Any]]:
+def masks_to_rle(
+    masks: Tensor, boxes: Tensor, size: tuple[int, int], threshold: float = 0.5, aligned: bool = True
+) -> list[dict[str, Any]]:
     """The pixels where each mask, enlarged into its box, is above ``threshold``, as COCO RLE.
 
-    What torchvision's ``paste_masks_in_image`` > threshold and ``pycocotools.mask.encode`` give, byte for byte but for
-    pixels whose value is the threshold to the last bit. Each mask is enlarged inside its own box only (the part of it
-    that lies in the picture), never to the picture's size.
+    By default coordinates are continuous, as for :func:`crop_labels` and in detectron2: pixel (x, y) has its centre at
+    (x + 0.5, y + 0.5), and its value is the mask's, interpolated bilinearly between its M entries, at position
+    ``(x + 0.5 - x1) / (x2 - x1) * M - 0.5``, likewise in y, with zeros around the mask. A box without area has no
+    pixels.
+
+    With ``aligned=False`` the pixels are those of torchvision's ``paste_masks_in_image``, which cuts boxes to whole
+    pixels: byte for byte what it, a threshold and ``pycocotools.mask.encode`` give, but for pixels whose value is the
+    threshold to the last bit.
+
+    Each mask is enlarged inside its own box only (the part of it that lies in the picture), never to the picture's
+    size.
 
     Args:
         masks: float [K, M, M], probabilities.
         boxes: float [K, 4], xyxy in pixels; they may reach beyond the picture.
         size: (H, W) of the picture.
         threshold: a pixel belongs to the cell above it; 0 or more.
+        aligned: the convention of the boxes, see above.
 
     Returns:
         For each mask ``{"size": [H, W], "counts": bytes}``.
@@ -52,12 +63,14 @@ def masks_to_rle(masks: Tensor, boxes: Tensor, size: tuple[int, int], threshold:
         return []
     results: list[dict[str, Any]] = []
     for some, their_boxes in zip(masks.detach().split(CHUNK), boxes.detach().split(CHUNK), strict=True):
-        results += _encode(some.float().contiguous(), their_boxes.float().contiguous(), size, threshold)
+        results += _encode(some.float().contiguous(), their_boxes.float().contiguous(), size, threshold, aligned)
     return results
 
 
-def _encode(masks: Tensor, boxes: Tensor, size: tuple[int, int], threshold: float) -> list[dict[str, Any]]:
-    runs, ends = torch.ops.maskrcnn.mask_runs(masks, boxes, *size, float(threshold))
+def _encode(
+    masks: Tensor, boxes: Tensor, size: tuple[int, int], threshold: float, aligned: bool
+) -> list[dict[str, Any]]:
+    runs, ends = torch.ops.maskrcnn.mask_runs(masks, boxes, *size, float(threshold), aligned)
     texts, ends = torch.ops.maskrcnn.encode_runs(runs.cpu(), ends.cpu())  # the texts are needed on the host
     data = texts.numpy().tobytes()
     stops = ends.tolist()
@@ -73,9 +86,34 @@ def _pixel_boxes(boxes: Tensor, mask_size: int) -> Tensor:
 
 
 def masks_to_rle_reference(
-    masks: Tensor, boxes: Tensor, size: tuple[int, int], threshold: float = 0.5
+    masks: Tensor, boxes: Tensor, size: tuple[int, int], threshold: float = 0.5, aligned: bool = True
 ) -> list[dict[str, Any]]:
-    """:func:`masks_to_rle` through ``F.interpolate``, a full-size mask and pycocotools, one cell at a time."""
+    """:func:`masks_to_rle` through full-size masks and pycocotools, one cell at a time.
+
+    Aligned: in float64, as the matrix product that bilinear interpolation is; the values are rounded to float32 before
+    they are compared. Not aligned: by ``F.interpolate``.
+    """
+    if not aligned:
+        return _pasted_as_torchvision(masks, boxes, size, threshold)
+    results = []
+    for mask, (x1, y1, x2, y2) in zip(masks.double(), boxes.double().tolist(), strict=True):
+        full = np.zeros(size, dtype=np.uint8, order="F")
+        if x2 > x1 and y2 > y1:
+            rows, columns = _weights(size[0], y1, y2, len(mask)), _weights(size[1], x1, x2, len(mask))
+            full[:] = (rows @ mask @ columns.T).float() > threshold
+        results.append(coco_mask.encode(full))
+    return results
+
+
+def _weights(pixels: int, low: float, high: float, mask_size: int) -> Tensor:
+    """float64 [pixels, mask_size]: the share of each entry of the mask in each pixel, on one axis of the box."""
+    position = (torch.arange(pixels, dtype=torch.float64) + 0.5 - low) * mask_size / (high - low) - 0.5
+    return (1 - (position[:, None] - torch.arange(mask_size)).abs()).clamp(min=0)
+
+
+def _pasted_as_torchvision(
+    masks: Tensor, boxes: Tensor, size: tuple[int, int], threshold: float
+) -> list[dict[str, Any]]:
     results = []
     for mask, (x1, y1, x2, y2) in zip(masks, _pixel_boxes(boxes.float(), masks.shape[-1]).tolist(), strict=True):
         box_size = (max(y2 - y1 + 1, 1), max(x2 - x1 + 1, 1))
@@ -91,7 +129,7 @@ def masks_to_rle_reference(
 
 
 @torch.library.register_fake("maskrcnn::mask_runs")
-def _(masks: Tensor, boxes: Tensor, height: int, width: int, threshold: float) -> tuple[Tensor, Tensor]:
+def _(masks: Tensor, boxes: Tensor, height: int, width: int, threshold: float, aligned: bool) -> tuple[Tensor, Tensor]:
     runs = torch.library.get_ctx().new_dynamic_size()
     return masks.new_empty(runs, dtype=torch.int64), masks.new_empty(masks.shape[0], dtype=torch.int64)
 

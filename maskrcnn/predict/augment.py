@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from maskrcnn.model import Detections
+from maskrcnn.predict.masks import laid_over
 
 Augment = Literal["none", "flips", "rotations", "scales"]
 """``flips``: the picture and its mirror images (4 views); ``rotations``: those of the picture turned by 90 degrees, too
@@ -110,7 +111,7 @@ def average(of_views: Sequence[Detections]) -> Detections:
     first, group = leader.unique(return_inverse=True)
     weight = scores / torch.zeros(len(first)).index_add_(0, group, scores)[group]
     mean_boxes = torch.zeros(len(first), 4).index_add_(0, group, weight[:, None] * boxes)
-    laid = _laid_over(masks, boxes, mean_boxes[group])
+    laid = laid_over(masks, boxes, mean_boxes[group])
     mean_masks = torch.zeros(len(first), *masks.shape[1:]).index_add_(0, group, weight[:, None, None] * laid)
     mean_scores = torch.zeros(len(first)).index_add_(0, group, scores) / len(of_views)
     order = mean_scores.argsort(descending=True, stable=True)
@@ -135,14 +136,3 @@ def _leaders(boxes: Tensor, scores: Tensor, labels: Tensor, view: Tensor) -> Ten
             candidates = free[view[free] == of_view]
             leader[candidates[iou[view[free] == of_view].argmax()]] = index
     return leader
-
-
-def _laid_over(masks: Tensor, boxes: Tensor, onto: Tensor) -> Tensor:
-    """Masks [N, M, M] of ``boxes`` as masks of the boxes ``onto``: bilinear, 0 outside."""
-    sides, centers = boxes[:, 2:] - boxes[:, :2], (boxes[:, 2:] + boxes[:, :2]) / 2
-    onto_sides, onto_centers = onto[:, 2:] - onto[:, :2], (onto[:, 2:] + onto[:, :2]) / 2
-    transform = torch.zeros(len(masks), 2, 3)
-    transform[:, [0, 1], [0, 1]] = onto_sides / sides
-    transform[:, :, 2] = 2 * (onto_centers - centers) / sides
-    grid = F.affine_grid(transform, [len(masks), 1, *masks.shape[1:]], align_corners=False)
-    return F.grid_sample(masks[:, None].float(), grid, align_corners=False)[:, 0]

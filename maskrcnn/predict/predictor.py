@@ -29,6 +29,7 @@ from maskrcnn.model import Detections, MaskRCNN
 from maskrcnn.model.group_norm import statistics_of
 from maskrcnn.predict.augment import Augment, detect_in_views
 from maskrcnn.predict.diameter import estimate_diameter
+from maskrcnn.predict.masks import into_their_boxes
 from maskrcnn.predict.tiles import Tile, merge_tiles, tile_picture
 from maskrcnn.predict.windows import telling_windows
 
@@ -273,6 +274,8 @@ class Predictor:
         """Cells of pictures of one size; at least ``limit`` may be found in each."""
         with autocast(self.precision, self.device), self.model.at_least_detections(limit):
             detections = self.model(*self._batch(images))
+        if not self.model.aligned:
+            detections = [replace(one, masks=into_their_boxes(one.masks, one.boxes)) for one in detections]
         return [one.to("cpu") for one in detections]
 
     def _batch(self, images: Sequence[Tensor]) -> tuple[Tensor, list[tuple[int, int]]]:

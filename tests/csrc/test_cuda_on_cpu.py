@@ -119,13 +119,14 @@ def test_match_boxes(emulated, allow_low_quality: bool, dtype: torch.dtype, whol
 
 
 @pytest.mark.parametrize(("size", "binary"), [(14, False), (5, False), (14, True)])
-def test_crop_labels(emulated, size: int, binary: bool) -> None:  # type: ignore[no-untyped-def]
+@pytest.mark.parametrize("aligned", [False, True])
+def test_crop_labels(emulated, size: int, binary: bool, aligned: bool) -> None:  # type: ignore[no-untyped-def]
     arguments = random_arguments(40, 50, 60)
-    ours = emulated.crop_labels(*arguments, size, binary)
-    expected = torch.ops.maskrcnn.crop_labels(*arguments, size, binary)
+    ours = emulated.crop_labels(*arguments, size, binary, aligned)
+    expected = torch.ops.maskrcnn.crop_labels(*arguments, size, binary, aligned)
     assert torch.isclose(ours, expected, rtol=1e-4, atol=1e-5).float().mean() > 0.999
     planes, rois, plane, ids = arguments
-    assert not emulated.crop_labels(planes, rois, plane + 3, ids, size, binary).any()  # no such plane
+    assert not emulated.crop_labels(planes, rois, plane + 3, ids, size, binary, aligned).any()  # no such plane
 
 
 @pytest.mark.parametrize("channels", [8, 5])
@@ -179,7 +180,8 @@ def test_roi_align_of_what_the_host_cannot_check(emulated) -> None:  # type: ign
 
 @pytest.mark.parametrize(("height", "width", "size"), [(40, 33, 28), (7, 300, 14), (64, 64, 1)])
 @pytest.mark.parametrize("threshold", [0.5, 0.0])
-def test_mask_runs(emulated, height: int, width: int, size: int, threshold: float) -> None:  # type: ignore[no-untyped-def]
+@pytest.mark.parametrize("aligned", [False, True])
+def test_mask_runs(emulated, height: int, width: int, size: int, threshold: float, aligned: bool) -> None:  # type: ignore[no-untyped-def]
     masks, boxes = smooth_masks(120, seed=height, size=size), boxes_over(height, width, 120, seed=1)
     masks[::11] = 1.0
     masks[1::11, size // 2 :] = torch.nan
@@ -190,23 +192,27 @@ def test_mask_runs(emulated, height: int, width: int, size: int, threshold: floa
     boxes[6::25] = torch.tensor([3.0, -30, 6, 50 + height])
     boxes[7::25] = torch.tensor([5.0, 5, 2, 1])
     boxes[8::25] = torch.tensor([3.4e38, -3.4e38, 3.3e38, 3.4e38])
-    runs, ends = emulated.mask_runs(masks, boxes, height, width, threshold)
-    expected_runs, expected_ends = torch.ops.maskrcnn.mask_runs(masks, boxes, height, width, threshold)
+    boxes[9::25] = torch.tensor([2.0, 2, 2, 6])
+    boxes[11::25] = boxes[11::25].round()
+    arguments = (masks, boxes, height, width, threshold, aligned)
+    runs, ends = emulated.mask_runs(*arguments)
+    expected_runs, expected_ends = torch.ops.maskrcnn.mask_runs(*arguments)
     assert torch.equal(ends, expected_ends)
     assert torch.equal(runs, expected_runs)
 
 
-def test_mask_runs_of_what_is_rare(emulated) -> None:  # type: ignore[no-untyped-def]
+@pytest.mark.parametrize("aligned", [False, True])
+def test_mask_runs_of_what_is_rare(emulated, aligned: bool) -> None:  # type: ignore[no-untyped-def]
     nan, inf = torch.nan, torch.inf
     boxes = torch.tensor([[0.0, 0, nan, 5], [-inf, 0, 4, 4], [-5, -5, 20, 20], [0, 0, 3, inf]])
-    runs, ends = emulated.mask_runs(torch.ones(4, 28, 28), boxes, 5, 4, 0.5)
+    runs, ends = emulated.mask_runs(torch.ones(4, 28, 28), boxes, 5, 4, 0.5, aligned)
     assert runs.tolist() == [20, 20, 0, 20, 20]  # a box that is not finite has no pixels
     assert ends.tolist() == [1, 2, 4, 5]
-    runs, ends = emulated.mask_runs(torch.ones(0, 28, 28), torch.ones(0, 4), 5, 4, 0.5)
+    runs, ends = emulated.mask_runs(torch.ones(0, 28, 28), torch.ones(0, 4), 5, 4, 0.5, aligned)
     assert runs.shape == ends.shape == (0,)
     far = torch.tensor([[2.0**31 - 9, 2.0**31 - 9, 2.0**31, 2.0**31]])  # places beyond 32 bits
     ours, expected = (
-        library.mask_runs(torch.ones(1, 28, 28), far, 2**31 - 1, 2**31 - 1, 0.5)[0]
+        library.mask_runs(torch.ones(1, 28, 28), far, 2**31 - 1, 2**31 - 1, 0.5, aligned)[0]
         for library in (emulated, torch.ops.maskrcnn)
     )
     assert torch.equal(ours, expected)

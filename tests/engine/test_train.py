@@ -23,7 +23,7 @@ from maskrcnn.checkpoint import load_checkpoint
 from maskrcnn.engine.config import DataOptions, ModelOptions, OptimOptions, TrainConfig
 from maskrcnn.engine.log import read_metrics
 from maskrcnn.engine.steps import NonFiniteLossError, learning_rate_factor
-from maskrcnn.engine.train import train
+from maskrcnn.engine.train import _model_options, train
 from maskrcnn.errors import InputError
 from maskrcnn.model import MaskRCNN
 from tests.conftest import ROOT, tiny_config
@@ -65,6 +65,38 @@ def test_config_survives_json() -> None:
         out=Path("runs/x"),
     )
     assert TrainConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+def test_whether_a_run_is_aligned(tmp_path: Path) -> None:
+    """By default as the weights were trained that it starts from; yes where nothing was."""
+    ours = {"neck.inner_blocks.0.0.weight": torch.ones(1)}
+    files = {
+        "older.pt": {"model": ours, "model_options": {"depth": 18}},
+        "exact.pt": {"model": ours, "model_options": {"depth": 18, "aligned": True}},
+        "not.pt": {"model": ours, "model_options": {"depth": 18, "aligned": False}},
+        "torchvision.pth": {"roi_heads.box_head.fc6.weight": torch.ones(1)},
+        "resnet.pth": {"layer1.0.conv1.weight": torch.ones(1)},
+    }
+    for name, contents in files.items():
+        torch.save(contents, tmp_path / name)
+
+    def aligned(weights: str | None, asked: bool | None = None, saved: dict | None = None) -> bool:
+        path = None if weights is None else str(tmp_path / weights)
+        config = TrainConfig(model_options=ModelOptions(backbone_weights=path, aligned=asked))
+        return _model_options(config, 4, saved)["aligned"]
+
+    assert aligned(None)
+    assert {name: aligned(name) for name in files} == {
+        "older.pt": False,
+        "exact.pt": True,
+        "not.pt": False,
+        "torchvision.pth": False,
+        "resnet.pth": True,
+    }
+    assert aligned("torchvision.pth", asked=True)
+    assert not aligned(None, asked=False)
+    assert not aligned(None, saved={"model_options": {}})  # a run of an older version goes on as it began
+    assert aligned("gone.pt", saved={"model_options": {"aligned": True}})
 
 
 def _loss_rows(folder: Path) -> list[dict]:

@@ -24,14 +24,12 @@ def detections_of(
 ) -> Detections:
     """Detections whose pixels are those of ``windows`` (bool, up to SIDE x SIDE), the first at (top, left) each.
 
-    A box of SIDE pixels, a little smaller, and its mask meet the picture's pixels one to one.
+    The entries of the masks are the pixels of their boxes, which have SIDE pixels a side.
     """
     masks = torch.zeros(len(windows), SIDE, SIDE)
     for mask, window in zip(masks, windows, strict=True):
         mask[: window.shape[0], : window.shape[1]] = torch.from_numpy(window)
-    boxes = torch.tensor(
-        [[left + 0.02, top + 0.02, left + SIDE - 0.02, top + SIDE - 0.02] for top, left in corners]
-    ).reshape(-1, 4)
+    boxes = torch.tensor([[left, top, left + SIDE, top + SIDE] for top, left in corners]).float().reshape(-1, 4)
     labels = torch.tensor([index % len(NAMES) + 1 for index in range(len(windows))], dtype=torch.int64)
     return Detections(boxes, torch.tensor(scores), labels, masks, size)
 

@@ -17,8 +17,8 @@ SIZES = [(50, 64), (64, 40)]  # both smaller than the batch, which is 64 x 64
 PADDED = (64, 64)
 
 
-def _head(**options: object) -> MaskHead:
-    return MaskHead(32, 3, RoIPool(14), **options)  # type: ignore[arg-type]
+def _head(aligned: bool = True, **options: object) -> MaskHead:
+    return MaskHead(32, 3, RoIPool(14, aligned=aligned), **options)  # type: ignore[arg-type]
 
 
 def _pyramid(batch: int) -> list[Tensor]:
@@ -95,30 +95,32 @@ def test_no_rois() -> None:
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_targets_as_torchvision(seed: int) -> None:
+@pytest.mark.parametrize("aligned", [False, True])
+def test_targets_as_torchvision(seed: int, aligned: bool) -> None:
     """RoIAlign on one full-size mask a cell, each in its picture's true size, as torchvision cuts them."""
     vision_ops = pytest.importorskip("torchvision.ops")
     labels = [_cells(size, seed + 10 * i) for i, size in enumerate(SIZES)]
     rois, instances = _rois(labels, seed)
     padded = [label.padded(*PADDED) for label in labels]
     before = [label.planes.clone() for label in padded]
-    targets = _head().targets(rois, instances, padded, PADDED, SIZES)
+    targets = _head(aligned).targets(rois, instances, padded, PADDED, SIZES)
     assert targets.shape == (len(rois), 28, 28)
     for target, roi, instance in zip(targets, rois, instances.tolist(), strict=True):
         image = int(roi[0])
         label = labels[image]
         mask = label.mask(instance - image * len(labels[0]))[None, None].float()
-        expected = vision_ops.roi_align(mask, [roi[None, 1:]], 28)[0, 0]
+        expected = vision_ops.roi_align(mask, [roi[None, 1:]], 28, aligned=aligned)[0, 0]
         assert torch.allclose(target, expected, atol=1e-5)
     assert any(bool(((t > 0.01) & (t < 0.99)).any()) for t in targets)  # soft
     for label, planes in zip(padded, before, strict=True):
         assert torch.equal(label.planes, planes)  # the batch itself is not touched
 
 
-def test_a_cell_cut_by_the_border_goes_on_to_it() -> None:
+@pytest.mark.parametrize("aligned", [False, True])
+def test_a_cell_cut_by_the_border_goes_on_to_it(aligned: bool) -> None:
     labels = InstanceLabels.from_planes(torch.ones(1, 20, 30, dtype=torch.int32), [1]).padded(32, 32)
     rois = torch.tensor([[0.0, 0, 0, 30, 20], [0.0, 25, 15, 30, 20]])
-    targets = _head().targets(rois, torch.tensor([0, 0]), [labels], (32, 32), [(20, 30)])
+    targets = _head(aligned).targets(rois, torch.tensor([0, 0]), [labels], (32, 32), [(20, 30)])
     assert torch.allclose(targets, torch.ones_like(targets), atol=1e-6)
 
 

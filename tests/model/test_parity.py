@@ -26,6 +26,7 @@ TORCHVISION_OPTIONS = {
     "anchor_sizes": ((32,), (64,), (128,), (256,), (512,)),
     "anchor_ratios": (0.5, 1.0, 2.0),
     "anchors_rounded": True,
+    "aligned": False,
     "detections_per_image": 100,
 }
 EVERYTHING = 10**6

@@ -29,16 +29,17 @@ def _labels(boxes: list[tuple[int, int, int, int]], classes: list[int], size: in
 
 
 @pytest.mark.parametrize("size", [(64, 96), (256, 32)])
-def test_pool_is_roi_align_of_the_level(size: tuple[int, int]) -> None:
+@pytest.mark.parametrize("aligned", [False, True])
+def test_pool_is_roi_align_of_the_level(size: tuple[int, int], aligned: bool) -> None:
     """RoIs of 28, 224 and 500 pixels belong to P2, P4 and P5 (FPN's equation 1); P6 is not used."""
     vision_ops = pytest.importorskip("torchvision.ops")
     features = [*_pyramid(2, *size), torch.randn(2, 8, 1, 1)]
     rois = torch.tensor([[0.0, 3, 2, 31, 30], [1.0, 0, 0, 224, 224], [0.0, 5, 5, 505, 505]])
-    pooled = RoIPool(7)(features, rois, size)
+    pooled = RoIPool(7, aligned=aligned)(features, rois, size)
     assert pooled.shape == (3, 8, 7, 7)
     for index, level in enumerate((0, 2, 3)):
         roi = rois[index : index + 1]
-        expected = vision_ops.roi_align(features[level], roi, 7, 1 / 4 / 2**level, sampling_ratio=2)
+        expected = vision_ops.roi_align(features[level], roi, 7, 1 / 4 / 2**level, 2, aligned)
         assert torch.allclose(pooled[index : index + 1], expected, atol=1e-5)
 
 

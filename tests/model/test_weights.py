@@ -14,7 +14,7 @@ from torch import Tensor
 from maskrcnn.errors import InputError
 from maskrcnn.model import MaskRCNN
 from maskrcnn.model.mask_rcnn import mask_rcnn_resnet_fpn
-from maskrcnn.model.weights import load_weights
+from maskrcnn.model.weights import load_weights, trained_aligned
 
 DETECTRON2_BGR_MEAN = torch.tensor([103.53, 116.28, 123.675])
 
@@ -128,6 +128,7 @@ def test_a_whole_torchvision_mask_rcnn(tmp_path: Path) -> None:
     fits = {"anchor_sizes": ((32,), (64,), (128,), (256,), (512,)), "anchor_ratios": (0.5, 1.0, 2.0)}
     network = model("batch", **fits)
     assert "torchvision Mask R-CNN" in load_weights(network, path)
+    assert not trained_aligned(path)
     state = theirs.state_dict()
     pairs = {
         "backbone.layer4.2.conv3.weight": "backbone.body.layer4.2.conv3.weight",

@@ -27,6 +27,7 @@ class BrightSquares(nn.Module):
     """Stands in for the network: every bright square is a cell; too many pixels at once do not fit its memory."""
 
     detections_per_image = 200
+    aligned = True
 
     def __init__(self, most_pixels: int = 10**9) -> None:
         super().__init__()

@@ -1,0 +1,128 @@
+"""Masks of one box as masks of another; masks of networks that were trained as torchvision's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tests.predict.cells import masks_of
+from torch import Tensor, nn
+
+import maskrcnn
+from maskrcnn import ops
+from maskrcnn.data.labels import InstanceLabels
+from maskrcnn.model import Detections
+from maskrcnn.predict.masks import into_their_boxes, laid_over
+from maskrcnn.predict.predictor import Predictor
+from tests.shapes import ellipse, instance, iou, polygon, wider
+
+CELLS = 40  # of each size
+
+
+def test_a_box_laid_over_itself_and_over_its_halves() -> None:
+    masks = torch.rand(2, 28, 28, generator=torch.Generator().manual_seed(0))
+    boxes = torch.tensor([[3.0, 4, 17, 40], [0.5, 0.5, 6, 9]])
+    torch.testing.assert_close(laid_over(masks, boxes, boxes), masks)
+    upper = boxes.clone()
+    upper[:, 3] = (boxes[:, 1] + boxes[:, 3]) / 2
+    halves = laid_over(masks, boxes, upper)  # bins of half the height, a quarter of a row from those of the mask
+    torch.testing.assert_close(halves[:, 1:27:2], 0.75 * masks[:, :13] + 0.25 * masks[:, 1:14])
+
+
+def test_what_is_outside() -> None:
+    masks, boxes = torch.ones(1, 4, 4), torch.tensor([[0.0, 0, 8, 8]])
+    right = boxes + torch.tensor([8.0, 0, 8, 0])
+    assert not laid_over(masks, boxes, right).any()
+    assert laid_over(masks, boxes, right, "border").min() == 1
+
+
+def _ious(draw: Callable, side: int, spread: float, convert: bool) -> np.ndarray:
+    """Of cells whose masks are torchvision's targets, pasted exactly: float64 [CELLS]."""
+    rng = np.random.default_rng(side)
+    values = []
+    for _ in range(CELLS):
+        mask = draw(side, rng)
+        cell = instance(mask)
+        box = wider(cell.boxes, spread, rng)
+        target = ops.crop_labels(cell.planes, box, cell.plane, cell.ids, 28, aligned=False)
+        found = Detections(
+            box, torch.ones(1), cell.classes, into_their_boxes(target, box) if convert else target, cell.size
+        )
+        values.append(iou(mask, masks_of(found)[0]))
+    return np.array(values)
+
+
+@pytest.mark.parametrize("side", [6, 8, 10, 14, 20, 28, 40, 80])
+@pytest.mark.parametrize("spread", [0.0, 1.0])
+@pytest.mark.parametrize("draw", [ellipse, polygon])
+def test_masks_of_a_perfect_torchvision_head_are_moved_into_their_boxes(
+    draw: Callable, side: int, spread: float
+) -> None:
+    values = _ious(draw, side, spread, convert=True)
+    assert values.min() >= 0.94
+    assert values.mean() >= 0.985
+
+
+def test_without_the_move_they_do_not_fit() -> None:
+    assert _ious(ellipse, 10, 0, convert=False).mean() < 0.87
+    assert _ious(ellipse, 20, 0, convert=False).mean() < 0.94
+
+
+def test_boxes_smaller_than_a_pixel_and_none() -> None:
+    """torchvision's RoIs are at least one pixel wide: a mask of a smaller box shows more than the box."""
+    masks = (torch.arange(8.0) / 7).expand(1, 8, 8)  # rises to the right
+    box = torch.tensor([[2.0, 2, 2.5, 3]])
+    moved = into_their_boxes(masks, box)  # sees x from 2.5 to 3.5
+    assert not moved.any()
+    assert into_their_boxes(masks[:0], box[:0]).shape == (0, 8, 8)
+
+
+class PerfectHead(nn.Module):
+    """Stands in for a network that finds the cells of a batch of labels, with targets for masks."""
+
+    detections_per_image = 200
+    at_least_detections = maskrcnn.MaskRCNN.at_least_detections
+    box_head: Any = type("Head", (), {"detections_per_image": 200})
+    rpn: Any = type("RPN", (), {"pre_nms": (1, 1), "post_nms": (1, 1)})
+
+    def __init__(self, aligned: bool) -> None:
+        super().__init__()
+        self.aligned = aligned
+
+    def forward(self, images: Tensor, sizes: Sequence[tuple[int, int]]) -> list[Detections]:
+        found = []
+        for image, (height, width) in zip(images, sizes, strict=True):  # a cell's number is its pixels' colour
+            cells = InstanceLabels.from_planes(image[:1, :height, :width].int().contiguous(), [1])
+            masks = ops.crop_labels(cells.planes, cells.boxes, cells.plane, cells.ids, 28, aligned=self.aligned)
+            found.append(Detections(cells.boxes, torch.ones(len(cells)), cells.classes, masks, (height, width)))
+        return found
+
+
+@pytest.mark.parametrize("aligned", [False, True])
+@pytest.mark.parametrize(("augment", "tile"), [("none", 512), ("flips", 512), ("none", 96)])
+def test_the_predictor_gives_exact_masks_whatever_the_network(aligned: bool, augment: str, tile: int) -> None:
+    picture = np.zeros((160, 160), np.uint8)
+    rng = np.random.default_rng(0)
+    truth = []
+    for number in range(16):
+        mask = np.pad(ellipse(12, rng), ((8, 8), (8, 8)))
+        top, left = 40 * (number // 4), 40 * (number % 4)
+        picture[top : top + 40, left : left + 40][mask] = number + 1
+        truth.append(picture == number + 1)
+    predictor = Predictor(
+        PerfectHead(aligned),  # type: ignore[arg-type]
+        None,
+        ["cell"],
+        torch.device("cpu"),
+        "fp32",
+        tile=tile,
+        overlap=40,
+        augment=augment,  # type: ignore[arg-type]
+    )
+    cells = predictor(picture)
+    assert len(cells) == 16
+    found = masks_of(cells)
+    assert min(max(iou(mask, other) for other in found) for mask in truth) >= 0.97

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import zipfile
@@ -10,11 +11,18 @@ from typing import Any
 
 import torch
 
+from maskrcnn import pretrained
 from maskrcnn.errors import InputError
+from maskrcnn.files import replacing
 from maskrcnn.model import MaskRCNN, mask_rcnn_resnet_fpn
 from maskrcnn.model.weights import misfits
 
 FORMAT = "maskrcnn-checkpoint-1"
+
+DESCRIPTION = ("config", "model_options", "percentiles", "diameter", "class_names", "thresholds", "step", "metrics")
+"""What a checkpoint says besides its weights, all of plain types."""
+
+_FOREIGN = "{}: not a checkpoint of train.py; weights of other programs go to train.py --backbone-weights"
 
 
 def save_checkpoint(path: Path, contents: dict[str, Any]) -> None:
@@ -35,22 +43,69 @@ def save_checkpoint(path: Path, contents: dict[str, Any]) -> None:
         raise InputError(f"{path}: the checkpoint could not be written: {error}") from error
 
 
-def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint that :func:`save_checkpoint` wrote, tensors on the CPU, with ``weights_only=True``.
+def pack_checkpoint(contents: dict[str, Any], path: Path) -> None:
+    """Write what prediction and fine-tuning need of a checkpoint as a safetensors file, weights in bfloat16.
 
-    Raises InputError where the file is missing, damaged or something else.
+    It is half as large as ``best.pt``, and is loaded likewise (:func:`load_checkpoint`). Raises InputError where it
+    cannot be written.
     """
+    from safetensors.torch import save_file
+
+    state = {
+        key: (value.to(torch.bfloat16) if value.is_floating_point() else value).contiguous()
+        for key, value in contents["model"].items()
+    }
+    description = json.dumps({key: contents[key] for key in DESCRIPTION if key in contents})
+    with replacing(path) as beside:
+        save_file(state, beside, {"format": FORMAT, "description": description})
+
+
+def load_checkpoint(source: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read a checkpoint, tensors on the CPU, without running any code of the file's.
+
+    Args:
+        source: a file that :func:`save_checkpoint` or :func:`pack_checkpoint` wrote, or the name of a model that comes
+            with the package (:mod:`maskrcnn.pretrained`).
+
+    Raises:
+        InputError: the file is missing, damaged or something else.
+    """
+    path = locate(source)
     if not path.is_file():
-        raise InputError(f"{path}: no such checkpoint")
+        known = f"; models by name: {', '.join(pretrained.names())}" if pretrained.names() else ""
+        raise InputError(f"{source}: no such checkpoint{known}")
+    if path.suffix == ".safetensors":
+        return _load_packed(path)
     try:
         contents = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
         raise InputError(f"{path}: not a checkpoint that can be read ({type(error).__name__})") from error
     if not isinstance(contents, dict) or contents.get("format") != FORMAT:
-        raise InputError(
-            f"{path}: not a checkpoint of train.py; weights of other programs go to train.py --backbone-weights"
-        )
+        raise InputError(_FOREIGN.format(path))
     return contents
+
+
+def locate(source: str | os.PathLike[str]) -> Path:
+    """The file of a checkpoint that is given by its path, or by the name of a model that comes with the package."""
+    path = Path(source)
+    if not path.exists() and (found := pretrained.find(str(source))) is not None:
+        return found
+    return path
+
+
+def _load_packed(path: Path) -> dict[str, Any]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (it is no mapping)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{path}: not a checkpoint that can be read ({type(error).__name__})") from error
+    if metadata.get("format") != FORMAT:
+        raise InputError(_FOREIGN.format(path))
+    weights = {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
+    return {"model": weights, **json.loads(metadata["description"])}
 
 
 def build_model(contents: dict[str, Any], path: Path) -> MaskRCNN:

@@ -165,6 +165,10 @@ class TrainConfig:
     data_options: DataOptions = field(default_factory=DataOptions)
     model_options: ModelOptions = field(default_factory=ModelOptions)
     optim_options: OptimOptions = field(default_factory=OptimOptions)
+    from_: Annotated[str | None, tyro.conf.arg(name="from")] = None
+    """Fine-tune: start from a model that comes with the package (nuclei) or from another run's best.pt. The network,
+    its diameter and its percentiles are that one's; with other classes its last layers are adapted. best.pt is never
+    worse than the start, which is scored first."""
     out: Path | None = None
     """Run folder; default: runs/<date>-<time>-<mask loss>."""
     resume: Path | None = None
@@ -189,8 +193,9 @@ class TrainConfig:
     def from_dict(values: dict[str, Any]) -> TrainConfig:
         """The inverse of :meth:`to_dict`; raises InputError on options that this version does not know."""
         try:
+            before = {"diameter": "none"}  # of runs before there was a choice
             return TrainConfig(
-                data_options=_data_options(values["data_options"]),
+                data_options=_data_options(before | values["data_options"]),
                 model_options=ModelOptions(**_tuples(values["model_options"])),
                 optim_options=OptimOptions(**_tuples(values["optim_options"])),
                 **{k: v for k, v in _tuples(values, paths=("out", "resume")).items() if not k.endswith("_options")},

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from maskrcnn import pretrained
 from maskrcnn.checkpoint import load_checkpoint
 from maskrcnn.data.dataset import CellDataset
 from maskrcnn.engine.config import DataOptions, TrainConfig
@@ -27,8 +28,8 @@ SCORES = "scores.json"
 class EvaluateConfig:
     """Score a checkpoint on pictures whose cells are known, as infer.py would predict them."""
 
-    checkpoint: Path
-    """best.pt or last.pt of a run."""
+    checkpoint: Path = Path(pretrained.DEFAULT)
+    """best.pt or last.pt of a run, or the name of a model that comes with the package."""
     data: tuple[Path, ...] = ()
     """What the run was trained on (or where that lies now): its validation pictures are scored, which it has never been
     trained on. Default: the folders that the checkpoint names."""

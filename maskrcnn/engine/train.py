@@ -25,12 +25,12 @@ from maskrcnn.engine.datasets import Datasets, build_datasets
 from maskrcnn.engine.ema import WeightAverage
 from maskrcnn.engine.loader import EpochSampler, build_loader
 from maskrcnn.engine.log import TOTAL, MetricsLog
+from maskrcnn.engine.start import adopt_start, choose_model_options, load_start
 from maskrcnn.engine.steps import Run, build_optimizer, train_epoch
 from maskrcnn.engine.validation import choose_thresholds, validate
 from maskrcnn.errors import InputError, writing
 from maskrcnn.evaluation.plots import plot_metrics
 from maskrcnn.model import mask_rcnn_resnet_fpn
-from maskrcnn.model.weights import load_weights, trained_aligned
 
 
 def train(config: TrainConfig) -> Path:
@@ -51,6 +51,8 @@ def train(config: TrainConfig) -> Path:
         last = config.resume if config.resume.suffix == ".pt" else config.resume / "last.pt"
         saved = load_checkpoint(last)
         config = _resumed_config(config, TrainConfig.from_dict(saved["config"]), last.parent)
+    elif config.from_ is not None:
+        config = adopt_start(config)
     config.check()
     device = choose_device(config.device)
     with distributed.processes(device):
@@ -68,12 +70,10 @@ def _train(config: TrainConfig, device: torch.device, saved: dict[str, Any] | No
         keep_freed_memory()
     torch.manual_seed(config.seed)
     datasets = build_datasets(config, folder)
-    model_options = _model_options(config, datasets.num_classes, saved)
+    model_options = choose_model_options(config, datasets.num_classes, saved)
     model = mask_rcnn_resnet_fpn(**model_options)
-    if config.model_options.backbone_weights is not None and saved is None:
-        loaded = load_weights(model, config.model_options.backbone_weights, adapt=True)
-        if distributed.is_main():
-            print(loaded)
+    if saved is None:
+        load_start(model, config)
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optim = config.optim_options
     run = Run(
@@ -122,6 +122,8 @@ def _train_epochs(
         distributed.from_main(lambda: save_checkpoint(folder / "last.pt", contents))
 
     with stop_after_step() as stop:
+        if config.from_ is not None and not resumed:
+            validate(run, datasets, folder, device, description, log, truth, None, config.precision)
         while run.epoch < optim.epochs:
             sampler.set_epoch(run.epoch, run.step_in_epoch * optim.accumulate)
             stopping = False
@@ -199,41 +201,3 @@ def _resumed_config(now: TrainConfig, saved: TrainConfig, folder: Path) -> Train
     if not data.data and (folder / "synthetic").is_dir():
         data = dataclasses.replace(data, data=(folder / "synthetic",))
     return dataclasses.replace(saved, data_options=data, out=folder, resume=folder, device=now.device)
-
-
-def _model_options(config: TrainConfig, num_classes: int, saved: dict[str, Any] | None) -> dict[str, Any]:
-    """Arguments of :func:`mask_rcnn_resnet_fpn`, all of plain types, as they go into the checkpoint.
-
-    Whether a run that goes on is aligned stands in its checkpoint ``saved``, not in its options.
-    """
-    options = config.model_options
-    if saved is not None:
-        aligned = saved["model_options"].get("aligned", False)  # as build_model does
-    elif options.aligned is None:
-        aligned = options.backbone_weights is None or trained_aligned(options.backbone_weights)
-    else:
-        aligned = options.aligned
-    norm = options.norm
-    if norm == "auto":
-        norm = "frozen_batch" if options.backbone_weights is not None else "group"
-    return {
-        "depth": options.depth,
-        "num_classes": num_classes,
-        "norm": norm,
-        "stride_in_1x1": options.stride_in_1x1,
-        "stages": options.stages,
-        "width": options.width,
-        "channels": options.channels,
-        "box_hidden": options.box_hidden,
-        "mask_convs": options.mask_convs,
-        "anchor_sizes": config.anchor_sizes(),
-        "anchor_ratios": options.anchor_ratios,
-        "aligned": aligned,
-        "detections_per_image": options.detections_per_image,
-        "rpn_batch_per_image": options.rpn_batch_per_image,
-        "roi_batch_per_image": options.roi_batch_per_image,
-        "roi_positive_fraction": options.roi_positive_fraction,
-        "mask_loss": options.mask_loss,
-        "tversky_alpha": options.tversky_alpha,
-        "tversky_beta": options.tversky_beta,
-    }

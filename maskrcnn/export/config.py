@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from maskrcnn import pretrained
 from maskrcnn.data.tiff import check_channels
 from maskrcnn.errors import InputError
 from maskrcnn.predict.augment import Augment
@@ -19,15 +20,15 @@ Format = Literal["coco", "labels", "class-labels", "geojson", "csv", "overlay"]
 class InferConfig:
     """Find, outline and classify the cells in pictures with a trained Mask R-CNN."""
 
-    checkpoint: Path
-    """best.pt (or last.pt) of a run of train.py."""
+    checkpoint: Path = Path(pretrained.DEFAULT)
+    """best.pt (or last.pt) of a run of train.py, or the name of a model that comes with the package."""
     data: Path | None = None
     """Folder with test_release/*.tif and test_image_name_to_ids.json."""
     images: tuple[Path, ...] = ()
     """Pictures, or folders of pictures (TIFF, PNG, JPEG) or of <name>/image.tif, instead of --data; they, and the pages
     of stacks, get the ids 1, 2, ... in order."""
     out: Path | None = None
-    """Where the results go; default: the checkpoint's folder."""
+    """Where the results go; default: the checkpoint's folder, for a model of the package predictions/."""
     format: tuple[Format, ...] = ("coco", "overlay")
     """What is written: coco: test-results.json and submission.zip; labels: a label TIFF a picture; class-labels: one a
     class (<name>/class1.tif, ...); geojson: outlines for QuPath; csv: a row of measurements a cell; overlay: the

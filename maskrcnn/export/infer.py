@@ -18,6 +18,7 @@ import numpy as np
 from tqdm import tqdm
 
 from maskrcnn import distributed
+from maskrcnn.checkpoint import locate
 from maskrcnn.data.hw3 import Hw3Folder, TestImage
 from maskrcnn.data.picture import Picture
 from maskrcnn.device import choose_device, keep_freed_memory
@@ -85,7 +86,7 @@ def infer(config: InferConfig) -> Outcome:
             config.augment,
             config.least_score,
         )
-        folder = config.out if config.out is not None else config.checkpoint.parent
+        folder = config.out if config.out is not None else default_folder(config.checkpoint)
         todo = distributed.from_main(lambda: _prepare(config, folder, jobs))
         own = todo[distributed.rank() :: distributed.world_size()]
         failures: dict[str, str] = {}
@@ -95,13 +96,19 @@ def infer(config: InferConfig) -> Outcome:
         return Outcome(folder, cells, failures)
 
 
+def default_folder(checkpoint: Path) -> Path:
+    """Where results go if nothing is said: beside the checkpoint of a run, else into ``predictions/``."""
+    path = locate(checkpoint)
+    return path.parent if path == checkpoint else Path("predictions")
+
+
 def _prepare(config: InferConfig, folder: Path, jobs: Sequence[Job]) -> list[Job]:
     """Create the folder and keep the options that the cells depend on; returns the pictures that are not done yet.
 
     Raises InputError for results of other options; with ``--overwrite`` they are given up before anything is
     predicted, so that what a run that is stopped leaves behind is all of one kind.
     """
-    digest = hashlib.sha256(config.checkpoint.read_bytes()).hexdigest()
+    digest = hashlib.sha256(locate(config.checkpoint).read_bytes()).hexdigest()
     names = ("tile", "overlap", "augment", "level", "channels", "precision", "diameter", "min_score", "least_score")
     options = {"checkpoint": digest, **{name: getattr(config, name) for name in names}}
     text = json.dumps(options, indent=2) + "\n"

@@ -7,6 +7,7 @@ The format is told by the keys of the file, not by its name.
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import pickle
 import re
@@ -42,6 +43,7 @@ _LAST_LAYERS = (
     "box_head.bbox_pred.",
     "mask_head.mask_fcn_logits.",
 )
+_CLASS_LAYERS = ("box_head.cls_score.", "box_head.bbox_pred.", "mask_head.mask_fcn_logits.")
 _HASH = re.compile(r"-([0-9a-f]{8,64})\.[a-z]+$")
 # What detectron2's ImageNet models were fed: BGR in 0..255, minus this mean, not scaled.
 _DETECTRON2_MEAN_BGR = (103.53, 116.28, 123.675)
@@ -91,6 +93,41 @@ def trained_aligned(source: str | os.PathLike[str]) -> bool:
         options = contents.get("model_options") if isinstance(contents, Mapping) else None
         return isinstance(options, Mapping) and bool(options.get("aligned", False))
     return not _is_torchvision_model(keys)
+
+
+def transfer_weights(model: MaskRCNN, state: State) -> str:
+    """Copy the weights of a network of our own into one of the same architecture, for fine-tuning (in place).
+
+    Where the numbers of classes differ, the last layers are adapted: all classes of ``model`` start as copies of the
+    one class of ``state``, sharing its score, if it has one (what it finds is outlined from the first step on, and only
+    the kind must be learned); from several others nothing follows, and they start anew.
+
+    Returns:
+        One line that says what was copied.
+
+    Raises:
+        InputError: for weights of another architecture.
+    """
+    own = model.state_dict()
+    adapted = dict(state)
+    note = ""
+    if state["box_head.cls_score.bias"].shape != own["box_head.cls_score.bias"].shape:
+        before, now = (len(values["box_head.cls_score.bias"]) - 1 for values in (state, own))
+        for key in (key for key in state if key.startswith(_CLASS_LAYERS)):
+            adapted[key] = own[key] if before > 1 else _repeat_class(state[key], now)
+        if before == 1:
+            adapted["box_head.cls_score.bias"][1:] -= math.log(now)
+        note = f"; {now} classes start as copies of its one" if before == 1 else f"; {now} classes start anew"
+    if wrong := misfits(adapted, own):
+        raise InputError(f"weights that do not fit the model: {wrong}")
+    model.load_state_dict(adapted)
+    return f"{len(state)} tensors loaded{note}"
+
+
+def _repeat_class(weight: Tensor, classes: int) -> Tensor:
+    """[2 * n, ...], background and one class, -> [(1 + classes) * n, ...]."""
+    background, cell = weight.chunk(2)
+    return torch.cat([background, *[cell] * classes])
 
 
 def _is_torchvision_model(state: State) -> bool:

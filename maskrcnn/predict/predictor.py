@@ -18,7 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from maskrcnn.checkpoint import build_model, load_checkpoint
+from maskrcnn import pretrained
+from maskrcnn.checkpoint import build_model, load_checkpoint, locate
 from maskrcnn.data.labels import InstanceLabels
 from maskrcnn.data.picture import Picture, open_pictures, picture_of
 from maskrcnn.data.sample import Sample, collate
@@ -329,7 +330,7 @@ def _say_once(message: str) -> None:
 
 
 def load(
-    checkpoint: str | Path,
+    checkpoint: str | Path = pretrained.DEFAULT,
     device: str = "auto",
     precision: str = "auto",
     tile: int | None = None,
@@ -338,10 +339,11 @@ def load(
     augment: Augment = "none",
     least_score: float | None = None,
 ) -> Predictor:
-    """The predictor of a checkpoint that ``train.py`` wrote.
+    """A trained network, ready to predict: a model that comes with the package, or one that ``train.py`` wrote.
 
     Args:
-        checkpoint: ``best.pt`` or ``last.pt`` of a run folder; read with ``weights_only=True``.
+        checkpoint: the name of a model in :mod:`maskrcnn.pretrained`, or ``best.pt`` or ``last.pt`` of a run folder;
+            read without running any code of the file's.
         device: ``auto``, ``cpu`` or ``cuda``.
         precision: ``auto`` (bf16 autocast on GPUs and CPUs that compute in it, else fp32), ``fp32`` or ``bf16``.
         tile, overlap, batch_size, augment: see :class:`Predictor`; None: chosen for the device.
@@ -350,7 +352,7 @@ def load(
     Raises:
         InputError: the file is missing, damaged, or no checkpoint of this project; a tile that cannot be used.
     """
-    path = Path(checkpoint)
+    path = locate(checkpoint)
     contents = load_checkpoint(path)
     percentiles = contents["percentiles"]
     return Predictor(

@@ -1,0 +1,113 @@
+"""What a training run starts from: random weights, another program's, or a network of our own that is fine-tuned."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from maskrcnn import distributed
+from maskrcnn.checkpoint import load_checkpoint
+from maskrcnn.engine.config import ModelOptions, TrainConfig
+from maskrcnn.errors import InputError
+from maskrcnn.model import MaskRCNN
+from maskrcnn.model.weights import load_weights, trained_aligned, transfer_weights
+
+OF_TRAINING = (
+    "detections_per_image",
+    "rpn_batch_per_image",
+    "roi_batch_per_image",
+    "roi_positive_fraction",
+    "mask_loss",
+    "tversky_alpha",
+    "tversky_beta",
+)
+"""The model options that say how a network is trained, not what it is."""
+
+
+def adopt_start(config: TrainConfig) -> TrainConfig:
+    """``config`` with the diameter and percentiles of the network that ``--from`` names.
+
+    Raises InputError for options that ask for another network, diameter or percentiles.
+    """
+    assert config.from_ is not None
+    start = load_checkpoint(config.from_)
+    if config.model_options.backbone_weights is not None:
+        raise InputError("--from and --backbone-weights: give one of them")
+    defaults, network = ModelOptions(), start["model_options"]
+    for option in dataclasses.fields(ModelOptions):
+        asked = getattr(config.model_options, option.name)
+        if option.name in OF_TRAINING or option.name == "backbone_weights" or asked == getattr(defaults, option.name):
+            continue
+        has = network.get(option.name)
+        asked = config.anchor_sizes() if option.name == "anchor_sizes" else asked
+        if _plain(asked) != _plain(has):
+            raise InputError(f"--{option.name.replace('_', '-')} is {asked}, but {config.from_} was trained with {has}")
+    data = config.data_options
+    diameter = start.get("diameter")
+    percentiles = start["percentiles"]
+    return dataclasses.replace(
+        config,
+        data_options=dataclasses.replace(
+            data,
+            diameter="none" if diameter is None else diameter,
+            percentiles=None if percentiles is None else tuple(percentiles),
+        ),
+    )
+
+
+def load_start(model: MaskRCNN, config: TrainConfig) -> None:
+    """Give a new network the weights that ``--from`` or ``--backbone-weights`` names, if any, and say so."""
+    if config.from_ is not None:
+        said = f"{config.from_}: {transfer_weights(model, load_checkpoint(config.from_)['model'])}"
+    elif config.model_options.backbone_weights is not None:
+        said = load_weights(model, config.model_options.backbone_weights, adapt=True)
+    else:
+        return
+    if distributed.is_main():
+        print(said)
+
+
+def _plain(value: Any) -> Any:
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def choose_model_options(config: TrainConfig, num_classes: int, saved: dict[str, Any] | None) -> dict[str, Any]:
+    """Arguments of :func:`mask_rcnn_resnet_fpn`, all of plain types, as they go into the checkpoint.
+
+    Whether a run that goes on is aligned stands in its checkpoint ``saved``, not in its options.
+    """
+    options = config.model_options
+    if config.from_ is not None:
+        start = load_checkpoint(config.from_)["model_options"] if saved is None else saved["model_options"]
+        own = {name: getattr(options, name) for name in OF_TRAINING}
+        return {"aligned": False, **start, "num_classes": num_classes, "nms_threshold": 0.5, **own}
+    if saved is not None:
+        aligned = saved["model_options"].get("aligned", False)  # as build_model does
+    elif options.aligned is None:
+        aligned = options.backbone_weights is None or trained_aligned(options.backbone_weights)
+    else:
+        aligned = options.aligned
+    norm = options.norm
+    if norm == "auto":
+        norm = "frozen_batch" if options.backbone_weights is not None else "group"
+    return {
+        "depth": options.depth,
+        "num_classes": num_classes,
+        "norm": norm,
+        "stride_in_1x1": options.stride_in_1x1,
+        "stages": options.stages,
+        "width": options.width,
+        "channels": options.channels,
+        "box_hidden": options.box_hidden,
+        "mask_convs": options.mask_convs,
+        "anchor_sizes": config.anchor_sizes(),
+        "anchor_ratios": options.anchor_ratios,
+        "aligned": aligned,
+        "detections_per_image": options.detections_per_image,
+        "rpn_batch_per_image": options.rpn_batch_per_image,
+        "roi_batch_per_image": options.roi_batch_per_image,
+        "roi_positive_fraction": options.roi_positive_fraction,
+        "mask_loss": options.mask_loss,
+        "tversky_alpha": options.tversky_alpha,
+        "tversky_beta": options.tversky_beta,
+    }

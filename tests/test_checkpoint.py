@@ -10,8 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
-from maskrcnn.checkpoint import build_model, load_checkpoint, save_checkpoint
+import maskrcnn
+from maskrcnn import pretrained
+from maskrcnn.checkpoint import build_model, load_checkpoint, pack_checkpoint, save_checkpoint
 from maskrcnn.errors import InputError
 from maskrcnn.model import mask_rcnn_resnet_fpn
 
@@ -130,3 +133,44 @@ def test_kill_while_writing_leaves_a_whole_file(tmp_path: Path) -> None:
         process.wait()
         contents = load_checkpoint(path)
         assert (contents["model"]["w"] == contents["step"]).all()
+
+
+def test_a_packed_checkpoint_is_half_as_large_and_loads_alike(contents: dict, tmp_path: Path) -> None:
+    described = {"percentiles": (0.1, 99.9), "class_names": ["a", "b"], "diameter": 30.0, "optimizer": {"large": 1}}
+    save_checkpoint(tmp_path / "best.pt", contents | described)
+    pack_checkpoint(load_checkpoint(tmp_path / "best.pt"), tmp_path / "cells.safetensors")
+    assert (tmp_path / "cells.safetensors").stat().st_size < 0.51 * (tmp_path / "best.pt").stat().st_size
+    packed = load_checkpoint(tmp_path / "cells.safetensors")
+    assert "optimizer" not in packed
+    assert (packed["percentiles"], packed["class_names"], packed["diameter"]) == ([0.1, 99.9], ["a", "b"], 30.0)
+    model = build_model(packed, tmp_path / "cells.safetensors")
+    for key, value in model.state_dict().items():
+        expected = contents["model"][key]
+        assert value.dtype == expected.dtype
+        assert torch.equal(value, expected.bfloat16().float() if expected.is_floating_point() else expected), key
+    predictor = maskrcnn.load(tmp_path / "cells.safetensors", device="cpu")
+    assert predictor.percentiles == (0.1, 99.9)
+    assert predictor.diameter == 30
+
+
+def test_foreign_and_damaged_safetensors(tmp_path: Path) -> None:
+    save_file({"weight": torch.ones(3)}, tmp_path / "foreign.safetensors")
+    with pytest.raises(InputError, match=r"foreign\.safetensors: not a checkpoint of train\.py"):
+        load_checkpoint(tmp_path / "foreign.safetensors")
+    (tmp_path / "damaged.safetensors").write_bytes((tmp_path / "foreign.safetensors").read_bytes()[:20])
+    with pytest.raises(InputError, match=r"damaged\.safetensors: not a checkpoint that can be read"):
+        load_checkpoint(tmp_path / "damaged.safetensors")
+
+
+def test_models_of_the_package_go_by_name(contents: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    described = {"percentiles": None, "class_names": ["a", "b"]}
+    pack_checkpoint(contents | described, tmp_path / "blobs.safetensors")
+    monkeypatch.setattr(pretrained, "__file__", str(tmp_path / "__init__.py"))
+    assert pretrained.names() == ["blobs"]
+    assert maskrcnn.load("blobs", device="cpu").class_names == ("a", "b")
+    with pytest.raises(InputError, match="spots: no such checkpoint; models by name: blobs"):
+        maskrcnn.load("spots")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "blobs").write_text("a file of that name comes first")
+    with pytest.raises(InputError, match="blobs: not a checkpoint"):
+        maskrcnn.load("blobs")

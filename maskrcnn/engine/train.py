@@ -21,6 +21,7 @@ from maskrcnn.checkpoint import load_checkpoint, save_checkpoint
 from maskrcnn.data.coco import to_coco
 from maskrcnn.device import choose_device, default_workers, keep_freed_memory
 from maskrcnn.engine.config import TrainConfig
+from maskrcnn.engine.curves import plot_metrics
 from maskrcnn.engine.datasets import Datasets, build_datasets
 from maskrcnn.engine.ema import WeightAverage
 from maskrcnn.engine.loader import EpochSampler, build_loader
@@ -29,7 +30,6 @@ from maskrcnn.engine.start import adopt_start, choose_model_options, load_start
 from maskrcnn.engine.steps import Run, build_optimizer, train_epoch
 from maskrcnn.engine.validation import choose_thresholds, validate
 from maskrcnn.errors import InputError, writing
-from maskrcnn.evaluation.plots import plot_metrics
 from maskrcnn.model import mask_rcnn_resnet_fpn
 
 

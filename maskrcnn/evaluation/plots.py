@@ -1,66 +1,18 @@
-"""The pictures in a run folder: ``loss.png``, ``precision_recall.png`` and ``classes.png``."""
+"""What scores look like: ``precision_recall.png`` and ``classes.png``."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from maskrcnn.engine.log import TOTAL
 from maskrcnn.files import replacing
 
 # Okabe & Ito's palette, which colour-blind readers can tell apart; without its yellow, which is too pale for lines
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 LINES = ("-", "--", ":")  # a new style each time that the colours are used up
-
-
-def plot_metrics(rows: list[dict[str, Any]], path: Path, title: str) -> None:
-    """Losses against steps (smoothed over about 2 % of the run) and, below, the validation scores."""
-    steps = [row for row in rows if TOTAL in row]
-    validations = [row for row in rows if "mask/AP" in row]
-    figure = Figure(figsize=(8, 6.5 if validations else 4), layout="constrained")
-    axes = figure.subplots(2 if validations else 1, 1, squeeze=False, sharex=True)[:, 0]
-    x = np.array([row["step"] for row in steps])
-    window = max(1, len(steps) // 50)
-    for name in [key for key in steps[0] if key.startswith("loss")]:
-        values = np.array([row[name] for row in steps])
-        smooth = np.convolve(values, np.ones(window) / window, mode="valid")
-        heavy = name == TOTAL
-        axes[0].plot(
-            x[window - 1 :],
-            smooth,
-            label="total" if heavy else name.removeprefix("loss_"),
-            linewidth=2 if heavy else 1,
-            color="black" if heavy else None,
-        )
-    axes[0].set(ylabel="loss", title=title, ylim=(0, None))
-    axes[0].legend(ncols=3, fontsize="small")
-    if validations:
-        _plot_validations(axes[1], validations)
-    axes[-1].set_xlabel("step")
-    for axis in axes:
-        axis.grid(alpha=0.3)
-    _save(figure, path)
-
-
-def _plot_validations(axis: Axes, validations: list[dict[str, Any]]) -> None:
-    x = [row["step"] for row in validations]
-    curves = (
-        ("mask/AP50", "AP50", "-"),
-        ("mask/AP", "AP (0.5:0.95)", "-"),
-        ("mask/AP75", "AP75", "-"),
-        ("dense/AP50", "TP/(TP+FP+FN) at IoU 0.5", "--"),
-        ("dense/PQ", "panoptic quality", "--"),
-    )
-    for (key, label, line), color in zip(curves, COLORS, strict=False):
-        values = [row.get(key, np.nan) for row in validations]
-        axis.plot(x, values, line, marker="o", markersize=4, label=label, color=color)
-    axis.set(ylabel="validation, masks", ylim=(0, 1))
-    axis.legend(fontsize="small", ncols=2)
 
 
 def plot_precision_recall(precision: np.ndarray, class_names: Sequence[str], limit: int, path: Path) -> None:
@@ -100,7 +52,7 @@ def plot_precision_recall(precision: np.ndarray, class_names: Sequence[str], lim
         axis.tick_params(labelleft=True)
         axis.set_ylabel("precision")
     figure.suptitle(f"Validation: precision and recall, at most {limit} detections a picture")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_classes(metrics: dict[str, float], class_names: Sequence[str], cells: Sequence[int], path: Path) -> None:
@@ -142,9 +94,10 @@ def plot_classes(metrics: dict[str, float], class_names: Sequence[str], cells: S
     axis.spines[["top", "right"]].set_visible(False)
     figure.suptitle("Validation: scores of masks by class")
     figure.legend(loc="outside lower center", ncols=2 if len(groups) < 4 else 4, frameon=False, fontsize="small")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a PNG beside ``path`` first, then rename it over it."""
     with replacing(path) as beside:
         figure.savefig(beside, dpi=100, format="png")

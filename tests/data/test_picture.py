@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tifffile
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as stn
@@ -275,3 +276,28 @@ def test_arrays_are_pictures_too() -> None:
     for bad in (np.zeros((3, 4, 5)), np.zeros((0, 4)), np.full((2, 2), np.inf), np.array([["a"]])):
         with pytest.raises(InputError, match="image"):
             picture_of(bad, None)
+
+
+@pytest.mark.parametrize("factor", [0.25, 0.37, 0.8, 1.3, 2.6, 4.0])
+def test_a_rescaled_picture_is_the_whole_one_resampled(factor: float) -> None:
+    """As training crops are, and wherever the region is cut: to one grey value, for both round."""
+    array = np.random.default_rng(0).integers(0, 255, (211, 303, 3), dtype=np.uint8)
+    picture = picture_of(array, None)
+    scaled = picture.rescaled(factor)
+    assert scaled.size == (round(211 * factor), round(303 * factor))
+    whole = scaled.read(0, 0, *scaled.size).int()
+    pixels = torch.from_numpy(array).permute(2, 0, 1)[None].float()
+    expected = F.interpolate(pixels, scaled.size, mode="bilinear", antialias=True)[0].permute(1, 2, 0)
+    assert float((whole - expected).abs().max()) <= 1.5
+    height, width = scaled.size
+    for top, left, h, w in ((0, 0, 9, 11), (height - 9, width - 11, 9, 11), (height // 3, width // 4, 31, 17)):
+        part = scaled.read(top, left, h, w).int()
+        assert int((part - whole[top : top + h, left : left + w]).abs().max()) <= 1
+
+
+def test_a_picture_rescaled_by_nothing_is_itself() -> None:
+    picture = picture_of(np.zeros((40, 50), np.uint8), None)
+    assert picture.rescaled(1.0) is picture
+    assert picture.rescaled(1.004) is picture
+    assert picture.rescaled(0.001).size == (1, 1)
+    assert picture.rescaled(0.001).read(0, 0, 1, 1).shape == (1, 1, 3)

@@ -37,19 +37,58 @@ def test_picture_and_labels_move_together(transform: object) -> None:
     for seed in range(20):
         moved = transform(cells(), rng(seed))  # type: ignore[operator]
         if isinstance(transform, T.RandomCrop):
-            # cells of which only a sliver is left are taken out of the planes, not out of the picture
-            shown = moved.labels.planes.max(dim=0).values > 0
-            assert torch.equal(
-                moved.image[shown][:, 0], (moved.labels.planes.max(0).values[shown] * 10).to(torch.uint8)
-            )
+            # cells of which only a sliver is left are taken out of the planes, not out of the picture; mirrored ones
+            # have ids of their own, so that the class is told by the plane
+            shown = moved.labels.planes > 0
+            values = moved.image[:, :, 0]
+            assert set(values[shown[0]].tolist()) <= {10, 40}
+            assert set(values[shown[1]].tolist()) <= {30}
         else:
             assert agree(moved)
         for number in range(len(moved.labels)):
             mask = moved.labels.mask(number)
+            assert len(moved.image[:, :, 0][mask].unique()) == 1
             ys, xs = torch.nonzero(mask, as_tuple=True)
             box = [xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]
             assert moved.labels.boxes[number].tolist() == [float(v) for v in box]
             assert moved.labels.areas[number] == mask.sum()
+
+
+def discs(diameter: float, side: int = 400) -> Sample:
+    """Discs of one size all over a picture of ``side`` pixels."""
+    planes = np.zeros((1, side, side), np.int32)
+    y, x = np.mgrid[:side, :side] + 0.5
+    centers = np.arange(diameter, side - diameter, 1.5 * diameter)
+    for number, (cy, cx) in enumerate([(cy, cx) for cy in centers for cx in centers], start=1):
+        planes[0][(y - cy) ** 2 + (x - cx) ** 2 < diameter**2 / 4] = number
+    pixels = torch.from_numpy((planes[0] > 0).astype(np.uint8) * 200)[:, :, None].repeat(1, 1, 3)
+    return Sample(pixels, InstanceLabels.from_planes(torch.from_numpy(planes), [1]), "discs", 1)
+
+
+@pytest.mark.parametrize("diameter", [12.0, 30.0, 90.0])
+def test_crops_show_cells_at_one_size(diameter: float) -> None:
+    crop = T.RandomCrop(256, diameter=30.0)
+    for seed in range(4):
+        found = crop(discs(diameter), rng(seed))
+        assert found.size == (256, 256)
+        whole = found.labels.areas.float().median()  # cells that the border cuts are fewer
+        assert 2 * float(whole / np.pi) ** 0.5 == pytest.approx(30, rel=0.06)
+
+
+def test_the_factor_of_a_crop_is_limited() -> None:
+    assert T.scale_to(30, 5) == 4
+    assert T.scale_to(30, 1000) == 0.25
+    assert T.scale_to(30, 15) == 2
+    assert T.scale_to(30, None) == 1
+
+
+def test_a_picture_without_cells_is_taken_to_be_typical() -> None:
+    empty = Sample(torch.zeros(200, 200, 3, dtype=torch.uint8), InstanceLabels.empty(200, 200), "empty", 1)
+    pixels = torch.arange(200, dtype=torch.uint8)[:, None, None].repeat(1, 200, 3)
+    ramp = Sample(pixels, empty.labels, "ramp", 1)
+    crop = T.RandomCrop(64, diameter=30.0, typical_diameter=15.0)
+    rise = crop(ramp, rng()).image[:, 0, 0].float().diff()[2:-2].mean()
+    assert float(rise) == pytest.approx(0.5, abs=0.02)  # enlarged by 30 / 15
 
 
 def test_the_same_seed_gives_the_same_sample() -> None:

@@ -19,11 +19,13 @@ import tifffile
 import torch
 from PIL import Image
 
-from maskrcnn.checkpoint import load_checkpoint
+import maskrcnn
+from maskrcnn.checkpoint import load_checkpoint, save_checkpoint
 from maskrcnn.engine.config import DataOptions, ModelOptions, OptimOptions, TrainConfig
 from maskrcnn.engine.log import read_metrics
+from maskrcnn.engine.start import adopt_start, choose_model_options
 from maskrcnn.engine.steps import NonFiniteLossError, learning_rate_factor
-from maskrcnn.engine.train import _model_options, train
+from maskrcnn.engine.train import train
 from maskrcnn.errors import InputError
 from maskrcnn.model import MaskRCNN
 from tests.conftest import ROOT, tiny_config
@@ -32,7 +34,7 @@ from tests.conftest import ROOT, tiny_config
 def test_a_run_folder_holds_everything(tiny_run: Path) -> None:
     names = {path.name for path in tiny_run.iterdir()}
     assert names >= {"config.json", "metrics.jsonl", "loss.png", "last.pt", "best.pt"}
-    assert names >= {"precision_recall.png", "classes.png"}
+    assert names >= {"precision_recall.png", "classes.png", "thresholds.json"}
     assert not [name for name in names if ".part" in name]
     config = json.loads((tiny_run / "config.json").read_text())
     assert config["model_options"]["mask_loss"] == "dice"
@@ -45,7 +47,7 @@ def test_a_run_folder_holds_everything(tiny_run: Path) -> None:
     assert steps[0]["loss"] == pytest.approx(sum(steps[0][key] for key in parts), rel=1e-5)
     validations = [row for row in rows if "mask/AP" in row]
     assert [row["epoch"] for row in validations] == [1, 2]
-    assert {"mask/AP50", "mask/AP75", "mask/AP@20", "mask/AP50/class1", "box/AP"} <= validations[0].keys()
+    assert {"mask/AP50", "mask/AP75", "mask/AP@1000", "mask/AP50/class1", "box/AP"} <= validations[0].keys()
     assert {"dense/AP", "dense/AP50", "dense/AP75_pictures", "dense/PQ/class1", "dense/SQ"} <= validations[0].keys()
     assert np.asarray(Image.open(tiny_run / "loss.png")).std() > 5
 
@@ -53,8 +55,60 @@ def test_a_run_folder_holds_everything(tiny_run: Path) -> None:
 def test_the_best_checkpoint_is_that_of_the_best_validation(tiny_run: Path) -> None:
     rows = read_metrics(tiny_run / "metrics.jsonl")
     best = load_checkpoint(tiny_run / "best.pt")
-    assert best["metrics"]["mask/AP"] == max(row["mask/AP"] for row in rows if "mask/AP" in row)
+    assert best["metrics"]["mask/AP@1000"] == max(row["mask/AP@1000"] for row in rows if "mask/AP" in row)
     assert tuple(best["percentiles"]) == (0.1, 99.9)
+
+
+def test_thresholds_are_fitted_and_kept(tiny_run: Path) -> None:
+    thresholds = json.loads((tiny_run / "thresholds.json").read_text())
+    best = load_checkpoint(tiny_run / "best.pt")
+    assert best["thresholds"]["min_score"] == tuple(thresholds["min_score"])
+    assert best["model_options"]["nms_threshold"] == thresholds["nms_threshold"]
+    predictor = maskrcnn.load(tiny_run / "best.pt", device="cpu")
+    assert predictor.min_score == tuple(thresholds["min_score"])
+    assert predictor.mask_threshold == thresholds["mask_threshold"]
+    assert predictor.model.box_head.nms_threshold == thresholds["nms_threshold"]
+    assert predictor.diameter == 30
+
+
+def test_fine_tuning_is_never_worse_than_its_start(tiny_dataset: Path, tiny_run: Path, tmp_path: Path) -> None:
+    """Steps that ruin the network: best.pt is the start, whose score comes first."""
+    start = tiny_run / "best.pt"
+    config = tiny_config(tiny_dataset, tmp_path / "run", epochs=1)
+    ruinous = dataclasses.replace(config.optim_options, lr=1.0, warmup_steps=0, clip_norm=0)
+    folder = train(dataclasses.replace(config, from_=str(start), optim_options=ruinous))
+    validations = [row for row in read_metrics(folder / "metrics.jsonl") if "mask/AP" in row]
+    assert [row["step"] for row in validations] == [0, len(_loss_rows(folder))]
+    best, before = (load_checkpoint(path) for path in (folder / "best.pt", start))
+    if validations[1]["mask/AP@1000"] < validations[0]["mask/AP@1000"]:
+        assert best["step"] == 0
+    assert best["metrics"]["mask/AP@1000"] == max(row["mask/AP@1000"] for row in validations)
+    if best["step"] == 0:
+        assert all(torch.equal(value, before["model"][key]) for key, value in best["model"].items())
+
+
+def test_fine_tuning_takes_the_network_and_how_it_sees(tiny_dataset: Path, tiny_run: Path, tmp_path: Path) -> None:
+    start = load_checkpoint(tiny_run / "best.pt")
+    start |= {"diameter": 25.0, "percentiles": (1.0, 99.0)}
+    save_checkpoint(tmp_path / "start.pt", start)
+    config = TrainConfig(data_options=DataOptions(data=(tiny_dataset,)), from_=str(tmp_path / "start.pt"))
+    adopted = adopt_start(config)
+    assert adopted.data_options.diameter == 25
+    assert adopted.data_options.percentiles == (1.0, 99.0)
+    options = choose_model_options(adopted, 7, None)
+    assert (options["depth"], options["num_classes"], options["mask_loss"]) == (18, 7, "bce")
+    assert options["anchor_sizes"] == start["model_options"]["anchor_sizes"]
+    other = dataclasses.replace(config, model_options=ModelOptions(depth=34))
+    with pytest.raises(InputError, match=r"--depth is 34, but .*start\.pt was trained with 18"):
+        adopt_start(other)
+    with pytest.raises(InputError, match="--from and --backbone-weights"):
+        adopt_start(dataclasses.replace(config, model_options=ModelOptions(backbone_weights="x.pt")))
+
+
+def test_a_run_of_before_there_were_diameters_goes_on_without(tiny_dataset: Path) -> None:
+    values = TrainConfig().to_dict()
+    del values["data_options"]["diameter"]
+    assert TrainConfig.from_dict(values).data_options.diameter == "none"
 
 
 def test_config_survives_json() -> None:
@@ -83,7 +137,7 @@ def test_whether_a_run_is_aligned(tmp_path: Path) -> None:
     def aligned(weights: str | None, asked: bool | None = None, saved: dict | None = None) -> bool:
         path = None if weights is None else str(tmp_path / weights)
         config = TrainConfig(model_options=ModelOptions(backbone_weights=path, aligned=asked))
-        return _model_options(config, 4, saved)["aligned"]
+        return choose_model_options(config, 4, saved)["aligned"]
 
     assert aligned(None)
     assert {name: aligned(name) for name in files} == {

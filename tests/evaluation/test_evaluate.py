@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import io
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+from torch import Tensor, nn
 
+from maskrcnn.data.coco import to_coco
+from maskrcnn.data.dataset import CellDataset
+from maskrcnn.data.labels import InstanceLabels
 from maskrcnn.evaluation.coco_ap import coco_metrics
 from maskrcnn.evaluation.dense import PER_PICTURE, POOLED, count, dense_metrics, summarize
+from maskrcnn.evaluation.evaluate import evaluate
+from maskrcnn.evaluation.thresholds import fit_thresholds
+from maskrcnn.model import Detections, MaskRCNN
+from maskrcnn.predict.predictor import Predictor
 
 SIZE = 96
 
@@ -174,3 +184,130 @@ def test_a_cell_of_the_wrong_class_is_right_for_any() -> None:
     metrics = dense_metrics(_truth(cells, categories=2), swapped)
     assert metrics["AP50/any"] == 1
     assert metrics["AP50"] == 0
+
+
+def test_dense_scores_by_class_have_thresholds_of_their_own() -> None:
+    annotations = [_annotation(1, 1, 1, _square(0, 0, 10)), _annotation(2, 1, 2, _square(20, 0, 10))]
+    truth = _truth(annotations, categories=2)
+    results = [_result(annotations[0], 0.4), _result(annotations[1], 0.4)]
+    assert dense_metrics(truth, results, 0.5)["AP"] == 0
+    scores = dense_metrics(truth, results, (0.3, 0.5))
+    assert (scores["AP/class1"], scores["AP/class2"]) == (1, 0)
+    assert scores["AP90/any"] == 0.5
+
+
+class Shown(CellDataset):
+    """Pictures that are their own label images, as :class:`Copier` expects them."""
+
+    def __init__(self, planes: list[np.ndarray], sources: list[str]) -> None:
+        super().__init__()
+        self.planes, self.sources = planes, sources
+        self.names = [f"picture{index}" for index in range(len(planes))]
+        self.image_ids = list(range(1, len(planes) + 1))
+        self.num_classes = 1
+
+    def read_image(self, index: int) -> Tensor:
+        return torch.from_numpy(self.planes[index].astype(np.uint8))[:, :, None].repeat(1, 1, 3)
+
+    def read_labels(self, index: int) -> InstanceLabels:
+        return InstanceLabels.from_planes(torch.from_numpy(self.planes[index].astype(np.int32))[None], [1])
+
+
+class Copier(nn.Module):
+    """Stands in for a network that is right: cell i has the grey value i, and the score that ``score`` gives it."""
+
+    aligned = True
+    detections_per_image = 200
+    at_least_detections = MaskRCNN.at_least_detections
+    rpn: Any = type("RPN", (), {"pre_nms": (1, 1), "post_nms": (1, 1)})
+
+    def __init__(self, score: Callable[[int], float] = lambda cell: 0.9, swell: float = 0.0) -> None:
+        super().__init__()
+        self.score, self.swell = score, swell
+        self.box_head: Any = type("Head", (), {"detections_per_image": 200, "nms_threshold": 0.5})()
+
+    def forward(self, images: Tensor, sizes: Sequence[tuple[int, int]]) -> list[Detections]:
+        return [self._copy(image[0, :h, :w].numpy()) for image, (h, w) in zip(images, sizes, strict=True)]
+
+    def _copy(self, grey: np.ndarray) -> Detections:
+        cells = InstanceLabels.from_planes(torch.from_numpy(grey.astype(np.int32))[None], [1])
+        scores = torch.tensor([self.score(int(cell)) for cell in cells.ids])
+        order = scores.argsort(descending=True)
+        y, x = torch.meshgrid(torch.arange(56), torch.arange(56), indexing="ij")
+        # probabilities that fall outwards, so that the mask threshold says how large a cell is
+        far = torch.maximum((y - 27.5).abs(), (x - 27.5).abs()) / 28
+        mask = 1 - far / 2 if self.swell else torch.ones(56, 56)
+        boxes = cells.boxes + self.swell * torch.tensor([-1.0, -1, 1, 1]) * (
+            (cells.boxes[:, 2:] - cells.boxes[:, :2]) / 2
+        ).repeat(1, 2)
+        labels = torch.ones(len(cells)).long()
+        return Detections(boxes[order], scores[order], labels, mask.repeat(len(cells), 1, 1), grey.shape)  # type: ignore[arg-type]
+
+
+def _predictor(model: nn.Module, **options: Any) -> Predictor:
+    return Predictor(model, None, ["cell"], torch.device("cpu"), "fp32", **options)  # type: ignore[arg-type]
+
+
+def _squares(count: int, side: int = 12) -> np.ndarray:
+    plane = np.zeros((SIZE, SIZE), int)
+    for cell in range(count):
+        y, x = 3 + 16 * (cell // 5), 3 + 18 * (cell % 5)
+        plane[y : y + side, x : x + side] = cell + 1
+    return plane
+
+
+def test_a_perfect_predictor_scores_one() -> None:
+    dataset = Shown([_squares(7), _squares(20), _squares(0)], ["a", "b", "b"])
+    scores = evaluate(_predictor(Copier()), dataset)
+    for key in ("mask/AP", "mask/AP50", "mask/AP@1000", "box/AP", "dense/AP", "dense/AP90", "dense/PQ", "mask/AP/a"):
+        assert scores[key] == pytest.approx(1), key
+
+
+def test_scores_of_each_source() -> None:
+    """The second picture's cells are not found."""
+    dataset = Shown([_squares(10), _squares(10) * 20], ["a", "b"])
+    scores = evaluate(_predictor(Copier(lambda cell: 0.9 if cell <= 10 else 0.1)), dataset)
+    assert (scores["dense/AP50"], scores["dense/AP50/a"], scores["dense/AP50/b"]) == (0.5, 1, 0)
+    assert "mask/AP/a" in scores
+    assert not [key for key in evaluate(_predictor(Copier()), Shown([_squares(3)], ["a"])) if key.endswith("/a")]
+
+
+def test_the_limit_of_detections_is_a_thousand() -> None:
+    """A picture of 150 cells: at COCO's 100 detections even a perfect predictor cannot score 1."""
+    plane = np.zeros((256, 256), int)
+    for cell in range(150):
+        y, x = 2 + 16 * (cell // 15), 2 + 16 * (cell % 15)
+        plane[y : y + 8, x : x + 8] = cell + 1
+    scores = evaluate(_predictor(Copier()), Shown([plane], ["a"]))
+    assert scores["mask/AP50@1000"] == pytest.approx(1)
+    assert scores["mask/AP50"] < 0.7
+
+
+def test_scores_and_masks_are_fitted() -> None:
+    """True cells score 0.3 and more, debris 0.25; masks that fall to 0.6 where a cell ends are right from there on."""
+    planes = [_squares(10), _squares(12)]
+    dataset = Shown(planes, ["a", "a"])
+    truth = to_coco(dataset)
+    debris = {5, 7, 11}
+    truth["annotations"] = [
+        cell
+        for cell in truth["annotations"]
+        if int(planes[cell["image_id"] - 1][int(cell["bbox"][1]), int(cell["bbox"][0])]) not in debris
+    ]
+    model = Copier(lambda cell: 0.25 if cell in debris else 0.3 + cell / 50, swell=0.25)
+    chosen = fit_thresholds(_predictor(model), dataset, truth)
+    assert chosen.min_score == (0.3,)
+    assert chosen.mask_threshold == 0.6
+    assert chosen.nms_threshold == 0.5 == model.box_head.nms_threshold
+    assert chosen.tried["mask_threshold=0.6"] > chosen.tried["mask_threshold=0.5"]
+    fitted = _predictor(model, min_score=chosen.min_score, mask_threshold=chosen.mask_threshold)
+    assert (
+        evaluate(fitted, dataset, truth=truth)["dense/AP"]
+        > evaluate(_predictor(model), dataset, truth=truth)["dense/AP"]
+    )
+
+
+def test_thresholds_stay_where_nothing_is_gained() -> None:
+    dataset = Shown([_squares(10)], ["a"])
+    chosen = fit_thresholds(_predictor(Copier()), dataset, to_coco(dataset))
+    assert (chosen.min_score, chosen.mask_threshold, chosen.nms_threshold) == ((0.5,), 0.5, 0.5)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -77,8 +79,31 @@ def test_labels_picture_lets_the_higher_score_win() -> None:
     assert labels[15, 15] == 2
 
 
-def test_rescale() -> None:
-    larger = _detections().rescale(2.0)
+def test_resized() -> None:
+    cells = replace(_detections(), diameter=10.0, mask_threshold=0.4)
+    larger = cells.resized((48, 64))
     assert larger.size == (48, 64)
-    assert torch.equal(larger.boxes, _detections().boxes * 2)
-    assert torch.equal(larger.masks, _detections().masks)
+    assert torch.equal(larger.boxes, cells.boxes * 2)
+    assert torch.equal(larger.masks, cells.masks)
+    assert larger.diameter == 20
+    assert larger.mask_threshold == 0.4
+    stretched = cells.resized((24, 64))
+    assert torch.equal(stretched.boxes, cells.boxes * torch.tensor([2.0, 1, 2, 1]))
+
+
+def test_filter_by_class() -> None:
+    cells = _detections()
+    for k, low in ((1, 0.0), (2, 0.0), (1, 2.0), (2, 2.0)):
+        scores = [0.0, 0.0]
+        scores[k - 1] = low
+        left = cells.filter(scores)
+        assert len(left) == len(cells) - (int((cells.labels == k).sum()) if low else 0)
+
+
+def test_masks_are_cut_at_their_own_threshold() -> None:
+    ramp = torch.linspace(0, 1, 28).repeat(28, 1)[None]
+    cells = Detections(torch.tensor([[0.0, 0, 28, 28]]), torch.ones(1), torch.ones(1).long(), ramp, (28, 28))
+    for threshold in (0.25, 0.5, 0.75):
+        own = replace(cells, mask_threshold=threshold)
+        assert own.to_rle() == cells.to_rle(threshold)
+        assert int((own.to_labels() > 0).sum()) == 28 * int((ramp[0, 0] > threshold).sum())

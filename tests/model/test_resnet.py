@@ -117,3 +117,28 @@ def test_unknown_names() -> None:
         ResNet(51)
     with pytest.raises(ValueError, match="norm is 'layer'"):
         make_norm("layer", 8)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("stages", "width"), [(1, 32), (3, 32), (3, 64), (4, 96)])
+def test_fewer_stages_and_other_widths(stages: int, width: int) -> None:
+    model = ResNet(18, stages=stages, width=width)
+    maps = model(torch.rand(1, 3, 64, 96))
+    assert [tuple(map_.shape[1:]) for map_ in maps] == [
+        (width * 2**stage, 16 // 2**stage, 24 // 2**stage) for stage in range(stages)
+    ]
+    assert model.out_channels == [map_.shape[1] for map_ in maps]
+
+
+def test_fewer_stages_are_the_first_ones() -> None:
+    torch.manual_seed(0)
+    whole, part = ResNet(18), ResNet(18, stages=2)
+    part.load_state_dict({key: value for key, value in whole.state_dict().items() if key in part.state_dict()})
+    image = torch.rand(1, 3, 64, 64)
+    for one, other in zip(part(image), whole(image), strict=False):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("options", [{"stages": 0}, {"stages": 5}, {"width": 48}])
+def test_stages_and_widths_that_cannot_be(options: dict) -> None:
+    with pytest.raises(ValueError, match="expected"):
+        ResNet(18, **options)

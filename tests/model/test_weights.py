@@ -14,7 +14,7 @@ from torch import Tensor
 from maskrcnn.errors import InputError
 from maskrcnn.model import MaskRCNN
 from maskrcnn.model.mask_rcnn import mask_rcnn_resnet_fpn
-from maskrcnn.model.weights import load_weights, trained_aligned
+from maskrcnn.model.weights import load_weights, trained_aligned, transfer_weights
 
 DETECTRON2_BGR_MEAN = torch.tensor([103.53, 116.28, 123.675])
 
@@ -201,3 +201,51 @@ def test_a_url_is_kept_and_its_hash_checked(tmp_path: Path, monkeypatch: pytest.
         load_weights(model(depth=18), source.as_uri())
     with pytest.raises(InputError, match=r"gone\.pth: cannot be downloaded"):
         load_weights(model(depth=18), (tmp_path / "gone.pth").as_uri())
+
+
+def _network(classes: int) -> MaskRCNN:
+    torch.manual_seed(classes)
+    model = mask_rcnn_resnet_fpn(18, classes, channels=32, box_hidden=16, stages=2, anchor_sizes=((8,), (16,), (32,)))
+    return model.eval()
+
+
+@torch.no_grad()
+def test_new_classes_begin_as_copies_of_the_one_class() -> None:
+    """Each is found where the one class was, with the same box and mask, and a share of its score."""
+    one, three = _network(1), _network(3)
+    assert "3 classes start as copies" in transfer_weights(three, one.state_dict())
+    images = torch.rand(1, 3, 64, 64) * 255
+    features = one.features(images, [(64, 64)])
+    rois = torch.tensor([[0.0, 5, 5, 30, 40], [0, 20, 10, 50, 60]])
+    (logits, deltas), (own_logits, own_deltas) = (m.box_head(features, rois, (64, 64)) for m in (one, three))
+    scores, own_scores = logits.softmax(1), own_logits.softmax(1)
+    for k in (1, 2, 3):
+        torch.testing.assert_close(own_scores[:, k], scores[:, 1] / 3)
+        torch.testing.assert_close(own_deltas[:, k], deltas[:, 1])
+        classes = torch.tensor([k, k])
+        torch.testing.assert_close(
+            three.mask_head(features, rois, classes, (64, 64)), one.mask_head(features, rois, classes * 0 + 1, (64, 64))
+        )
+
+
+def test_transferred_weights_of_as_many_classes_are_the_same() -> None:
+    source, target = (
+        _network(2),
+        mask_rcnn_resnet_fpn(18, 2, channels=32, box_hidden=16, stages=2, anchor_sizes=((8,), (16,), (32,))),
+    )
+    transfer_weights(target, source.state_dict())
+    assert all(torch.equal(value, source.state_dict()[key]) for key, value in target.state_dict().items())
+
+
+def test_other_classes_of_several_start_anew() -> None:
+    source, target = _network(2), _network(3)
+    before = target.box_head.cls_score.weight.clone()
+    assert "3 classes start anew" in transfer_weights(target, source.state_dict())
+    assert torch.equal(target.box_head.cls_score.weight, before)
+    assert torch.equal(target.box_head.fc6.weight, source.box_head.fc6.weight)
+
+
+def test_transferred_weights_of_another_architecture() -> None:
+    other = mask_rcnn_resnet_fpn(18, 1, channels=64, box_hidden=16, stages=2, anchor_sizes=((8,), (16,), (32,)))
+    with pytest.raises(InputError, match=r"weights that do not fit the model: .*the model has"):
+        transfer_weights(other, _network(1).state_dict())

@@ -1,0 +1,177 @@
+"""How large cells are taken to be, with a stand-in for a network that sees only cells near the size it was made for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from skimage.measure import label, regionprops
+from torch import Tensor, nn
+
+import maskrcnn
+from maskrcnn.data.picture import picture_of
+from maskrcnn.errors import InputError
+from maskrcnn.model import Detections
+from maskrcnn.predict.diameter import cell_diameters
+from maskrcnn.predict.predictor import Predictor
+
+CANONICAL = 30.0
+
+
+class DiscFinder(nn.Module):
+    """Finds bright discs of a third to three times the canonical diameter, and is surer the closer they are to it."""
+
+    detections_per_image = 200
+    aligned = True
+    at_least_detections = maskrcnn.MaskRCNN.at_least_detections
+    box_head: Any = type("Head", (), {"detections_per_image": 200})
+    rpn: Any = type("RPN", (), {"pre_nms": (1, 1), "post_nms": (1, 1)})
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shapes: list[tuple[int, int]] = []
+        y, x = np.mgrid[:28, :28] + 0.5
+        self.disc = torch.from_numpy(((y - 14) ** 2 + (x - 14) ** 2 <= 14**2).astype(np.float32))
+
+    def forward(self, images: Tensor, sizes: Sequence[tuple[int, int]]) -> list[Detections]:
+        self.shapes += sizes
+        return [self._detect(image, size) for image, size in zip(images, sizes, strict=True)]
+
+    def _detect(self, image: Tensor, size: tuple[int, int]) -> Detections:
+        bright = image[0, : size[0], : size[1]].numpy() > 100
+        found = []
+        for region in regionprops(label(bright)):
+            octaves = abs(np.log2(region.equivalent_diameter_area / CANONICAL))
+            if octaves < np.log2(3):
+                y1, x1, y2, x2 = region.bbox
+                found.append((x1, y1, x2, y2, 0.99 - 0.2 * octaves))
+        rows = torch.tensor(found).float().view(-1, 5)
+        rows = rows[rows[:, 4].argsort(descending=True)]
+        count = len(rows)
+        return Detections(rows[:, :4], rows[:, 4], torch.ones(count).long(), self.disc.repeat(count, 1, 1), size)
+
+
+def discs(diameters: Sequence[float], side: int) -> np.ndarray:
+    """A picture with discs, row by row, until it is full."""
+    picture = np.zeros((side, side), np.uint8)
+    y, x = np.mgrid[:side, :side] + 0.5
+    step = 1.6 * max(diameters)
+    centers = [(cy, cx) for cy in np.arange(step, side - step, step) for cx in np.arange(step, side - step, step)]
+    for number, (cy, cx) in enumerate(centers):
+        picture[(y - cy) ** 2 + (x - cx) ** 2 < diameters[number % len(diameters)] ** 2 / 4] = 220
+    return picture
+
+
+def predictor(diameter: float | None = CANONICAL, **options: Any) -> Predictor:
+    return Predictor(DiscFinder(), None, ["disc"], torch.device("cpu"), "fp32", diameter=diameter, **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("size", "side"), [(11, 200), (16, 300), (30, 400), (75, 700)])
+def test_one_size(size: float, side: int) -> None:
+    """Within 7 %: as exact as whole pixels are. The cells come back in the picture's own pixels."""
+    picture = discs([size], side)
+    cells = predictor()(picture)
+    assert cells.diameter == pytest.approx(size, rel=0.07)
+    assert cells.size == picture.shape
+    truth = regionprops(label(picture > 100))
+    assert len(cells) == len(truth)
+    expected = torch.tensor([[r.bbox[1], r.bbox[0], r.bbox[3], r.bbox[2]] for r in truth]).float()
+    distance = torch.cdist(cells.boxes, expected, p=torch.inf)
+    assert float(distance.min(dim=1).values.max()) <= 2
+    assert sorted(distance.argmin(dim=1).tolist()) == list(range(len(truth)))
+    shown = (cells.to_labels() > 0).numpy()
+    assert (shown & (picture > 100)).sum() / (shown | (picture > 100)).sum() > 0.85
+
+
+@pytest.mark.parametrize("size", [7.5, 120])
+def test_far_from_what_the_network_knows(size: float) -> None:
+    """The picture's own scale shows nothing that the network knows; another one does."""
+    picture = discs([size], 900 if size > 30 else 120)
+    assert predictor().find_diameter(picture_of(picture, None)) == pytest.approx(size, rel=0.15)
+
+
+def test_very_unlike_sizes() -> None:
+    """The median, whatever the others are."""
+    picture = discs([14, 15, 16, 40], 500)
+    assert predictor().find_diameter(picture_of(picture, None)) == pytest.approx(15.5, rel=0.1)
+
+
+def test_one_cell() -> None:
+    picture = np.zeros((300, 260), np.uint8)
+    picture[100:160, 100:160] = discs([48], 160)[48:108, 48:108]
+    cells = predictor()(picture)
+    assert len(cells) == 1
+    assert cells.diameter == pytest.approx(48, rel=0.1)
+
+
+def test_no_cell() -> None:
+    """Such a picture stays at its own scale."""
+    found = predictor()
+    cells = found(np.zeros((200, 300), np.uint8))
+    assert len(cells) == 0
+    assert cells.size == (200, 300)
+    assert cells.diameter is None
+    assert isinstance(found.model, DiscFinder)
+    assert found.model.shapes[-1] == (200, 300)
+
+
+def test_a_given_diameter_is_taken() -> None:
+    found = predictor()
+    cells = found(np.zeros((200, 300), np.uint8), diameter=15)
+    assert isinstance(found.model, DiscFinder)
+    assert found.model.shapes == [(400, 600)]
+    assert cells.diameter == 15
+    found(np.zeros((200, 300), np.uint8), diameter=1)  # not more than four times
+    assert found.model.shapes[-1] == (800, 1200)
+
+
+def test_none_is_the_own_scale() -> None:
+    found = predictor()
+    cells = found(discs([16], 200), diameter="none")
+    assert isinstance(found.model, DiscFinder)
+    assert found.model.shapes == [(200, 200)]
+    assert cells.diameter is None
+
+
+def test_a_slide_is_looked_at_in_windows() -> None:
+    """All looks together show the network less than the picture at its own scale."""
+    picture = discs([16], 2000)
+    found = predictor()
+    assert found.find_diameter(picture_of(picture, None)) == pytest.approx(16, rel=0.07)
+    assert isinstance(found.model, DiscFinder)
+    assert sum(h * w for h, w in found.model.shapes) < 2000 * 2000
+
+
+def test_tiles_are_pixels_of_the_scaled_picture() -> None:
+    picture = discs([15], 400)
+    found = predictor(tile=256, overlap=64)
+    cells = found(picture, diameter=15)
+    assert len(cells) == len(regionprops(label(picture > 100)))
+    assert isinstance(found.model, DiscFinder)
+    assert max(max(size) for size in found.model.shapes) == 256
+
+
+def test_networks_for_the_pictures_own_scale_take_no_diameter() -> None:
+    found = predictor(diameter=None)
+    assert found(discs([30], 200)).diameter is None
+    for diameter in (20.0, "auto"):
+        with pytest.raises(InputError, match=r"--diameter is .*trained at the pictures' own scale; expected none"):
+            found(discs([30], 200), diameter=diameter)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("diameter", [0.0, -3.0, float("nan"), float("inf")])
+def test_a_diameter_that_is_none(diameter: float) -> None:
+    with pytest.raises(InputError, match="expected pixels above 0, auto or none"):
+        predictor()(np.zeros((64, 64), np.uint8), diameter=diameter)
+
+
+def test_diameters_follow_from_masks() -> None:
+    masks = torch.zeros(2, 28, 28)
+    masks[0], masks[1, :14] = 1, 1
+    cells = Detections(
+        torch.tensor([[0.0, 0, 10, 20], [0, 0, 10, 20]]), torch.ones(2), torch.ones(2).long(), masks, (50, 50)
+    )
+    assert cell_diameters(cells) == pytest.approx([2 * (200 / np.pi) ** 0.5, 2 * (100 / np.pi) ** 0.5])

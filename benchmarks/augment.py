@@ -5,23 +5,16 @@ python -m benchmarks.augment --checkpoint runs/NAME/best.pt [--data DIR] [--augm
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
-from tqdm import tqdm
 
 import maskrcnn
-from benchmarks.measure import machine, table
-from maskrcnn.checkpoint import load_checkpoint
-from maskrcnn.data.coco import to_coco
-from maskrcnn.engine.config import TrainConfig
-from maskrcnn.engine.datasets import build_datasets
-from maskrcnn.evaluation.coco_ap import coco_metrics
-from maskrcnn.evaluation.dense import dense_metrics
+from benchmarks.measure import machine, table, validation_pictures
+from maskrcnn.evaluation.evaluate import evaluate
 from maskrcnn.predict.augment import Augment
 
 
@@ -30,37 +23,24 @@ class Options:
     """Score the views side by side."""
 
     checkpoint: Path
-    data: Path | None = None
-    """The run's data folder, where it is another one now."""
+    data: tuple[Path, ...] = ()
+    """The run's data folders, where they are others now."""
     augment: tuple[Augment, ...] = ("none", "flips", "rotations", "scales")
 
 
 def main() -> None:
     options = tyro.cli(Options, description=__doc__)
-    config = TrainConfig.from_dict(load_checkpoint(options.checkpoint)["config"])
-    if options.data is not None:
-        data = dataclasses.replace(config.data_options, data=(options.data,))
-        config = dataclasses.replace(config, data_options=data)
-    validation = build_datasets(config, options.checkpoint.parent).val
-    truth = to_coco(validation)
+    validation = validation_pictures(options.checkpoint, options.data)
+    keys = ("mask/AP@1000", "mask/AP50@1000", "mask/AP", "mask/AP50", "dense/AP50", "dense/AP75", "dense/AP90")
     rows = []
     for augment in options.augment:
         predictor = maskrcnn.load(options.checkpoint, augment=augment)
         predictor.percentiles = None  # the data set has stretched the pictures
-        results, seconds = [], 0.0
-        for index, image_id in enumerate(tqdm(validation.image_ids, desc=augment)):
-            image = validation[index].image
-            start = time.perf_counter()
-            cells = predictor(image)
-            seconds += time.perf_counter() - start
-            results += cells.to_coco(image_id)
-        coco = coco_metrics(truth, results, predictor.model.detections_per_image)
-        dense = dense_metrics(truth, results)
-        scores = [coco["AP"], coco["AP50"], coco["AP75"], dense["AP50"], dense["PQ"]]
-        classes = [coco[f"AP50/{name}"] for name in predictor.class_names]
-        rows.append([augment, *(f"{score:.3f}" for score in [*scores, *classes]), f"{seconds / len(validation):.2f}"])
-    names = [f"AP50 {name}" for name in predictor.class_names]
-    header = ["views", "mask AP", "AP50", "AP75", "TP/(TP+FP+FN) at 0.5", "PQ", *names, "seconds a picture"]
+        start = time.perf_counter()
+        scores = evaluate(predictor, validation)
+        seconds = (time.perf_counter() - start) / len(validation)
+        rows.append([augment, *(f"{scores[key]:.3f}" for key in keys), f"{seconds:.2f}"])
+    header = ["views", *keys, "seconds per picture, scoring included"]
     print(f"{machine()}; python -m benchmarks.augment {' '.join(sys.argv[1:])}\n\n{table(header, rows)}")
 
 

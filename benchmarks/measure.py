@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import dataclasses
 import gc
 import platform
 import statistics
@@ -15,6 +16,11 @@ from typing import Any
 
 import torch
 from torch import nn
+
+from maskrcnn.checkpoint import load_checkpoint
+from maskrcnn.data.dataset import CellDataset
+from maskrcnn.engine.config import TrainConfig
+from maskrcnn.engine.datasets import build_datasets
 
 Run = Callable[[], object]
 
@@ -174,3 +180,14 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def validation_pictures(checkpoint: Path, data: Sequence[Path] = ()) -> CellDataset:
+    """The validation pictures of the run that wrote ``checkpoint``.
+
+    ``data``: the run's folders, where they are others now.
+    """
+    config = TrainConfig.from_dict(load_checkpoint(checkpoint)["config"])
+    options = config.data_options
+    moved = dataclasses.replace(options, data=tuple(data) or options.data)
+    return build_datasets(dataclasses.replace(config, data_options=moved), checkpoint.parent).val

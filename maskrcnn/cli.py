@@ -1,25 +1,46 @@
-"""The command line: ``maskrcnn train | predict | evaluate``, and what ``train.py`` and ``infer.py`` call."""
+"""The command line: ``maskrcnn train | predict | evaluate | pack``, and what ``train.py`` and ``infer.py`` call."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import tyro
 
+from maskrcnn.checkpoint import load_checkpoint, pack_checkpoint
 from maskrcnn.distributed import launched_rank
 from maskrcnn.engine.config import TrainCli, TrainConfig
 from maskrcnn.engine.evaluate import EvaluateConfig, evaluate_checkpoint
 from maskrcnn.engine.steps import NonFiniteLossError
 from maskrcnn.engine.train import train
-from maskrcnn.errors import one_line_errors
+from maskrcnn.errors import InputError, one_line_errors
 from maskrcnn.export.config import InferConfig
 from maskrcnn.export.infer import infer
+
+
+@dataclass(frozen=True)
+class PackConfig:
+    """Turn best.pt into a file of half the size that predicts and fine-tunes alike (safetensors, bfloat16)."""
+
+    checkpoint: Path
+    """best.pt or last.pt of a run."""
+    out: Path
+    """The file to write, NAME.safetensors."""
+
+    def run(self) -> None:
+        if self.out.suffix != ".safetensors":
+            raise InputError(f"--out is {self.out}; expected a name that ends with .safetensors")
+        pack_checkpoint(load_checkpoint(self.checkpoint), self.out)
+        print(f"{self.out}: {self.out.stat().st_size / 1e6:.1f} MB")
+
 
 COMMANDS = {
     "train": (TrainCli, "Train Mask R-CNN on folders of cell pictures."),
     "predict": (InferConfig, "Find, outline and classify the cells in pictures."),
     "evaluate": (EvaluateConfig, "Score a checkpoint on pictures whose cells are known."),
+    "pack": (PackConfig, "Make a small file of a checkpoint."),
 }
 
 
@@ -37,7 +58,7 @@ def run_command(command: str, options: Sequence[str] | None = None) -> None:
     """Run one of :data:`COMMANDS`, with the options of the command line unless others are given."""
     kind, description = COMMANDS[command]
     with one_line_errors():
-        config: TrainConfig | InferConfig | EvaluateConfig = tyro.cli(
+        config: TrainConfig | InferConfig | EvaluateConfig | PackConfig = tyro.cli(
             kind, prog=f"maskrcnn {command}", description=description, args=options
         )
         try:
@@ -48,10 +69,12 @@ def run_command(command: str, options: Sequence[str] | None = None) -> None:
             sys.exit(130)
 
 
-def _run(config: TrainConfig | InferConfig | EvaluateConfig) -> None:
+def _run(config: TrainConfig | InferConfig | EvaluateConfig | PackConfig) -> None:
     if isinstance(config, TrainConfig):
         train(config)
     elif isinstance(config, EvaluateConfig):
         evaluate_checkpoint(config)
+    elif isinstance(config, PackConfig):
+        config.run()
     else:
         sys.exit(1 if infer(config).failures else 0)

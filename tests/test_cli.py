@@ -29,7 +29,7 @@ def test_each_command_has_help(command: str, capsys: pytest.CaptureFixture[str])
     with pytest.raises(SystemExit) as end:
         main([command, "--help"])
     assert end.value.code == 0
-    assert "--diameter" in capsys.readouterr().out
+    assert "--checkpoint" in capsys.readouterr().out or command == "train"
 
 
 def test_an_error_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -71,3 +71,13 @@ def test_evaluate_takes_one_kind_of_pictures(tiny_run: Path, capsys: pytest.Capt
     with pytest.raises(SystemExit):
         main(["evaluate", "--checkpoint", str(tiny_run / "best.pt"), "--data", "a", "--val", "b"])
     assert "give either a run's data or pictures that are all scored" in capsys.readouterr().err
+
+
+def test_pack(tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["pack", "--checkpoint", str(tiny_run / "best.pt"), "--out", str(tmp_path / "cells.safetensors")])
+    assert " MB" in capsys.readouterr().out
+    packed, best = (load_checkpoint(path) for path in (tmp_path / "cells.safetensors", tiny_run / "best.pt"))
+    assert packed["class_names"] == best["class_names"]
+    with pytest.raises(SystemExit):
+        main(["pack", "--checkpoint", str(tiny_run / "best.pt"), "--out", str(tmp_path / "cells.pt")])
+    assert "ends with .safetensors" in capsys.readouterr().err

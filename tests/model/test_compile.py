@@ -35,7 +35,7 @@ def model() -> MaskRCNN:
         rpn_pre_nms=(64, 32),
         rpn_post_nms=(64, 32),
         roi_batch_per_image=16,
-        score_threshold=0.5,
+        score_threshold=0.52,
         detections_per_image=25,
     )
     nn.init.normal_(network.box_head.cls_score.weight, std=0.02)

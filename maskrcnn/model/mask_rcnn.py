@@ -86,6 +86,7 @@ class MaskRCNN(nn.Module):
         images: Tensor,
         sizes: Sequence[tuple[int, int]],
         labels: Sequence[InstanceLabels] | None = None,
+        masks: bool = True,
     ) -> dict[str, Tensor] | list[Detections]:
         """Losses in training mode, detections in evaluation mode.
 
@@ -93,6 +94,7 @@ class MaskRCNN(nn.Module):
             images: uint8 or float [B, 3, H, W], RGB in 0..255; H and W multiples of 32, padded at the right and bottom.
             sizes: (h, w) of each image without its padding.
             labels: the cells of each image; needed in training mode, and ignored otherwise.
+            masks: False spares the mask head in evaluation mode: the detections' masks have shape [K, 0, 0].
 
         Returns:
             In training ``loss_objectness``, ``loss_rpn_box_reg``, ``loss_classifier``, ``loss_box_reg`` and
@@ -107,7 +109,7 @@ class MaskRCNN(nn.Module):
         image_size = (images.shape[-2], images.shape[-1])
         features = self.features(images, sizes)
         if not self.training:
-            return self._detect(features, image_size, sizes)
+            return self._detect(features, image_size, sizes, masks)
         assert labels is not None
         proposals, losses = self.rpn(features, image_size, sizes, labels)
         sampled = self.box_head.sample(proposals, labels)
@@ -125,12 +127,19 @@ class MaskRCNN(nn.Module):
         return self.neck(self.backbone(x))
 
     def _detect(
-        self, features: list[Tensor], image_size: tuple[int, int], sizes: Sequence[tuple[int, int]]
+        self,
+        features: list[Tensor],
+        image_size: tuple[int, int],
+        sizes: Sequence[tuple[int, int]],
+        with_masks: bool,
     ) -> list[Detections]:
         proposals, _ = self.rpn(features, image_size, sizes)
         logits, deltas = self.box_head(features, proposals, image_size)
         rois, scores, labels = self.box_head.detect(logits, deltas, proposals, sizes)
-        masks = self.mask_head(features, rois, labels, image_size).sigmoid()
+        if with_masks:
+            masks = self.mask_head(features, rois, labels, image_size).sigmoid()
+        else:
+            masks = scores.new_empty(scores.shape[0], 0, 0)
         detections = []
         for image, (height, width) in enumerate(sizes):
             own = torch.nonzero(rois[:, 0] == image).squeeze(1)

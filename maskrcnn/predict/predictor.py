@@ -32,7 +32,7 @@ from maskrcnn.predict.augment import Augment, detect_in_views
 from maskrcnn.predict.diameter import estimate_diameter
 from maskrcnn.predict.masks import into_their_boxes
 from maskrcnn.predict.tiles import Tile, merge_tiles, tile_picture
-from maskrcnn.predict.windows import telling_windows
+from maskrcnn.predict.windows import WINDOW, telling_windows
 
 T = TypeVar("T")
 
@@ -184,10 +184,18 @@ class Predictor:
                 f"--diameter is {diameter}, but the network was trained at the pictures' own scale; expected none"
             )
         if diameter is None or diameter == "auto":
-            return estimate_diameter(picture, lambda images: self._forward(images, 0), self.diameter)
+            return self._estimate(picture, self.diameter)
         if not 0 < diameter < math.inf:
             raise InputError(f"--diameter is {diameter}; expected pixels above 0, auto or none")
         return float(diameter)
+
+    def _estimate(self, picture: Picture, canonical: float) -> float | None:
+        while True:
+            detect = partial(self._forward, limit=0, masks=False)
+            try:
+                return estimate_diameter(picture, detect, canonical, min(WINDOW, self.tile))
+            except torch.cuda.OutOfMemoryError:
+                self._use_smaller_tiles()
 
     def _predict(self, picture: Picture, progress: Callable[[int, int], object] | None) -> Detections:
         """The cells of a picture that is at the network's scale already."""
@@ -271,11 +279,11 @@ class Predictor:
         _say_once(f"out of memory: going on with tiles of {self.tile} pixels")
 
     @torch.inference_mode()
-    def _forward(self, images: Sequence[Tensor], limit: int) -> list[Detections]:
-        """Cells of pictures of one size; at least ``limit`` may be found in each."""
+    def _forward(self, images: Sequence[Tensor], limit: int, masks: bool = True) -> list[Detections]:
+        """Cells of pictures of one size, with or without masks; at least ``limit`` may be found in each."""
         with autocast(self.precision, self.device), self.model.at_least_detections(limit):
-            detections = self.model(*self._batch(images))
-        if not self.model.aligned:
+            detections = self.model(*self._batch(images), masks=masks)
+        if masks and not self.model.aligned:
             detections = [replace(one, masks=into_their_boxes(one.masks, one.boxes)) for one in detections]
         return [one.to("cpu") for one in detections]
 

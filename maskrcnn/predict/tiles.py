@@ -79,11 +79,11 @@ def merge_tiles(tiles: Sequence[Tile], found: Sequence[Detections], size: tuple[
         many of them are still cut by an inner border: cells larger than the overlap.
     """
     placed = [_placed(detections, tile, size) for tile, detections in zip(tiles, found, strict=True)]
-    room = [_inner_room(detections.boxes, tile, size) for tile, detections in zip(tiles, placed, strict=True)]
+    room = [inner_room(detections.boxes, tile, size) for tile, detections in zip(tiles, placed, strict=True)]
     stays = [torch.ones(len(detections), dtype=torch.bool) for detections in placed]
     neighbours = _neighbours(tiles)
     for i, j in [*neighbours, *((j, i) for i, j in neighbours)]:
-        seen_whole = _lies_in(placed[i].boxes, tiles[j]) & (_inner_room(placed[i].boxes, tiles[j], size) > CUT_MARGIN)
+        seen_whole = _lies_in(placed[i].boxes, tiles[j]) & (inner_room(placed[i].boxes, tiles[j], size) > CUT_MARGIN)
         stays[i] &= ~((room[i] <= CUT_MARGIN) & seen_whole)
     first = np.cumsum([0, *map(len, placed)])
     cells, rooms, stay = _joined(placed, size), torch.cat(room), torch.cat(stays).numpy()
@@ -111,7 +111,7 @@ def _placed(detections: Detections, tile: Tile, size: tuple[int, int]) -> Detect
     return replace(detections, boxes=detections.boxes + offset, masks=detections.masks.half(), size=size)
 
 
-def _inner_room(boxes: Tensor, tile: Tile, size: tuple[int, int]) -> Tensor:
+def inner_room(boxes: Tensor, tile: Tile, size: tuple[int, int]) -> Tensor:
     """float [K]: pixels from the box [K, 4] (in the picture's) to the nearest border of the tile that is none of the
     picture's; infinite where there is none."""
     inner = [tile.left > 0, tile.top > 0, tile.left + tile.width < size[1], tile.top + tile.height < size[0]]

@@ -226,7 +226,7 @@ class Copier(nn.Module):
         self.score, self.swell = score, swell
         self.box_head: Any = type("Head", (), {"detections_per_image": 200, "nms_threshold": 0.5})()
 
-    def forward(self, images: Tensor, sizes: Sequence[tuple[int, int]]) -> list[Detections]:
+    def forward(self, images: Tensor, sizes: Sequence[tuple[int, int]], masks: bool = True) -> list[Detections]:
         return [self._copy(image[0, :h, :w].numpy()) for image, (h, w) in zip(images, sizes, strict=True)]
 
     def _copy(self, grey: np.ndarray) -> Detections:

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.predict.cells import masks_of
 from torch import Tensor, nn
 
 import maskrcnn
@@ -17,6 +16,7 @@ from maskrcnn.data.labels import InstanceLabels
 from maskrcnn.model import Detections
 from maskrcnn.predict.masks import into_their_boxes, laid_over
 from maskrcnn.predict.predictor import Predictor
+from tests.export.cells import masks_of
 from tests.shapes import ellipse, instance, iou, polygon, wider
 
 CELLS = 40  # of each size

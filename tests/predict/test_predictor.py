@@ -38,7 +38,7 @@ class BrightSquares(nn.Module):
     box_head: Any = type("Head", (), {"detections_per_image": 200})
     rpn: Any = type("RPN", (), {"pre_nms": (1, 1), "post_nms": (1, 1)})
 
-    def forward(self, images: Tensor, sizes: Sequence[tuple[int, int]]) -> list[Detections]:
+    def forward(self, images: Tensor, sizes: Sequence[tuple[int, int]], masks: bool = True) -> list[Detections]:
         if images.numel() / 3 > self.most_pixels:
             raise torch.cuda.OutOfMemoryError("out of memory")
         self.shapes.append(tuple(images.shape))
@@ -214,7 +214,7 @@ def test_a_look_that_does_not_fit_the_memory_is_shortened(
 
     monkeypatch.setattr(model.model, "features", small)
     model._look = 16 * 64 * 64 - 1
-    model(np.random.default_rng(0).integers(0, 255, (256, 256), dtype=np.uint8))
+    model(np.random.default_rng(0).integers(0, 255, (256, 256), dtype=np.uint8), diameter="none")
     assert batches[:3] == [15, 7, 3]
     assert model.tile == 64
     assert capsys.readouterr().err.count("fewer parts") == 1
@@ -233,7 +233,7 @@ def test_a_whole_picture_that_does_not_fit_the_memory_is_looked_at_in_windows(
         return features(images, sizes)
 
     monkeypatch.setattr(model.model, "features", small)
-    model(np.random.default_rng(0).integers(0, 255, (256, 256), dtype=np.uint8))
+    model(np.random.default_rng(0).integers(0, 255, (256, 256), dtype=np.uint8), diameter="none")
     assert shapes[:2] == [(1, 256, 256), (8, 64, 64)]
     assert model.tile == 64
 

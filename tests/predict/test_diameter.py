@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from skimage.draw import disk
 from skimage.measure import label, regionprops
 from torch import Tensor, nn
 
@@ -56,11 +57,10 @@ class DiscFinder(nn.Module):
 def discs(diameters: Sequence[float], side: int) -> np.ndarray:
     """A picture with discs, row by row, until it is full."""
     picture = np.zeros((side, side), np.uint8)
-    y, x = np.mgrid[:side, :side] + 0.5
     step = 1.6 * max(diameters)
-    centers = [(cy, cx) for cy in np.arange(step, side - step, step) for cx in np.arange(step, side - step, step)]
-    for number, (cy, cx) in enumerate(centers):
-        picture[(y - cy) ** 2 + (x - cx) ** 2 < diameters[number % len(diameters)] ** 2 / 4] = 220
+    centers = [(y, x) for y in np.arange(step, side - step, step) for x in np.arange(step, side - step, step)]
+    for number, (y, x) in enumerate(centers):
+        picture[disk((y - 0.5, x - 0.5), diameters[number % len(diameters)] / 2)] = 220
     return picture
 
 

@@ -9,9 +9,7 @@ repeated, and runs that were stopped go on.
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +22,7 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from benchmarks.measure import machine, table
+from benchmarks.runs import finished_run
 
 BASE = "bce"
 SCORES = {
@@ -51,36 +50,6 @@ class Options:
     seeds: tuple[int, ...] = (0, 1, 2)
     jobs: int = 1
     """Runs at a time, which share the cores."""
-
-
-def last_scores(run: Path) -> dict[str, float] | None:
-    """The validation scores after the last epoch; None where the run is not done."""
-    if not (run / "config.json").is_file() or not (run / "metrics.jsonl").is_file():
-        return None
-    epochs = json.loads((run / "config.json").read_text())["optim_options"]["epochs"]
-    rows = (json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines())
-    done = [row for row in rows if row["epoch"] == epochs and "mask/AP" in row]
-    return done[-1] if done else None
-
-
-def train(run: Path, loss: str, seed: int, options: Options, recipe: Sequence[str]) -> dict[str, float]:
-    """The run's last scores, once it is done: start it, or go on with it; its output goes to ``<run>.log``."""
-    if (scores := last_scores(run)) is not None:
-        return scores
-    script = [sys.executable, str(Path(__file__).resolve().parent.parent / "train.py")]
-    if (run / "last.pt").is_file():
-        command = [*script, "--resume", str(run)]
-    else:
-        place = ["--data", str(options.data), "--out", str(run), "--mask-loss", loss, "--seed", str(seed)]
-        command = [*script, *place, *recipe]
-    threads = max(1, len(os.sched_getaffinity(0)) // options.jobs)
-    print(f"{run.name}: {' '.join(command[1:])}", file=sys.stderr, flush=True)
-    with open(f"{run}.log", "a") as log:
-        environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-        done = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=environment, check=False)
-    if done.returncode != 0 or (scores := last_scores(run)) is None:
-        raise SystemExit(f"error: {run.name} ended with code {done.returncode}; see {run}.log")
-    return scores
 
 
 def summary(values: Sequence[float]) -> str:
@@ -146,8 +115,14 @@ def main() -> None:
     options, recipe = tyro.cli(Options, args=arguments[:split]), arguments[split + 1 :]
     options.out.mkdir(parents=True, exist_ok=True)
     runs = {(loss, seed): options.out / f"{loss}-{seed}" for seed in options.seeds for loss in options.losses}
+    threads = max(1, len(os.sched_getaffinity(0)) // options.jobs)
+
+    def train(loss: str, seed: int) -> dict[str, float]:
+        own = ["--data", str(options.data), "--mask-loss", loss, "--seed", str(seed)]
+        return finished_run(runs[loss, seed], [*own, *recipe], threads)
+
     with ThreadPoolExecutor(options.jobs) as pool:
-        started = {key: pool.submit(train, run, *key, options, recipe) for key, run in runs.items()}
+        started = {key: pool.submit(train, *key) for key in runs}
         done = {key: run.result() for key, run in started.items()}
     results = {loss: [done[loss, seed] for seed in options.seeds] for loss in options.losses}
     title = f"{machine()}; {len(options.seeds)} seeds; train.py {' '.join(recipe)}"

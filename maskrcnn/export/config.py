@@ -75,9 +75,8 @@ class InferConfig:
             raise InputError("--truth is for the report; give --report too")
         if self.min_score is not None and not 0 <= self.min_score <= 1:
             raise InputError(f"--min-score is {self.min_score}; expected 0 to 1")
-        highest = 1 if self.min_score is None else self.min_score
-        if self.least_score is not None and not 0 <= self.least_score <= highest:
-            raise InputError(f"--least-score is {self.least_score}; expected 0 to {highest} (--min-score)")
+        if self.least_score is not None and not 0 <= self.least_score <= 1:
+            raise InputError(f"--least-score is {self.least_score}; expected 0 to 1")
         if isinstance(self.diameter, float | int) and not 0 < self.diameter < math.inf:
             raise InputError(f"--diameter is {self.diameter}; expected pixels above 0, auto or none")
         if self.level < 0:

@@ -86,6 +86,9 @@ def infer(config: InferConfig) -> Outcome:
             config.augment,
             config.least_score,
         )
+        lowest = min(_min_score(config, predictor))
+        if config.least_score is not None and config.least_score > lowest:
+            raise InputError(f"--least-score is {config.least_score}; expected 0 to --min-score ({lowest})")
         folder = config.out if config.out is not None else default_folder(config.checkpoint)
         todo = distributed.from_main(lambda: _prepare(config, folder, jobs))
         own = todo[distributed.rank() :: distributed.world_size()]

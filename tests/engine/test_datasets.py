@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from maskrcnn.engine.checkpoint import load_checkpoint
 
 import maskrcnn
+from maskrcnn.checkpoint import load_checkpoint
 from maskrcnn.data.coco import to_coco
 from maskrcnn.data.hw3 import Hw3Folder
 from maskrcnn.data.split import repeat_factors, train_val_split

@@ -23,7 +23,8 @@ from maskrcnn.engine.config import TrainConfig
 from maskrcnn.engine.datasets import build_datasets
 from maskrcnn.engine.log import read_metrics
 from maskrcnn.errors import InputError
-from maskrcnn.evaluation.evaluate import evaluate, predict_dataset
+from maskrcnn.evaluation.evaluate import evaluate, predict_dataset, to_results
+from maskrcnn.predict.predictor import Predictor
 from tests.conftest import ROOT, tiny_config
 from tests.engine.worker import no_sync, small_network
 
@@ -53,7 +54,11 @@ def _config(data: Path, out: Path, batch_size: int, epochs: int = 1) -> TrainCon
         config,
         data_options=dataclasses.replace(config.data_options, val_fraction=0.34),
         model_options=dataclasses.replace(
-            config.model_options, rpn_batch_per_image=EVERYTHING, roi_batch_per_image=EVERYTHING, detections_per_image=9
+            config.model_options,
+            rpn_batch_per_image=EVERYTHING,
+            roi_batch_per_image=EVERYTHING,
+            detections_per_image=9,
+            box_hidden=64,
         ),
         optim_options=dataclasses.replace(
             config.optim_options, batch_size=batch_size, optimizer="sgd", lr=1e-2, warmup_steps=0
@@ -145,12 +150,12 @@ def test_two_processes_are_one_with_twice_the_pictures(
     contents = load_checkpoint(tmp_path / "two" / "last.pt")
     model = small_network(**contents["model_options"])
     model.load_state_dict(contents["model"])
-    model.to(memory_format=torch.channels_last)
+    predictor = Predictor(model, None, contents["class_names"], torch.device("cpu"), "fp32", diameter=30.0)
     pictures = build_datasets(_config(data, tmp_path, 1), tmp_path).val
-    alone = predict_dataset(model, pictures, torch.device("cpu"))
+    alone = to_results(pictures, predict_dataset(predictor, pictures))
     assert len({result["image_id"] for result in alone}) == 3
     assert found == json.loads(json.dumps(alone))
-    scores = evaluate(model, pictures, torch.device("cpu"))
+    scores = evaluate(predictor, pictures)
     assert {key: our_scores[key] for key in scores} == scores
 
 

@@ -37,7 +37,7 @@ def _config(data: Path, out: Path, save_every: int = 3) -> TrainConfig:
     return dataclasses.replace(
         config,
         data_options=dataclasses.replace(config.data_options, crop=32, val_fraction=0.34),
-        model_options=dataclasses.replace(config.model_options, roi_batch_per_image=8),
+        model_options=dataclasses.replace(config.model_options, roi_batch_per_image=8, box_hidden=64),
         optim_options=dataclasses.replace(config.optim_options, batch_size=1, accumulate=2, ema=0.9),
         save_every=save_every,
     )

@@ -168,12 +168,12 @@ def test_resuming_inside_an_epoch_repeats_the_uninterrupted_run_exactly(
     forward = MaskRCNN.forward
     calls = 0
 
-    def dying(self: MaskRCNN, *args: object) -> object:
+    def dying(self: MaskRCNN, *args: object, **options: object) -> object:
         nonlocal calls
         calls += self.training
         if calls == 8:
             raise _StopHereError
-        return forward(self, *args)
+        return forward(self, *args, **options)
 
     monkeypatch.setattr(MaskRCNN, "forward", dying)
     with pytest.raises(_StopHereError):

@@ -1,7 +1,6 @@
 """A training process for the tests to start: python -m tests.engine.worker CONFIG.json ACCIDENT THREADS
 
-Its network takes few proposals, so that a step that samples all of them is short, and has a narrow box head, so that
-checkpoints are half as large.
+Its network takes few proposals, so that a step that samples all of them is short.
 """
 
 from __future__ import annotations
@@ -18,31 +17,21 @@ from typing import Any
 import torch
 
 from maskrcnn import checkpoint, distributed
+from maskrcnn.data.dataset import CellDataset
 from maskrcnn.engine import steps
 from maskrcnn.engine import train as trainer
 from maskrcnn.engine.config import TrainConfig
 from maskrcnn.engine.log import TOTAL, MetricsLog
 from maskrcnn.evaluation import evaluate as evaluation
-from maskrcnn.model import MaskRCNN, mask_rcnn_resnet_fpn
-from maskrcnn.model.roi_heads import BoxHead
+from maskrcnn.model import Detections, MaskRCNN, mask_rcnn_resnet_fpn
+from maskrcnn.predict.predictor import Predictor
 
 FEW_PROPOSALS = {"rpn_pre_nms": (32, 16), "rpn_post_nms": (32, 16)}
 
 
 def small_network(**options: Any) -> MaskRCNN:
-    """A :func:`mask_rcnn_resnet_fpn` of these options that is quick to train and to write."""
-    model = mask_rcnn_resnet_fpn(**options, **FEW_PROPOSALS)
-    head = model.box_head
-    model.box_head = BoxHead(
-        256,
-        head.num_classes,
-        head.pool,
-        hidden=64,
-        batch_per_image=head.batch_per_image,
-        positive_fraction=head.positive_fraction,
-        detections_per_image=head.detections_per_image,
-    )
-    return model
+    """A :func:`mask_rcnn_resnet_fpn` of these options that is quick to train."""
+    return mask_rcnn_resnet_fpn(**options, **FEW_PROPOSALS)
 
 
 def no_sync(descriptor: int) -> None:
@@ -133,11 +122,11 @@ def predict_after_epoch(folder: Path) -> None:
 
     predict = evaluation.predict_dataset
 
-    def recorded(*args: Any) -> list[dict[str, Any]]:
-        results = predict(*args)
+    def recorded(predictor: Predictor, dataset: CellDataset, *args: Any) -> list[Detections]:
+        found = predict(predictor, dataset, *args)
         path = folder.with_name(f"{folder.name}-results-{distributed.rank()}.json")
-        path.write_text(json.dumps(results))
-        return results
+        path.write_text(json.dumps(evaluation.to_results(dataset, found) if found else []))
+        return found
 
     evaluation.predict_dataset = recorded
 

@@ -1,0 +1,107 @@
+"""What a model that comes with the package is worth as a start: from it against from random weights.
+
+    python -m benchmarks.finetune --data DIR --out runs/finetune [--pictures 5 20 0] [--steps 400] [-- --crop 256]
+
+Trains on a few pictures of a task that the model does not do, with the same steps from both starts, and scores both on
+the same validation pictures, as well as the start itself. What stands after ``--`` goes to train.py. Runs that are done
+are not repeated, and runs that were stopped go on.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import tyro
+
+from benchmarks.measure import machine, table
+from benchmarks.runs import finished_run, validations
+from maskrcnn import pretrained
+from maskrcnn.checkpoint import load_checkpoint
+from maskrcnn.data.hw3 import Hw3Folder
+from maskrcnn.data.split import train_val_split
+
+BATCH = 4
+SCORES = {"mask/AP@1000": "AP", "mask/AP50@1000": "AP50", "dense/AP50": "TP/(TP+FP+FN) at 0.5"}
+
+
+@dataclass(frozen=True)
+class Options:
+    """Fine-tune with few pictures, from two starts."""
+
+    data: Path
+    """Folder in the HW3 layout."""
+    out: Path = Path("runs/finetune")
+    start: str = pretrained.DEFAULT
+    """The model to start from, by name or as a file."""
+    pictures: tuple[int, ...] = (5, 20, 0)
+    """How many pictures to train on; 0: all but those of validation."""
+    steps: int = 400
+    val_fraction: float = 0.1
+    seeds: tuple[int, ...] = (0,)
+    """Of the choice of pictures and of training."""
+
+
+def choose(counts: np.ndarray, number: int, seed: int) -> np.ndarray:
+    """Indices of ``number`` pictures such that each class is in one at least, if that many will do."""
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(len(counts))
+    first = [next(index for index in order if counts[index, k]) for k in np.flatnonzero(counts.sum(0))]
+    rest = [index for index in order if index not in first]
+    return np.array(list(dict.fromkeys([*first, *rest]))[:number])
+
+
+def link(folder: Hw3Folder, names: Sequence[str], path: Path) -> Path:
+    """A data set of these pictures alone."""
+    for name in names:
+        (path / "train").mkdir(parents=True, exist_ok=True)
+        if not (path / "train" / name).exists():
+            (path / "train" / name).symlink_to((folder.folder / name).resolve(), target_is_directory=True)
+    return path
+
+
+def main() -> None:
+    arguments = sys.argv[1:]
+    split = arguments.index("--") if "--" in arguments else len(arguments)
+    options, recipe = tyro.cli(Options, args=arguments[:split], description=__doc__), arguments[split + 1 :]
+    folder = Hw3Folder(options.data)
+    counts = folder.class_counts()
+    train, val = train_val_split(counts, options.val_fraction, 0)
+    validation = link(folder, [folder.names[i] for i in val], options.out / "data" / "val")
+    network = load_checkpoint(options.start)["model_options"]
+    keys = ("depth", "stages", "width", "channels", "box_hidden", "mask_convs", "anchor_ratios", "anchor_sizes")
+    same: list[str] = []
+    for key in keys:
+        value = network[key]
+        texts = [",".join(f"{size:g}" for size in level) for level in value] if key == "anchor_sizes" else value
+        same += [f"--{key.replace('_', '-')}", *map(str, texts if isinstance(texts, list | tuple) else [texts])]
+    rows = []
+    for number in options.pictures:
+        for seed in options.seeds:
+            chosen = train[choose(counts[train], number or len(train), seed)]
+            data = link(folder, [folder.names[i] for i in chosen], options.out / "data" / f"{number or 'all'}-{seed}")
+            epochs = math.ceil(options.steps / math.ceil(len(chosen) / BATCH))
+            common = ["--data", str(data), "--val", str(validation), "--num-classes", str(folder.num_classes)]
+            common += ["--batch-size", str(BATCH), "--epochs", str(epochs), "--val-every", str(epochs)]
+            common += ["--repeat-threshold", "0", "--seed", str(seed), *recipe]
+            for name, own in ((options.start, ["--from", options.start]), ("random weights", same)):
+                run = options.out / f"{name.replace(' ', '-').replace('/', '-')}-{number or 'all'}-{seed}"
+                scores = finished_run(run, [*common, *own], len(os.sched_getaffinity(0)))
+                zero = [row for row in validations(run) if row["step"] == 0]
+                before = [f"{zero[0][key]:.3f}" if zero else "" for key in SCORES]
+                row = [str(len(chosen)), str(seed), name, str(int(scores["step"])), *before]
+                rows.append([*row, *(f"{scores[key]:.3f}" for key in SCORES)])
+    columns = [*(f"{score} at step 0" for score in SCORES.values()), *SCORES.values()]
+    text = table(["pictures", "seed", "start", "steps", *columns], rows)
+    text = f"{machine()}; python -m benchmarks.finetune {' '.join(arguments)}\n\n{text}\n"
+    (options.out / "report.md").write_text(text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,45 @@
+"""Runs of train.py in processes of their own, for studies of many: done once, and gone on with where they stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def validations(run: Path) -> list[dict[str, float]]:
+    """The scores of a run so far, a row for each validation."""
+    if not (run / "metrics.jsonl").is_file():
+        return []
+    rows = (json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines())
+    return [row for row in rows if "mask/AP" in row]
+
+
+def last_scores(run: Path) -> dict[str, float] | None:
+    """The validation scores after the last epoch; None where the run is not done."""
+    if not (run / "config.json").is_file():
+        return None
+    epochs = json.loads((run / "config.json").read_text())["optim_options"]["epochs"]
+    done = [row for row in validations(run) if row["epoch"] == epochs]
+    return done[-1] if done else None
+
+
+def finished_run(run: Path, options: Sequence[str], threads: int) -> dict[str, float]:
+    """The run's last scores, once it is done: start it with ``options`` of train.py, or go on with it.
+
+    Its output goes to ``<run>.log``. Ends the process where train.py fails.
+    """
+    if (scores := last_scores(run)) is not None:
+        return scores
+    script = [sys.executable, str(Path(__file__).resolve().parent.parent / "train.py")]
+    start = ["--resume", str(run)] if (run / "last.pt").is_file() else ["--out", str(run), *options]
+    print(f"{run.name}: {' '.join(start)}", file=sys.stderr, flush=True)
+    with open(f"{run}.log", "a") as log:
+        environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+        done = subprocess.run([*script, *start], stdout=log, stderr=subprocess.STDOUT, env=environment, check=False)
+    if done.returncode != 0 or (scores := last_scores(run)) is None:
+        raise SystemExit(f"error: {run.name} ended with code {done.returncode}; see {run}.log")
+    return scores

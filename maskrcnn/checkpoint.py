@@ -51,7 +51,7 @@ def pack_checkpoint(contents: dict[str, Any], path: Path) -> None:
 
     state = {
         key: (value.to(torch.bfloat16) if value.is_floating_point() else value).contiguous()
-        for key, value in contents["model"].items()
+        for key, value in weights_of(contents).items()
     }
     description = json.dumps({key: contents[key] for key in DESCRIPTION if key in contents})
     with replacing(path) as beside:
@@ -113,8 +113,15 @@ def build_model(contents: dict[str, Any], path: Path) -> MaskRCNN:
     the weights are of another architecture or class count than the description says.
     """
     model = mask_rcnn_resnet_fpn(**_model_arguments({"aligned": False} | contents["model_options"]))
-    load_model_state(model, contents["model"], path)
+    load_model_state(model, weights_of(contents), path)
     return model
+
+
+def weights_of(contents: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """The weights of a checkpoint that predict: in ``last.pt`` of a run with ``--ema`` their average, as in
+    ``best.pt``."""
+    average = contents.get("ema")
+    return contents["model"] if average is None else average["model"]
 
 
 def load_model_state(model: MaskRCNN, state: dict[str, torch.Tensor], path: Path) -> None:

@@ -39,6 +39,17 @@ def test_a_model_comes_back_bit_for_bit(contents: dict, tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["best.pt"]
 
 
+def test_the_average_of_the_weights_predicts(contents: dict, tmp_path: Path) -> None:
+    """last.pt of a run with --ema holds both."""
+    average = {key: value + 1 for key, value in contents["model"].items()}
+    save_checkpoint(tmp_path / "last.pt", contents | {"ema": {"model": average, "updates": 3}})
+    model = build_model(load_checkpoint(tmp_path / "last.pt"), tmp_path / "last.pt")
+    assert all(torch.equal(value, average[key]) for key, value in model.state_dict().items())
+    save_checkpoint(tmp_path / "last.pt", contents | {"ema": None})
+    model = build_model(load_checkpoint(tmp_path / "last.pt"), tmp_path / "last.pt")
+    assert all(torch.equal(value, contents["model"][key]) for key, value in model.state_dict().items())
+
+
 @pytest.mark.parametrize("aligned", [None, False, True])
 def test_a_checkpoint_that_does_not_say_is_not_aligned(contents: dict, tmp_path: Path, aligned: bool | None) -> None:
     """It was written before the option was there, and trained with torchvision's mask targets."""

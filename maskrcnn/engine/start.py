@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any
 
 from maskrcnn import distributed
-from maskrcnn.checkpoint import load_checkpoint
+from maskrcnn.checkpoint import load_checkpoint, weights_of
 from maskrcnn.engine.config import ModelOptions, TrainConfig
 from maskrcnn.errors import InputError
 from maskrcnn.model import MaskRCNN
@@ -58,7 +58,7 @@ def adopt_start(config: TrainConfig) -> TrainConfig:
 def load_start(model: MaskRCNN, config: TrainConfig) -> None:
     """Give a new network the weights that ``--from`` or ``--backbone-weights`` names, if any, and say so."""
     if config.from_ is not None:
-        said = f"{config.from_}: {transfer_weights(model, load_checkpoint(config.from_)['model'])}"
+        said = f"{config.from_}: {transfer_weights(model, weights_of(load_checkpoint(config.from_)))}"
     elif config.model_options.backbone_weights is not None:
         said = load_weights(model, config.model_options.backbone_weights, adapt=True)
     else:

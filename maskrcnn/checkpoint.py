@@ -53,9 +53,20 @@ def pack_checkpoint(contents: dict[str, Any], path: Path) -> None:
         key: (value.to(torch.bfloat16) if value.is_floating_point() else value).contiguous()
         for key, value in weights_of(contents).items()
     }
-    description = json.dumps({key: contents[key] for key in DESCRIPTION if key in contents})
+    described = {key: contents[key] for key in DESCRIPTION if key in contents}
+    if "config" in described:
+        described["config"] = _without_paths(described["config"])
+    description = json.dumps(described)
     with replacing(path) as beside:
         save_file(state, beside, {"format": FORMAT, "description": description})
+
+
+def _without_paths(config: dict[str, Any]) -> dict[str, Any]:
+    """The options of a run without the places of its files, which mean nothing elsewhere."""
+    places: dict[str, Any] = dict.fromkeys(("image_root", "backbone_weights", "out", "resume", "from_"))
+    places |= {"data": [], "val": []}
+    cleared = {key: _without_paths(value) if isinstance(value, dict) else value for key, value in config.items()}
+    return cleared | {key: value for key, value in places.items() if key in config}
 
 
 def load_checkpoint(source: str | os.PathLike[str]) -> dict[str, Any]:

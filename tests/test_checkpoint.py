@@ -148,11 +148,18 @@ def test_kill_while_writing_leaves_a_whole_file(tmp_path: Path) -> None:
 
 def test_a_packed_checkpoint_is_half_as_large_and_loads_alike(contents: dict, tmp_path: Path) -> None:
     described = {"percentiles": (0.1, 99.9), "class_names": ["a", "b"], "diameter": 30.0, "optimizer": {"large": 1}}
+    described["config"] = {
+        "out": "/home/me/runs/x",
+        "seed": 3,
+        "data_options": {"data": ["/home/me/cells"], "crop": 64},
+    }
     save_checkpoint(tmp_path / "best.pt", contents | described)
     pack_checkpoint(load_checkpoint(tmp_path / "best.pt"), tmp_path / "cells.safetensors")
     assert (tmp_path / "cells.safetensors").stat().st_size < 0.51 * (tmp_path / "best.pt").stat().st_size
     packed = load_checkpoint(tmp_path / "cells.safetensors")
     assert "optimizer" not in packed
+    assert packed["config"] == {"out": None, "seed": 3, "data_options": {"data": [], "crop": 64}}
+    assert b"/home/me" not in (tmp_path / "cells.safetensors").read_bytes()
     assert (packed["percentiles"], packed["class_names"], packed["diameter"]) == ([0.1, 99.9], ["a", "b"], 30.0)
     model = build_model(packed, tmp_path / "cells.safetensors")
     for key, value in model.state_dict().items():

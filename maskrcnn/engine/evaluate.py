@@ -82,7 +82,10 @@ def _pictures(config: EvaluateConfig, predictor: Predictor) -> CellDataset:
     if config.merge_classes:
         merge = predictor.class_names[0]
     options: DataOptions = dataclasses.replace(
-        run.data_options, merge_classes=merge, num_classes=None, image_root=config.image_root
+        run.data_options,
+        merge_classes=merge,
+        num_classes=None if merge is not None else len(predictor.class_names),
+        image_root=config.image_root or run.data_options.image_root,
     )
     named = (*config.val, *(() if config.coco is None else (config.coco,)))
     if named and config.data:
@@ -91,12 +94,9 @@ def _pictures(config: EvaluateConfig, predictor: Predictor) -> CellDataset:
         dataset: CellDataset = read_datasets(named, options)
     else:
         options = dataclasses.replace(options, data=config.data or options.data)
+        if not options.data and not (config.checkpoint.parent / "synthetic").is_dir():
+            raise InputError(f"{config.checkpoint}: does not say where its data lies; give --data, --val or --coco")
         dataset = build_datasets(dataclasses.replace(run, data_options=options), config.checkpoint.parent).val
-    if dataset.num_classes > len(predictor.class_names):
-        raise InputError(
-            f"{', '.join(map(str, named or options.data))}: {dataset.num_classes} classes, but the checkpoint has "
-            f"{len(predictor.class_names)} ({', '.join(predictor.class_names)}); --merge-classes takes them as one"
-        )
     return dataset
 
 

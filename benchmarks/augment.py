@@ -35,7 +35,6 @@ def main() -> None:
     rows = []
     for augment in options.augment:
         predictor = maskrcnn.load(options.checkpoint, augment=augment)
-        predictor.percentiles = None  # the data set has stretched the pictures
         start = time.perf_counter()
         scores = evaluate(predictor, validation)
         seconds = (time.perf_counter() - start) / len(validation)

@@ -36,7 +36,6 @@ def main() -> None:
     options = tyro.cli(Options, description=__doc__)
     validation = validation_pictures(options.checkpoint, options.data)
     predictor = maskrcnn.load(options.checkpoint)
-    predictor.percentiles = None  # the data set has stretched the pictures
     true = [validation.labels(index).median_diameter() for index in range(len(validation))]
     estimates, seconds = [], []
     for index in tqdm(range(len(validation)), desc="estimate"):

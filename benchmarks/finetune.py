@@ -74,7 +74,7 @@ def main() -> None:
     train, val = train_val_split(counts, options.val_fraction, 0)
     validation = link(folder, [folder.names[i] for i in val], options.out / "data" / "val")
     network = load_checkpoint(options.start)["model_options"]
-    keys = ("depth", "stages", "width", "channels", "box_hidden", "mask_convs", "anchor_ratios", "anchor_sizes")
+    keys = ("depth", "norm", "stages", "width", "channels", "box_hidden", "mask_convs", "anchor_ratios", "anchor_sizes")
     same: list[str] = []
     for key in keys:
         value = network[key]

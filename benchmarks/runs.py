@@ -9,18 +9,19 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from maskrcnn.engine.log import read_metrics
+
 
 def validations(run: Path) -> list[dict[str, float]]:
     """The scores of a run so far, a row for each validation."""
     if not (run / "metrics.jsonl").is_file():
         return []
-    rows = (json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines())
-    return [row for row in rows if "mask/AP" in row]
+    return [row for row in read_metrics(run / "metrics.jsonl") if "mask/AP" in row]
 
 
 def last_scores(run: Path) -> dict[str, float] | None:
     """The validation scores after the last epoch; None where the run is not done."""
-    if not (run / "config.json").is_file():
+    if not (run / "config.json").is_file() or not (run / "thresholds.json").is_file():
         return None
     epochs = json.loads((run / "config.json").read_text())["optim_options"]["epochs"]
     done = [row for row in validations(run) if row["epoch"] == epochs]

@@ -54,7 +54,7 @@ struct RoIAxis {
     int grid;  // sampling points in a bin
 
     MASKRCNN_HD RoIAxis(T low, T high, T scale, int bins, int sampling_ratio, bool aligned) {
-        // aligned: the centre of pixel i lies at i, not at i + 0.5 (detectron2's half-pixel shift)
+        // aligned: coordinates less 0.5 are indices of pixels, for pixel i has its centre at i + 0.5
         const T offset = aligned ? T(0.5) : T(0);
         start = low * scale - offset;
         T length = (high * scale - offset) - start;

@@ -62,9 +62,12 @@ def pack_checkpoint(contents: dict[str, Any], path: Path) -> None:
 
 
 def _without_paths(config: dict[str, Any]) -> dict[str, Any]:
-    """The options of a run without the places of its files, which mean nothing elsewhere."""
+    """The options of a run without the places of its files, which mean nothing elsewhere.
+
+    Of the folders with its data the names stay.
+    """
     places: dict[str, Any] = dict.fromkeys(("image_root", "backbone_weights", "out", "resume", "from_"))
-    places |= {"data": [], "val": []}
+    places |= {key: [Path(path).name for path in config.get(key) or ()] for key in ("data", "val")}
     cleared = {key: _without_paths(value) if isinstance(value, dict) else value for key, value in config.items()}
     return cleared | {key: value for key, value in places.items() if key in config}
 
@@ -97,7 +100,7 @@ def load_checkpoint(source: str | os.PathLike[str]) -> dict[str, Any]:
 def locate(source: str | os.PathLike[str]) -> Path:
     """The file of a checkpoint that is given by its path, or by the name of a model that comes with the package."""
     path = Path(source)
-    if not path.exists() and (found := pretrained.find(str(source))) is not None:
+    if not path.is_file() and (found := pretrained.find(str(source))) is not None:
         return found
     return path
 

@@ -45,8 +45,8 @@ COMMANDS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """``maskrcnn COMMAND OPTIONS``; ends the process with status 0, or 1 after one line about what is wrong."""
-    command, *options = sys.argv[1:] if arguments is None else arguments or [""]
+    """``maskrcnn COMMAND OPTIONS``; input that cannot be used ends the process with one line and status 2."""
+    command, *options = (sys.argv[1:] if arguments is None else list(arguments)) or [""]
     if command not in COMMANDS:
         lines = "\n".join(f"  {name:10}{text}" for name, (_, text) in COMMANDS.items())
         print(f"usage: maskrcnn COMMAND [OPTIONS]    (maskrcnn COMMAND --help tells them)\n\n{lines}")

@@ -158,7 +158,7 @@ def test_a_packed_checkpoint_is_half_as_large_and_loads_alike(contents: dict, tm
     assert (tmp_path / "cells.safetensors").stat().st_size < 0.51 * (tmp_path / "best.pt").stat().st_size
     packed = load_checkpoint(tmp_path / "cells.safetensors")
     assert "optimizer" not in packed
-    assert packed["config"] == {"out": None, "seed": 3, "data_options": {"data": [], "crop": 64}}
+    assert packed["config"] == {"out": None, "seed": 3, "data_options": {"data": ["cells"], "crop": 64}}
     assert b"/home/me" not in (tmp_path / "cells.safetensors").read_bytes()
     assert (packed["percentiles"], packed["class_names"], packed["diameter"]) == ([0.1, 99.9], ["a", "b"], 30.0)
     model = build_model(packed, tmp_path / "cells.safetensors")

@@ -62,7 +62,8 @@ def test_the_wheel_runs_under_another_torch(tmp_path: Path) -> None:
     subprocess.run([*install, "torch==2.13.0", "numpy", "pytest", "hypothesis", "pycocotools"], check=True)
     subprocess.run([*install, "--no-deps", str(wheel)], check=True)
     shutil.copytree(ROOT / "tests" / "ops", tmp_path / "tests" / "ops")
-    shutil.copy(ROOT / "tests" / "conftest.py", tmp_path / "tests")
+    for name in ("__init__.py", "conftest.py", "shapes.py"):
+        shutil.copy(ROOT / "tests" / name, tmp_path / "tests")
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     versions = "import torch, maskrcnn; print(torch.__version__, maskrcnn.__file__)"
     where = subprocess.run([python, "-c", versions], cwd=tmp_path, check=True, capture_output=True, text=True).stdout

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from maskrcnn import pretrained
-from maskrcnn.checkpoint import load_checkpoint
+from maskrcnn.checkpoint import load_checkpoint, locate
 from maskrcnn.data.dataset import CellDataset
 from maskrcnn.engine.config import DataOptions, TrainConfig
 from maskrcnn.engine.datasets import build_datasets, read_datasets
@@ -31,8 +31,8 @@ class EvaluateConfig:
     checkpoint: Path = Path(pretrained.DEFAULT)
     """best.pt or last.pt of a run, or the name of a model that comes with the package."""
     data: tuple[Path, ...] = ()
-    """What the run was trained on (or where that lies now): its validation pictures are scored, which it has never been
-    trained on. Default: the folders that the checkpoint names."""
+    """What the run was trained on (or where that lies now): its validation pictures are scored, on which no weight was
+    trained, but thresholds were fitted. Default: the folders that the checkpoint names."""
     val: tuple[Path, ...] = ()
     """Folders in the HW3 layout, or COCO files, whose pictures are all scored."""
     coco: Path | None = None
@@ -63,7 +63,6 @@ def evaluate_checkpoint(config: EvaluateConfig) -> dict[str, float]:
     """
     predictor = load(config.checkpoint, config.device, config.precision, config.tile, augment=config.augment)
     dataset = _pictures(config, predictor)
-    predictor.percentiles = None  # the data set stretches the pictures
     if config.out is not None:
         with writing(config.out):
             config.out.mkdir(parents=True, exist_ok=True)
@@ -80,6 +79,8 @@ def _pictures(config: EvaluateConfig, predictor: Predictor) -> CellDataset:
     run = TrainConfig.from_dict(contents["config"])
     merge = run.data_options.merge_classes if config.merge_classes is None else None
     if config.merge_classes:
+        if len(predictor.class_names) > 1:
+            raise InputError(f"--merge-classes: {config.checkpoint} tells {len(predictor.class_names)} classes apart")
         merge = predictor.class_names[0]
     options: DataOptions = dataclasses.replace(
         run.data_options,
@@ -92,11 +93,19 @@ def _pictures(config: EvaluateConfig, predictor: Predictor) -> CellDataset:
         raise InputError("--data and --val or --coco: give either a run's data or pictures that are all scored")
     if named:
         dataset: CellDataset = read_datasets(named, options)
+    elif options.val and config.data:
+        raise InputError("--data: the run had validation pictures of their own; give them with --val")
     else:
         options = dataclasses.replace(options, data=config.data or options.data)
-        if not options.data and not (config.checkpoint.parent / "synthetic").is_dir():
+        folder = locate(config.checkpoint).parent
+        if not options.data and not (folder / "synthetic").is_dir():
             raise InputError(f"{config.checkpoint}: does not say where its data lies; give --data, --val or --coco")
-        dataset = build_datasets(dataclasses.replace(run, data_options=options), config.checkpoint.parent).val
+        dataset = build_datasets(dataclasses.replace(run, data_options=options), folder).val
+    if dataset.class_names != list(predictor.class_names)[: dataset.num_classes]:
+        raise InputError(
+            f"the pictures have the classes {', '.join(dataset.class_names)}, "
+            f"but {config.checkpoint} knows {', '.join(predictor.class_names)}"
+        )
     return dataset
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from maskrcnn import distributed
 from maskrcnn.checkpoint import load_checkpoint, weights_of
-from maskrcnn.engine.config import ModelOptions, TrainConfig
+from maskrcnn.engine.config import DataOptions, ModelOptions, TrainConfig
 from maskrcnn.errors import InputError
 from maskrcnn.model import MaskRCNN
 from maskrcnn.model.weights import load_weights, trained_aligned, transfer_weights
@@ -23,36 +23,53 @@ OF_TRAINING = (
 )
 """The model options that say how a network is trained, not what it is."""
 
+OF_NETWORK = (
+    "depth",
+    "norm",
+    "stride_in_1x1",
+    "stages",
+    "width",
+    "channels",
+    "box_hidden",
+    "mask_convs",
+    "aligned",
+    "anchor_ratios",
+)
+"""Those that say what it is, besides the sizes of its anchors."""
+
 
 def adopt_start(config: TrainConfig) -> TrainConfig:
-    """``config`` with the diameter and percentiles of the network that ``--from`` names.
+    """``config`` with the network, diameter and percentiles of the checkpoint that ``--from`` names.
 
-    Raises InputError for options that ask for another network, diameter or percentiles.
+    Raises InputError for options that ask for others (an option at its default asks for nothing).
     """
     assert config.from_ is not None
-    start = load_checkpoint(config.from_)
     if config.model_options.backbone_weights is not None:
         raise InputError("--from and --backbone-weights: give one of them")
-    defaults, network = ModelOptions(), start["model_options"]
-    for option in dataclasses.fields(ModelOptions):
-        asked = getattr(config.model_options, option.name)
-        if option.name in OF_TRAINING or option.name == "backbone_weights" or asked == getattr(defaults, option.name):
-            continue
-        has = network.get(option.name)
-        asked = config.anchor_sizes() if option.name == "anchor_sizes" else asked
-        if _plain(asked) != _plain(has):
-            raise InputError(f"--{option.name.replace('_', '-')} is {asked}, but {config.from_} was trained with {has}")
-    data = config.data_options
-    diameter = start.get("diameter")
-    percentiles = start["percentiles"]
+    start = load_checkpoint(config.from_)
+    network = {"aligned": False, "stages": 4, **start["model_options"]}
+    has: dict[str, Any] = {name: network[name] for name in OF_NETWORK if name in network}
+    has["anchor_sizes"] = tuple(",".join(f"{size:g}" for size in level) for level in network["anchor_sizes"])
+    diameter, percentiles = start.get("diameter"), start["percentiles"]
+    seen: dict[str, Any] = {
+        "diameter": "none" if diameter is None else diameter,
+        "percentiles": None if percentiles is None else tuple(percentiles),
+    }
+    _check_not_asked(config.model_options, has, config.from_)
+    _check_not_asked(config.data_options, seen, config.from_)
     return dataclasses.replace(
         config,
-        data_options=dataclasses.replace(
-            data,
-            diameter="none" if diameter is None else diameter,
-            percentiles=None if percentiles is None else tuple(percentiles),
-        ),
+        model_options=dataclasses.replace(config.model_options, **has),
+        data_options=dataclasses.replace(config.data_options, **seen),
     )
+
+
+def _check_not_asked(options: ModelOptions | DataOptions, has: dict[str, Any], start: str) -> None:
+    """Raise InputError for an option that is neither at its default nor what the start has."""
+    for name, value in has.items():
+        asked = getattr(options, name)
+        if asked != getattr(type(options)(), name) and _plain(asked) != _plain(value):
+            raise InputError(f"--{name.replace('_', '-')} is {asked}, but {start} was trained with {value}")
 
 
 def load_start(model: MaskRCNN, config: TrainConfig) -> None:

@@ -24,7 +24,11 @@ from maskrcnn.engine.config import OptimOptions, TrainConfig
 from maskrcnn.engine.ema import WeightAverage
 from maskrcnn.engine.log import TOTAL
 from maskrcnn.errors import InputError
+from maskrcnn.evaluation.coco_ap import MAX_DETECTIONS
 from maskrcnn.model import MaskRCNN
+
+BEST_BY = f"mask/AP@{MAX_DETECTIONS}"
+"""The score by which ``best.pt`` is chosen."""
 
 
 class NonFiniteLossError(RuntimeError):
@@ -61,6 +65,7 @@ class Run:
             "step_in_epoch": self.step_in_epoch,
             "step": self.step,
             "best": self.best,
+            "best_by": BEST_BY,
             "processes": distributed.world_size(),
         }
 
@@ -74,7 +79,8 @@ class Run:
             self.ema.restore(state["ema"], path)
         self.optimizer.load_state_dict(state["optimizer"])
         self.epoch, self.step_in_epoch = state["epoch"], state["step_in_epoch"]
-        self.step, self.best = state["step"], state["best"]
+        self.step = state["step"]
+        self.best = state["best"] if state.get("best_by") == BEST_BY else -math.inf  # older runs went by another score
 
 
 def train_epoch(

@@ -36,10 +36,10 @@ from maskrcnn.model import mask_rcnn_resnet_fpn
 def train(config: TrainConfig) -> Path:
     """Train as ``config`` says and return the run folder.
 
-    The folder holds ``config.json``, ``metrics.jsonl``, ``loss.png``, ``last.pt`` (to resume), ``best.pt``
-    (the weights of the epoch with the highest validation mask AP; with ``--ema`` their average), and the last epoch's
-    ``precision_recall.png`` and ``classes.png``. Processes that torchrun started train together; all must see the same
-    folder and data, and process 0 alone writes.
+    The folder holds ``config.json``, ``metrics.jsonl``, ``loss.png``, ``last.pt`` (to resume), ``best.pt`` (the weights
+    of the epoch with the highest validation mask AP; with ``--ema`` their average), and the last epoch's
+    ``precision_recall.png``, ``classes.png`` and ``thresholds.json``. Processes that torchrun started train together;
+    all must see the same folder and data, and process 0 alone writes.
 
     Raises:
         InputError: for data, weights or options that cannot be used.
@@ -61,16 +61,16 @@ def train(config: TrainConfig) -> Path:
 
 def _train(config: TrainConfig, device: torch.device, saved: dict[str, Any] | None, last: Path | None) -> Path:
     """:func:`train` once the processes are joined; from the contents ``saved`` of the file ``last``, if given."""
-    if distributed.world_size() > 1 and config.model_options.norm == "batch":
-        raise InputError(
-            "--norm is batch; expected group or frozen_batch with several processes, which see other pictures"
-        )
     folder = distributed.from_main(lambda: prepare_run_folder(config))
     if device.type == "cpu":
         keep_freed_memory()
     torch.manual_seed(config.seed)
     datasets = build_datasets(config, folder)
     model_options = choose_model_options(config, datasets.num_classes, saved)
+    if distributed.world_size() > 1 and model_options["norm"] == "batch":
+        raise InputError(
+            "--norm is batch; expected group or frozen_batch with several processes, which see other pictures"
+        )
     model = mask_rcnn_resnet_fpn(**model_options)
     if saved is None:
         load_start(model, config)
@@ -149,9 +149,9 @@ def _train_epochs(
             if run.epoch % config.val_every == 0 or run.epoch == optim.epochs:
                 plots = folder if run.epoch == optim.epochs else None
                 validate(run, datasets, folder, device, description, log, truth, plots, config.precision)
+            save()
             if run.epoch == optim.epochs:
                 choose_thresholds(folder, datasets, device, truth, config.precision)
-            save()
             if main:
                 plot_metrics(log.rows, folder / "loss.png", title)
 

@@ -13,7 +13,7 @@ from maskrcnn import distributed
 from maskrcnn.checkpoint import build_model, load_checkpoint, save_checkpoint
 from maskrcnn.engine.datasets import Datasets
 from maskrcnn.engine.log import MetricsLog
-from maskrcnn.engine.steps import Run
+from maskrcnn.engine.steps import BEST_BY, Run
 from maskrcnn.evaluation.coco_ap import MAX_DETECTIONS
 from maskrcnn.evaluation.dense import AT
 from maskrcnn.evaluation.evaluate import evaluate
@@ -21,8 +21,6 @@ from maskrcnn.evaluation.thresholds import fit_thresholds
 from maskrcnn.files import replacing
 from maskrcnn.model import MaskRCNN
 from maskrcnn.predict.predictor import Predictor
-
-BEST_BY = f"mask/AP@{MAX_DETECTIONS}"
 
 
 def validate(
@@ -100,4 +98,4 @@ def choose_thresholds(
 
 def _predictor(model: MaskRCNN, description: dict[str, Any], device: torch.device, precision: str) -> Predictor:
     """What a user gets who loads the weights with this description; the data set has stretched the pictures."""
-    return Predictor(model, None, description["class_names"], device, precision, diameter=description["diameter"])
+    return Predictor(model, None, description["class_names"], device, precision, diameter=description.get("diameter"))

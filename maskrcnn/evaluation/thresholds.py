@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-
 from maskrcnn import distributed
 from maskrcnn.data.dataset import CellDataset
 from maskrcnn.evaluation.coco_ap import MAX_DETECTIONS, coco_metrics
@@ -19,6 +17,7 @@ from maskrcnn.predict.predictor import Diameter, Predictor
 SCORES = tuple(round(0.2 + 0.05 * step, 2) for step in range(15))
 NMS_THRESHOLDS = (0.3, 0.4, 0.5, 0.6)
 MASK_THRESHOLDS = (0.4, 0.45, 0.5, 0.55, 0.6)
+USUAL = 0.5
 GAIN = 0.002
 """What another value than the usual one must gain to be taken: less is chance."""
 
@@ -48,36 +47,50 @@ def fit_thresholds(predictor: Predictor, dataset: CellDataset, truth: dict[str, 
     stays unless another value gains :data:`GAIN`.
 
     Args:
-        predictor: its suppression threshold is changed, and is the chosen one afterwards.
+        predictor: its network's threshold of suppression is changed, and is the chosen one afterwards.
         dataset: validation pictures.
         truth: :func:`maskrcnn.data.coco.to_coco` of them.
     """
-    usual = 0.5
     head = predictor.model.box_head
-    head.nms_threshold = usual
-    found = {usual: predict_dataset(predictor, dataset)}
-    diameters: list[Diameter] = distributed.from_main(lambda: [cells.diameter or "none" for cells in found[usual]])
+    tried: dict[str, float] = {}
+    kept, nms = _find(predictor, dataset, truth, USUAL, None, tried)
+    diameters: list[Diameter] = distributed.from_main(lambda: [cells.diameter or "none" for cells in kept])
     for value in NMS_THRESHOLDS:
-        if value != usual:
-            head.nms_threshold = value
-            found[value] = predict_dataset(predictor, dataset, diameters)
-    chosen = distributed.from_main(lambda: _choose(dataset, truth, found))
-    head.nms_threshold = chosen.nms_threshold
-    return chosen
+        if value != USUAL:
+            found, _ = _find(predictor, dataset, truth, value, diameters, tried)
+            if value == _best(tried, "nms_threshold"):
+                kept, nms = found, value
+    head.nms_threshold = nms
+    return distributed.from_main(lambda: _choose(dataset, truth, kept, nms, tried))
 
 
-def _choose(dataset: CellDataset, truth: dict[str, Any], found: dict[float, list[Detections]]) -> Thresholds:
-    """The best thresholds, where ``found`` holds what suppression at each IoU left."""
-    tried = {f"nms_threshold={value}": _ap(dataset, truth, found[value], 0.5) for value in NMS_THRESHOLDS}
-    nms = _best(tried, "nms_threshold", NMS_THRESHOLDS)
-    tried |= {f"mask_threshold={value}": _ap(dataset, truth, found[nms], value) for value in MASK_THRESHOLDS}
-    mask = _best(tried, "mask_threshold", MASK_THRESHOLDS)
-    results = to_results(dataset, [replace(cells, mask_threshold=mask) for cells in found[nms]])
+def _find(
+    predictor: Predictor,
+    dataset: CellDataset,
+    truth: dict[str, Any],
+    nms: float,
+    diameters: Sequence[Diameter] | None,
+    tried: dict[str, float],
+) -> tuple[list[Detections], float]:
+    """What suppression at IoU ``nms`` leaves, and ``nms``; its score goes to ``tried``."""
+    predictor.model.box_head.nms_threshold = nms
+    found = predict_dataset(predictor, dataset, diameters)
+    tried[f"nms_threshold={nms}"] = distributed.from_main(lambda: _ap(dataset, truth, found, USUAL))
+    return found, nms
+
+
+def _choose(
+    dataset: CellDataset, truth: dict[str, Any], found: list[Detections], nms: float, tried: dict[str, float]
+) -> Thresholds:
+    """The best thresholds for what suppression at IoU ``nms`` left; ``tried`` is added to."""
+    tried |= {f"mask_threshold={value}": _ap(dataset, truth, found, value) for value in MASK_THRESHOLDS}
+    mask = _best(tried, "mask_threshold")
+    results = to_results(dataset, [replace(cells, mask_threshold=mask) for cells in found])
     classes = [f"class{category['id']}" for category in truth["categories"]]
     for value in SCORES:
         scores = dense_metrics(truth, results, value)
         tried |= {f"min_score/{name}={value}": scores[f"AP/{name}"] for name in classes}
-    return Thresholds(tuple(_best(tried, f"min_score/{name}", SCORES) for name in classes), mask, nms, tried)
+    return Thresholds(tuple(_best(tried, f"min_score/{name}") for name in classes), mask, nms, tried)
 
 
 def _ap(dataset: CellDataset, truth: dict[str, Any], found: Sequence[Detections], mask_threshold: float) -> float:
@@ -85,7 +98,8 @@ def _ap(dataset: CellDataset, truth: dict[str, Any], found: Sequence[Detections]
     return coco_metrics(truth, results)[f"AP@{MAX_DETECTIONS}"]
 
 
-def _best(tried: dict[str, float], name: str, values: Sequence[float]) -> float:
-    scores = np.array([tried[f"{name}={value}"] for value in values])
-    best = int(scores.argmax())
-    return values[best] if scores[best] >= tried[f"{name}=0.5"] + GAIN else 0.5
+def _best(tried: dict[str, float], name: str) -> float:
+    """The value of the threshold ``name`` that scored best; the usual one unless that gains enough."""
+    scores = {float(key.rpartition("=")[2]): score for key, score in tried.items() if key.startswith(f"{name}=")}
+    best = max(scores, key=lambda value: scores[value])
+    return best if scores[best] >= scores[USUAL] + GAIN else USUAL

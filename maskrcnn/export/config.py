@@ -48,9 +48,11 @@ class InferConfig:
     """Lowest score of a cell at all, also in coco and the report; default: 0.05. A higher one saves the work of the
     masks of cells that the other formats leave out, which on a slide are most."""
     tile: int | None = None
-    """Side in pixels of the tiles in which larger pictures are predicted; default: from the device's memory."""
+    """Side in pixels of the tiles in which larger pictures are predicted, at the scale that the network sees (see
+    --diameter); default: from the device's memory."""
     overlap: int | None = None
-    """Pixels that neighbouring tiles share: more than the largest cell; default: 128, at most half of a tile."""
+    """Pixels that neighbouring tiles share, at that scale: more than the largest cell; default: 128, at most half of a
+    tile."""
     batch_size: int | None = None
     """Tiles that go through the network together; default: 1 on a CPU, 4 on a GPU."""
     augment: Augment = "none"
@@ -75,8 +77,9 @@ class InferConfig:
             raise InputError("--truth is for the report; give --report too")
         if self.min_score is not None and not 0 <= self.min_score <= 1:
             raise InputError(f"--min-score is {self.min_score}; expected 0 to 1")
-        if self.least_score is not None and not 0 <= self.least_score <= 1:
-            raise InputError(f"--least-score is {self.least_score}; expected 0 to 1")
+        highest = 1.0 if self.min_score is None else self.min_score
+        if self.least_score is not None and not 0 <= self.least_score <= highest:
+            raise InputError(f"--least-score is {self.least_score}; expected 0 to --min-score ({highest})")
         if isinstance(self.diameter, float | int) and not 0 < self.diameter < math.inf:
             raise InputError(f"--diameter is {self.diameter}; expected pixels above 0, auto or none")
         if self.level < 0:

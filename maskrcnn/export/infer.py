@@ -19,7 +19,9 @@ from tqdm import tqdm
 
 from maskrcnn import distributed
 from maskrcnn.checkpoint import locate
+from maskrcnn.data.dataset import CellDataset
 from maskrcnn.data.hw3 import Hw3Folder, TestImage
+from maskrcnn.data.joined import JoinedDataset
 from maskrcnn.data.picture import Picture
 from maskrcnn.device import choose_device, keep_freed_memory
 from maskrcnn.errors import InputError, writing
@@ -86,9 +88,11 @@ def infer(config: InferConfig) -> Outcome:
             config.augment,
             config.least_score,
         )
-        lowest = min(_min_score(config, predictor))
-        if config.least_score is not None and config.least_score > lowest:
-            raise InputError(f"--least-score is {config.least_score}; expected 0 to --min-score ({lowest})")
+        if config.diameter not in (None, "none") and predictor.diameter is None:
+            raise InputError(
+                f"--diameter is {config.diameter}, but {config.checkpoint} was trained at the pictures' own scale; "
+                "expected none"
+            )
         folder = config.out if config.out is not None else default_folder(config.checkpoint)
         todo = distributed.from_main(lambda: _prepare(config, folder, jobs))
         own = todo[distributed.rank() :: distributed.world_size()]
@@ -266,6 +270,13 @@ def _finish(
     return len(results)
 
 
+def _truth(folder: Path, class_names: Sequence[str]) -> CellDataset:
+    """The true cells for the report; for a network of one class all of theirs are taken as one."""
+    if len(class_names) == 1:
+        return JoinedDataset([Hw3Folder(folder)], merge_classes=class_names[0])
+    return Hw3Folder(folder, num_classes=len(class_names))
+
+
 def _say_diameters(diameters: Sequence[float | None]) -> None:
     """How large the cells were taken to be, in one line."""
     known = [diameter for diameter in diameters if diameter is not None]
@@ -287,7 +298,7 @@ def _min_score(config: InferConfig, predictor: Predictor) -> tuple[float, ...]:
 def _report_pictures(
     config: InferConfig, predictor: Predictor, jobs: Sequence[Job], records: dict[str, Any]
 ) -> Iterator[ReportPicture]:
-    truth = None if config.truth is None else Hw3Folder(config.truth, num_classes=len(predictor.class_names))
+    truth = None if config.truth is None else _truth(config.truth, predictor.class_names)
     open_page = Opener(config, predictor.percentiles)
     for job in jobs:
         picture, record = open_page(job), records[job.key]

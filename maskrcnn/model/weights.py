@@ -7,6 +7,7 @@ The format is told by the keys of the file, not by its name.
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import os
 import pickle
@@ -243,9 +244,12 @@ def _read(path: Path) -> object:
         raise InputError(f"{path}: no such weights file")
     try:
         if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
+            from safetensors import safe_open
 
-            return load_file(path)
+            with safe_open(path, "pt") as file:
+                state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (it is no mapping)
+                described = (file.metadata() or {}).get("description")
+            return state if described is None else {"model": state, **json.loads(described)}
         if path.suffix == ".pkl":
             with path.open("rb") as file:
                 return _NumpyUnpickler(file, encoding="latin1").load()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import torch
@@ -56,7 +56,7 @@ class View:
             masks = masks.flip(2)
         if self.transpose:
             boxes, masks = boxes[:, [1, 0, 3, 2]], masks.transpose(1, 2)
-        return Detections(boxes, cells.scores, cells.labels, masks, size)
+        return replace(cells, boxes=boxes, masks=masks, size=size)
 
 
 def views(augment: Augment) -> list[View]:
@@ -115,7 +115,13 @@ def average(of_views: Sequence[Detections]) -> Detections:
     mean_masks = torch.zeros(len(first), *masks.shape[1:]).index_add_(0, group, weight[:, None, None] * laid)
     mean_scores = torch.zeros(len(first)).index_add_(0, group, scores) / len(of_views)
     order = mean_scores.argsort(descending=True, stable=True)
-    return Detections(mean_boxes[order], mean_scores[order], labels[first[order]], mean_masks[order], of_views[0].size)
+    return replace(
+        of_views[0],
+        boxes=mean_boxes[order],
+        scores=mean_scores[order],
+        labels=labels[first[order]],
+        masks=mean_masks[order],
+    )
 
 
 def _leaders(boxes: Tensor, scores: Tensor, labels: Tensor, view: Tensor) -> Tensor:

@@ -7,19 +7,25 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 from torch import Tensor
 
 from maskrcnn.data.picture import Picture
 from maskrcnn.data.transforms import SCALE_LIMITS, scale_to
 from maskrcnn.model import Detections
 from maskrcnn.predict.tiles import CUT_MARGIN, Tile, inner_room
-from maskrcnn.predict.windows import telling_windows
+from maskrcnn.predict.windows import REDUCED, representative_windows
 
 LOOK = 512 * 512
-"""Pixels that a look at one scale shows to the network; of larger pictures windows speak for the whole."""
+"""Pixels that a look at one scale shows to the network, at least..."""
+LARGEST_LOOK = 1024 * 1024
+"""... and at most; of larger pictures an eighth, in windows that represent the whole."""
+WINDOW = 256
+"""Side of these windows as the network sees them: several small ones say more about a picture than a large one."""
 
-SURE = 0.6
-"""Score from which a cell is measured."""
+SURE = (0.8, 0.5)
+"""Score from which a cell is measured: where none reaches the first, the second one. Unsure cells are smaller, and
+often none."""
 
 BOX_TO_CIRCLE = 1 / 1.04
 """Diameter of the circle of a cell's area over the geometric mean of its box's sides: 1 for an ellipse that lies along
@@ -41,34 +47,55 @@ class _Look:
 
 
 def estimate_diameter(
-    picture: Picture, detect: Callable[[Sequence[Tensor]], list[Detections]], canonical: float, side: int = 512
+    picture: Picture, detect: Callable[[Sequence[Tensor]], list[Detections]], canonical: float
 ) -> float | None:
     """The median diameter in pixels of a picture's cells; None where none is found.
 
-    Looks at the picture at half, once and twice its size, and farther to the side where the cells look best. What the
-    most trustworthy of these looks says gives the scale of a last one, which measures the cells at the size that the
-    network knows best.
+    Looks at the picture at half, once and twice its size, and beyond while the cells look best at the outermost scale.
+    What the most trustworthy of these looks says gives the scale of a last one, which measures the cells at the size
+    that the network knows best.
 
     Args:
         picture: of any size.
         detect: images uint8 [H, W, 3] of one size -> boxes and scores of what the network finds in each.
         canonical: the diameter that the network was trained for.
-        side: longest side of a window, in pixels that the network sees.
     """
+    height, width = picture.size
+    pixels = min(max(LOOK, height * width // 8), LARGEST_LOOK)
+    seen_whole = height * width * SCALE_LIMITS[1] ** 2 <= pixels
+    reduced = None if seen_whole else picture.reduced(REDUCED)
 
     def look(factor: float) -> _Look:
-        return _look(picture.rescaled(factor), factor, detect, canonical, side)
+        return _look(picture.rescaled(factor), factor, _windows(picture, factor, pixels, reduced), detect, canonical)
 
     looks = {factor: look(factor) for factor in (0.5, 1.0, 2.0)}
     best = _best(looks)
     while best in (min(looks), max(looks)) and SCALE_LIMITS[0] < best < SCALE_LIMITS[1]:
-        further = best / 2 if best < 1 else best * 2
-        looks[further] = look(further)
+        beyond = best / 2 if best < 1 else best * 2
+        looks[beyond] = look(beyond)
         best = _best(looks)
     diameter = looks[best].diameter
     if diameter is None:
         return None
     return look(scale_to(canonical, diameter)).diameter or diameter
+
+
+def _windows(picture: Picture, factor: float, pixels: int, reduced: npt.NDArray[np.uint8] | None) -> list[Tile]:
+    """What is looked at of the picture rescaled by ``factor``: the whole, or windows with at most ``pixels``.
+
+    They are chosen in the picture as it is, so that it need not be rescaled as a whole for that.
+    """
+    height, width = picture.rescaled(factor).size
+    if height * width <= pixels:
+        return [Tile(0, 0, height, width)]
+    side = max(1, round(WINDOW / factor))
+    windows = representative_windows(picture, side, max(1, round(pixels / factor**2)), reduced)
+    size = [
+        min(max(1, round(part * factor)), whole)
+        for part, whole in zip((windows[0].height, windows[0].width), (height, width), strict=True)
+    ]
+    places = ((round(window.top * factor), round(window.left * factor)) for window in windows)
+    return [Tile(min(top, height - size[0]), min(left, width - size[1]), size[0], size[1]) for top, left in places]
 
 
 def _best(looks: dict[float, _Look]) -> float:
@@ -79,18 +106,18 @@ def _best(looks: dict[float, _Look]) -> float:
 def _look(
     picture: Picture,
     factor: float,
+    windows: Sequence[Tile],
     detect: Callable[[Sequence[Tensor]], list[Detections]],
     canonical: float,
-    side: int,
 ) -> _Look:
-    windows = telling_windows(picture, side, LOOK)
     images = [picture.read(w.top, w.left, w.height, w.width) for w in windows]
     found = [_whole(cells, window, picture.size) for cells, window in zip(detect(images), windows, strict=True)]
     scores = np.concatenate([cells.scores.numpy() for cells in found])
-    diameters = np.concatenate([_diameters(cells) for cells in found])[scores >= SURE]
-    if not len(diameters):
+    diameters = np.concatenate([_diameters(cells) for cells in found])
+    sure = next((scores >= score for score in SURE if (scores >= score).any()), None)
+    if sure is None:
         return _Look(None, 0.0)
-    median = float(np.median(diameters))
+    median = float(np.median(diameters[sure]))
     octaves = math.log2(median / canonical)
     return _Look(median / factor, float(scores.mean()) * math.exp(-(octaves**2) / 2))
 

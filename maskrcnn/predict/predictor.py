@@ -32,7 +32,7 @@ from maskrcnn.predict.augment import Augment, detect_in_views
 from maskrcnn.predict.diameter import estimate_diameter
 from maskrcnn.predict.masks import into_their_boxes
 from maskrcnn.predict.tiles import Tile, merge_tiles, tile_picture
-from maskrcnn.predict.windows import WINDOW, telling_windows
+from maskrcnn.predict.windows import representative_windows
 
 T = TypeVar("T")
 
@@ -107,6 +107,9 @@ class Predictor:
         self.diameter = diameter
         scores = [min_score] * len(self.class_names) if isinstance(min_score, float | int) else min_score
         self.min_score = tuple(map(float, scores))
+        if len(self.min_score) != len(self.class_names):
+            count = len(self.class_names)
+            raise InputError(f"min_score has {len(self.min_score)} entries; expected {count}, one per class")
         self.mask_threshold = mask_threshold
         self.pixels_per_detection = PIXELS_PER_DETECTION
         self._look = LOOK
@@ -133,7 +136,7 @@ class Predictor:
         return self.predict(self._open(image), diameter=diameter)
 
     def read(self, image: str | Path | np.ndarray | Tensor) -> Tensor:
-        """The picture as the network sees it: uint8 [H, W, 3], its intensities stretched as in training."""
+        """The picture at its own scale: uint8 [H, W, 3], its intensities stretched as in training."""
         picture = self._open(image)
         return picture.read(0, 0, *picture.size)
 
@@ -170,7 +173,7 @@ class Predictor:
         size = self.find_diameter(picture, diameter)
         factor = 1.0 if size is None or self.diameter is None else scale_to(self.diameter, size)
         cells = self._predict(picture.rescaled(factor), progress)
-        return replace(cells.resized(picture.size), diameter=size, mask_threshold=self.mask_threshold)
+        return replace(cells.resized(picture.size), diameter=size)
 
     def find_diameter(self, picture: Picture, diameter: Diameter | None = None) -> float | None:
         """The median diameter in pixels that the picture's cells are taken to have; None: it stays at its own scale.
@@ -190,12 +193,21 @@ class Predictor:
         return float(diameter)
 
     def _estimate(self, picture: Picture, canonical: float) -> float | None:
-        while True:
-            detect = partial(self._forward, limit=0, masks=False)
+        def detect(images: Sequence[Tensor]) -> list[Detections]:
+            limit = images[0].shape[0] * images[0].shape[1] // self.pixels_per_detection
             try:
-                return estimate_diameter(picture, detect, canonical, min(WINDOW, self.tile))
+                parts = _batches(images, self.batch_size)
+                return [one for part in parts for one in self._forward(part, limit, masks=False)]
             except torch.cuda.OutOfMemoryError:
-                self._use_smaller_tiles()
+                if self.batch_size == 1 or len(images) == 1:
+                    raise InputError(
+                        "out of memory while looking for the size of cells; give --diameter, or choose --device cpu"
+                    ) from None
+            self.batch_size = min(self.batch_size, -(-len(images) // 2))
+            _say_once(f"out of memory: going on with batches of {self.batch_size}")
+            return detect(images)
+
+        return estimate_diameter(picture, detect, canonical)
 
     def _predict(self, picture: Picture, progress: Callable[[int, int], object] | None) -> Detections:
         """The cells of a picture that is at the network's scale already."""
@@ -234,7 +246,7 @@ class Predictor:
         stretched until it looks like cells.
 
         Means and variances are those of the whole picture up to 2 megapixels, of a larger one those of
-        :func:`telling_windows`.
+        :func:`representative_windows`.
         """
         height, width = picture.size
 
@@ -242,7 +254,9 @@ class Predictor:
         def look() -> None:
             while True:
                 whole = height * width <= self._look
-                windows = [Tile(0, 0, height, width)] if whole else telling_windows(picture, self.tile, self._look)
+                windows = (
+                    [Tile(0, 0, height, width)] if whole else representative_windows(picture, self.tile, self._look)
+                )
                 try:
                     images, sizes = self._batch([picture.read(w.top, w.left, w.height, w.width) for w in windows])
                     with autocast(self.precision, self.device):
@@ -285,7 +299,7 @@ class Predictor:
             detections = self.model(*self._batch(images), masks=masks)
         if masks and not self.model.aligned:
             detections = [replace(one, masks=into_their_boxes(one.masks, one.boxes)) for one in detections]
-        return [one.to("cpu") for one in detections]
+        return [replace(one, mask_threshold=self.mask_threshold).to("cpu") for one in detections]
 
     def _batch(self, images: Sequence[Tensor]) -> tuple[Tensor, list[tuple[int, int]]]:
         """What the network takes: the images in one tensor on the device, and their sizes."""

@@ -103,7 +103,7 @@ def _joined(parts: Sequence[Detections], size: tuple[int, int]) -> Detections:
     boxes, scores, labels, masks = (
         torch.cat([getattr(part, name) for part in parts]) for name in ("boxes", "scores", "labels", "masks")
     )
-    return Detections(boxes, scores, labels, masks, size)
+    return replace(parts[0], boxes=boxes, scores=scores, labels=labels, masks=masks, size=size)
 
 
 def _placed(detections: Detections, tile: Tile, size: tuple[int, int]) -> Detections:

@@ -92,12 +92,12 @@ class PerfectHead(nn.Module):
         super().__init__()
         self.aligned = aligned
 
-    def forward(self, images: Tensor, sizes: Sequence[tuple[int, int]]) -> list[Detections]:
+    def forward(self, images: Tensor, sizes: Sequence[tuple[int, int]], masks: bool = True) -> list[Detections]:
         found = []
         for image, (height, width) in zip(images, sizes, strict=True):  # a cell's number is its pixels' colour
             cells = InstanceLabels.from_planes(image[:1, :height, :width].int().contiguous(), [1])
-            masks = ops.crop_labels(cells.planes, cells.boxes, cells.plane, cells.ids, 28, aligned=self.aligned)
-            found.append(Detections(cells.boxes, torch.ones(len(cells)), cells.classes, masks, (height, width)))
+            targets = ops.crop_labels(cells.planes, cells.boxes, cells.plane, cells.ids, 28, aligned=self.aligned)
+            found.append(Detections(cells.boxes, torch.ones(len(cells)), cells.classes, targets, (height, width)))
         return found
 
 

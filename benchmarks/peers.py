@@ -5,8 +5,8 @@
 The pictures are the validation pictures of the run that wrote the checkpoint, of one source: fluorescence, for which
 StarDist was made. StarDist is trained from scratch on the training pictures of that source and split for ``--hours``,
 as its own example has it; a run that was stopped goes on. All results are scored by the same function of ours:
-TP / (TP + FP + FN), from label images. Both models' score thresholds have been fitted on validation pictures:
-StarDist's on exactly these.
+TP / (TP + FP + FN), from label images. StarDist's thresholds are fitted on these very pictures, as its users do; ours
+are those of the checkpoint, fitted on all validation pictures of its run if that has come to its end.
 
 Cellpose's weights have to be downloaded, so its network is built with random ones and timed alone. Seconds are taken
 one model after the other, picture by picture, with the same number of threads (``OMP_NUM_THREADS``), on the CPU, from
@@ -37,6 +37,7 @@ from tqdm import tqdm
 import maskrcnn
 from benchmarks.measure import datasets_of_run, machine, seconds, table
 from benchmarks.peer_process import Found, Peer, start_options, versions
+from maskrcnn.checkpoint import load_checkpoint
 from maskrcnn.data.coco import to_coco
 from maskrcnn.data.dataset import CellDataset
 from maskrcnn.data.labels import InstanceLabels
@@ -92,11 +93,17 @@ class Contender:
 
 @dataclass(frozen=True)
 class Pictures:
-    """Those of one source; ``files`` are what the peers read of the validation pictures."""
+    """Those of one source.
+
+    Attributes:
+        files: what the peers read of the validation pictures.
+        trained_on: how many training pictures of all sources our model had.
+    """
 
     train: CellDataset
     val: CellDataset
     files: list[Path]
+    trained_on: int
 
     def diameter(self, index: int) -> float | None:
         return self.val.labels(index).median_diameter()
@@ -122,7 +129,7 @@ def prepare(options: Options) -> Pictures:
         listed.write_text(json.dumps(names, indent=2) + "\n")
     elif json.loads(listed.read_text()) != names:
         raise SystemExit(f"error: {listed} names other pictures than this run's; expected another folder as --out")
-    return Pictures(**parts, files=sorted((folder / "val").glob("*.npz")))
+    return Pictures(**parts, files=sorted((folder / "val").glob("*.npz")), trained_on=len(datasets.train))
 
 
 def write(dataset: CellDataset, folder: Path) -> None:
@@ -149,13 +156,20 @@ def ours(name: str, predictor: Predictor, pictures: Pictures, given: bool) -> Co
     return Contender(name, lambda index: seconds(lambda: find(index).to_labels()), results)
 
 
-def our_contenders(options: Options, pictures: Pictures) -> list[Contender]:
+def our_contenders(options: Options, pictures: Pictures) -> tuple[list[Contender], str]:
+    """Our model with what is known of the diameter, and a line about it."""
     predictor = maskrcnn.load(options.checkpoint, device="cpu")
     predictor.percentiles = None  # the data set has stretched the pictures
-    if predictor.diameter is None:
-        return [ours("ours", predictor, pictures, given=False)]
-    names = {"ours, diameter estimated": False, "ours, diameter given": True}
-    return [ours(name, predictor, pictures, given) for name, given in names.items()]
+    steps = load_checkpoint(options.checkpoint)["step"]
+    scale = "the pictures' own scale" if predictor.diameter is None else f"cells of {predictor.diameter:g} pixels"
+    text = (
+        f"Ours: {options.checkpoint}, trained on {pictures.trained_on} pictures of all its sources for {steps} steps, "
+        f"at {scale}; cells from a score of {', '.join(f'{score:g}' for score in predictor.min_score)}"
+    )
+    names = {"ours": False}
+    if predictor.diameter is not None:
+        names = {"ours, diameter estimated": False, "ours, diameter given": True}
+    return [ours(name, predictor, pictures, given) for name, given in names.items()], text
 
 
 def to_results(found: Found, image_id: int) -> Results:
@@ -217,6 +231,9 @@ def describe_stardist(found: str, about: dict[str, Any], pictures: int) -> str:
 @contextlib.contextmanager
 def cellpose(options: Options, pictures: Pictures) -> Iterator[tuple[Contender | None, str]]:
     """The network of Cellpose, and a line about it."""
+    if options.timed == 0:
+        yield None, "Cellpose was left out: --timed is 0, and its weights are random"
+        return
     found, reason = versions(options.python_cellpose, ("cellpose", "torch"))
     if found is None:
         yield None, f"Cellpose was left out: {options.python_cellpose}: {reason}"
@@ -273,12 +290,13 @@ def main() -> None:
     lines.append(f"{len(pictures.val)} validation pictures of {options.source}; classes are taken as one.")
     with stardist(options, pictures) as (first, about_first), cellpose(options, pictures) as (second, about_second):
         peers = [peer for peer in (first, second) if peer is not None]
-        contenders = [*our_contenders(options, pictures), *peers]
+        contenders, about_ours = our_contenders(options, pictures)
+        contenders += peers
         scores = [accuracy(contender, pictures) for contender in contenders]
         times = seconds_per_megapixel(contenders, pictures, options)
     rows = [[one.name, *own, taken] for one, own, taken in zip(contenders, scores, times, strict=True)]
     columns = [f"TP/(TP+FP+FN) at {iou:g}" for iou in AT.values()]
-    lines += [table(["model", *columns, "seconds per megapixel"], rows), about_first, about_second]
+    lines += [table(["model", *columns, "seconds per megapixel"], rows), about_ours, about_first, about_second]
     text = "\n\n".join(lines) + "\n"
     (options.out / "report.md").write_text(text)
     print(text)

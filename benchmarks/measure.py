@@ -20,7 +20,7 @@ from torch import nn
 from maskrcnn.checkpoint import load_checkpoint
 from maskrcnn.data.dataset import CellDataset
 from maskrcnn.engine.config import TrainConfig
-from maskrcnn.engine.datasets import build_datasets
+from maskrcnn.engine.datasets import Datasets, build_datasets
 
 Run = Callable[[], object]
 
@@ -182,12 +182,20 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def validation_pictures(checkpoint: Path, data: Sequence[Path] = ()) -> CellDataset:
-    """The validation pictures of the run that wrote ``checkpoint``.
+def datasets_of_run(checkpoint: Path, data: Sequence[Path] = (), merge_classes: str | None = None) -> Datasets:
+    """The training and validation pictures of the run that wrote ``checkpoint``.
 
-    ``data``: the run's folders, where they are others now.
+    Args:
+        data: the run's folders, where they are others now.
+        merge_classes: name of the one class that all cells get where the run told them apart; the split stays the same.
     """
     config = TrainConfig.from_dict(load_checkpoint(checkpoint)["config"])
     options = config.data_options
-    moved = dataclasses.replace(options, data=tuple(data) or options.data)
-    return build_datasets(dataclasses.replace(config, data_options=moved), checkpoint.parent).val
+    merged = options.merge_classes or merge_classes
+    moved = dataclasses.replace(options, data=tuple(data) or options.data, merge_classes=merged)
+    return build_datasets(dataclasses.replace(config, data_options=moved), checkpoint.parent)
+
+
+def validation_pictures(checkpoint: Path, data: Sequence[Path] = ()) -> CellDataset:
+    """The validation pictures of the run that wrote ``checkpoint``; ``data`` as in :func:`datasets_of_run`."""
+    return datasets_of_run(checkpoint, data).val

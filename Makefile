@@ -1,4 +1,4 @@
-# make demo   a model trained on synthetic cells, its curves, metrics, submission and overlays in runs/demo
+# make demo   real cells found by the model of the package, then a model trained on synthetic ones: all in runs/demo
 # make test   the whole test suite          make lint   ruff, mypy, clang-format
 # make wheel  a wheel in dist/              make cuda   compile the CUDA kernels too (needs nvcc, no GPU)
 # make sanitize   the op tests under AddressSanitizer and UBSan
@@ -25,6 +25,8 @@ $(VENV)/.built: $(VENV)/.installed $(SOURCES)
 
 demo: $(VENV)/.built
 	rm -rf $(DEMO)
+	$(PY) infer.py --images maskrcnn/pretrained/examples --out $(DEMO)/nuclei --format overlay labels csv
+	@ls -l $(DEMO)/nuclei/overlays
 	$(PY) -m maskrcnn.data.synthetic $(DEMO)/data --train 96 --test 12 --size 192 --seed 0
 	$(PY) train.py --data $(DEMO)/data --out $(DEMO) --depth 18 --crop 128 --epochs 9 --lr 5e-4 --val-every 9 \
 		--mask-loss bce+dice --val-fraction 0.15 --roi-batch-per-image 96 --roi-positive-fraction 0.15

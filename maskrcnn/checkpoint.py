@@ -59,6 +59,7 @@ def pack_checkpoint(contents: dict[str, Any], path: Path) -> None:
     description = json.dumps(described)
     with replacing(path) as beside:
         save_file(state, beside, {"format": FORMAT, "description": description})
+        beside.chmod(0o644)  # safetensors leaves it to its owner alone
 
 
 def _without_paths(config: dict[str, Any]) -> dict[str, Any]:

@@ -260,10 +260,15 @@ def _finish(
         written += write_results(folder, results, images, len(predictor.class_names))
     if config.report:
         pictures = _report_pictures(config, predictor, done, records)
-        lowest = min(_min_score(config, predictor))  # the page has one threshold for all classes
-        write_report(folder / REPORT, pictures, predictor.class_names, min_score=lowest)
+        min_score = min(_min_score(config, predictor))  # the page has one threshold for all classes
+        write_report(folder / REPORT, pictures, predictor.class_names, min_score=min_score)
         written.append(folder / REPORT)
-    print(f"{len(results)} cells in {len(done)} pictures: {', '.join(map(str, written)) or folder}")
+    lowest = _min_score(config, predictor)
+    shown = sum(result["score"] >= lowest[result["category_id"] - 1] for result in results)
+    print(
+        f"{shown} cells in {len(done)} pictures, {len(results) - shown} more of lower scores: "
+        f"{', '.join(map(str, written)) or folder}"
+    )
     _say_diameters([records[job.key].get("diameter") for job in done])
     if failures:
         print(f"{len(failures)} pictures were passed over: {folder / FAILURES}", file=sys.stderr)

@@ -189,6 +189,9 @@ def test_models_of_the_package_go_by_name(contents: dict, tmp_path: Path, monkey
     with pytest.raises(InputError, match="spots: no such checkpoint; models by name: blobs"):
         maskrcnn.load("spots")
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "blobs").mkdir()  # a folder of data, say
+    assert maskrcnn.load("blobs", device="cpu").class_names == ("a", "b")
+    (tmp_path / "blobs").rmdir()
     (tmp_path / "blobs").write_text("a file of that name comes first")
     with pytest.raises(InputError, match="blobs: not a checkpoint"):
         maskrcnn.load("blobs")

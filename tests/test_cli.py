@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from maskrcnn.checkpoint import load_checkpoint
+from maskrcnn.checkpoint import load_checkpoint, save_checkpoint
 from maskrcnn.cli import COMMANDS, main
 from maskrcnn.data.coco import to_coco
 from maskrcnn.data.hw3 import Hw3Folder
@@ -65,6 +65,27 @@ def test_evaluate_on_other_pictures(tiny_run: Path, tiny_dataset: Path, tmp_path
     first, second = (json.loads((tmp_path / name / "scores.json").read_text()) for name in "ab")
     assert first == second
     assert len(folder) > len(load_checkpoint(tiny_run / "best.pt")["class_names"])
+
+
+def test_evaluate_knows_its_classes(tiny_run: Path, tiny_dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["evaluate", "--checkpoint", str(tiny_run / "best.pt"), "--val", str(tiny_dataset), "--device", "cpu"]
+    with pytest.raises(SystemExit):
+        main([*options, "--merge-classes", "True"])
+    assert "tells 4 classes apart" in capsys.readouterr().err
+
+
+def test_evaluate_does_not_split_what_was_trained_on_as_a_whole(
+    tiny_run: Path, tiny_dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run with validation pictures of their own, also when it is packed."""
+    contents = load_checkpoint(tiny_run / "best.pt")
+    contents["config"]["data_options"]["val"] = ["/somewhere/else"]
+    save_checkpoint(tmp_path / "best.pt", contents)
+    main(["pack", "--checkpoint", str(tmp_path / "best.pt"), "--out", str(tmp_path / "best.safetensors")])
+    for name in ("best.pt", "best.safetensors"):
+        with pytest.raises(SystemExit):
+            main(["evaluate", "--checkpoint", str(tmp_path / name), "--data", str(tiny_dataset), "--device", "cpu"])
+        assert "give them with --val" in capsys.readouterr().err
 
 
 def test_evaluate_takes_one_kind_of_pictures(tiny_run: Path, capsys: pytest.CaptureFixture[str]) -> None:

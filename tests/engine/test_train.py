@@ -20,14 +20,15 @@ import torch
 from PIL import Image
 
 import maskrcnn
-from maskrcnn.checkpoint import load_checkpoint, save_checkpoint
+from maskrcnn.checkpoint import load_checkpoint, pack_checkpoint, save_checkpoint
 from maskrcnn.engine.config import DataOptions, ModelOptions, OptimOptions, TrainConfig
 from maskrcnn.engine.log import read_metrics
 from maskrcnn.engine.start import adopt_start, choose_model_options
-from maskrcnn.engine.steps import NonFiniteLossError, learning_rate_factor
+from maskrcnn.engine.steps import NonFiniteLossError, Run, build_optimizer, learning_rate_factor
 from maskrcnn.engine.train import train
 from maskrcnn.errors import InputError
 from maskrcnn.model import MaskRCNN
+from maskrcnn.model.mask_rcnn import mask_rcnn_resnet_fpn
 from tests.conftest import ROOT, tiny_config
 
 
@@ -101,8 +102,25 @@ def test_fine_tuning_takes_the_network_and_how_it_sees(tiny_dataset: Path, tiny_
     other = dataclasses.replace(config, model_options=ModelOptions(depth=34))
     with pytest.raises(InputError, match=r"--depth is 34, but .*start\.pt was trained with 18"):
         adopt_start(other)
+    assert adopted.model_options.depth == 18
+    assert adopted.anchor_sizes() == start["model_options"]["anchor_sizes"]
+    for wrong in ({"diameter": 80.0}, {"percentiles": None}):
+        own = dataclasses.replace(config.data_options, **wrong)
+        with pytest.raises(InputError, match=rf"--{next(iter(wrong))} is .*was trained with"):
+            adopt_start(dataclasses.replace(config, data_options=own))
     with pytest.raises(InputError, match="--from and --backbone-weights"):
         adopt_start(dataclasses.replace(config, model_options=ModelOptions(backbone_weights="x.pt")))
+
+
+def test_the_best_score_of_an_older_run_is_not_compared(tiny_run: Path) -> None:
+    """It went by another one, AP at 100 detections."""
+    saved = load_checkpoint(tiny_run / "last.pt")
+    model = mask_rcnn_resnet_fpn(**saved["model_options"])
+    run = Run(model, model, build_optimizer(model, OptimOptions()))
+    run.restore(saved, tiny_run / "last.pt")
+    assert run.best == saved["best"]
+    run.restore({key: value for key, value in saved.items() if key != "best_by"}, tiny_run / "last.pt")
+    assert run.best == -math.inf
 
 
 def test_a_run_of_before_there_were_diameters_goes_on_without(tiny_dataset: Path) -> None:
@@ -133,6 +151,8 @@ def test_whether_a_run_is_aligned(tmp_path: Path) -> None:
     }
     for name, contents in files.items():
         torch.save(contents, tmp_path / name)
+    pack_checkpoint(files["exact.pt"], tmp_path / "exact.safetensors")
+    files["exact.safetensors"] = {}
 
     def aligned(weights: str | None, asked: bool | None = None, saved: dict | None = None) -> bool:
         path = None if weights is None else str(tmp_path / weights)
@@ -146,6 +166,7 @@ def test_whether_a_run_is_aligned(tmp_path: Path) -> None:
         "not.pt": False,
         "torchvision.pth": False,
         "resnet.pth": True,
+        "exact.safetensors": True,
     }
     assert aligned("torchvision.pth", asked=True)
     assert not aligned(None, asked=False)

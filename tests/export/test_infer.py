@@ -22,6 +22,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 import maskrcnn
+from maskrcnn.checkpoint import load_checkpoint, save_checkpoint
 from maskrcnn.data.hw3 import TestImage
 from maskrcnn.errors import InputError
 from maskrcnn.export.coco import check_results, write_results
@@ -392,7 +393,8 @@ def test_the_headers_of_a_stack_are_read_once(tiny_run: Path, tmp_path: Path, mo
     [
         ({"truth": Path("truth")}, "--truth is for the report"),
         ({"min_score": 1.5}, r"--min-score is 1\.5; expected 0 to 1"),
-        ({"least_score": 0.6}, r"--least-score is 0\.6; expected 0 to --min-score"),
+        ({"least_score": 0.6, "min_score": 0.5}, r"--least-score is 0\.6; expected 0 to --min-score"),
+        ({"diameter": 0.0}, r"--diameter is 0\.0; expected pixels above 0, auto or none"),
         ({"level": -1}, "--level is -1"),
         ({"channels": (0, 1, 2, 3)}, "--channels: 4 given, expected one to three"),
         ({"channels": (-1,)}, "--channels: -1 given"),
@@ -471,3 +473,24 @@ def test_higher_scores_lie_on_top_in_label_images() -> None:
     assert labels[15, 15] == 1  # both cover this pixel; the first has the higher score
     assert labels[15, 35] == 2
     assert labels[40, 60] == 0
+
+
+def test_a_diameter_for_a_network_that_takes_none_ends_the_run(tiny_run: Path, tmp_path: Path) -> None:
+    """Before any picture is passed over for it, or loses its earlier results."""
+    contents = load_checkpoint(tiny_run / "best.pt")
+    save_checkpoint(tmp_path / "own.pt", {**contents, "diameter": None})
+    one_picture(tmp_path / "a.png", 0)
+    with pytest.raises(InputError, match=r"--diameter is 12\.0, but .*own\.pt was trained at the pictures' own scale"):
+        infer(InferConfig(tmp_path / "own.pt", images=(tmp_path / "a.png",), out=tmp_path, diameter=12.0, device="cpu"))
+
+
+def test_the_record_says_how_large_cells_were_taken_to_be(
+    tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one_picture(tmp_path / "a.png", 0)
+    options = {"images": (tmp_path / "a.png",), "format": ("csv",), "device": "cpu"}
+    infer(InferConfig(tiny_run / "best.pt", out=tmp_path / "given", diameter=12.0, **options))
+    assert json.loads((tmp_path / "given" / "cells" / "a.json").read_text())["diameter"] == 12
+    assert "cells taken to be 12 pixels across" in capsys.readouterr().out
+    infer(InferConfig(tiny_run / "best.pt", out=tmp_path / "own", diameter="none", **options))
+    assert json.loads((tmp_path / "own" / "cells" / "a.json").read_text())["diameter"] is None

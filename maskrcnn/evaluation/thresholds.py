@@ -15,7 +15,7 @@ from maskrcnn.model import Detections
 from maskrcnn.predict.predictor import Diameter, Predictor
 
 SCORES = tuple(round(0.2 + 0.05 * step, 2) for step in range(15))
-NMS_THRESHOLDS = (0.3, 0.4, 0.5, 0.6)
+NMS_THRESHOLDS = (0.4, 0.5, 0.6)
 MASK_THRESHOLDS = (0.4, 0.45, 0.5, 0.55, 0.6)
 USUAL = 0.5
 GAIN = 0.002

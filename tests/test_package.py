@@ -59,7 +59,9 @@ def test_the_wheel_runs_under_another_torch(tmp_path: Path) -> None:
     python = str(tmp_path / "venv" / "bin" / "python")
     install = [python, "-m", "pip", "install", "--quiet"]
     # only what the ops need: PyTorch 2.13 for the CPU where the index has it, and the tests' own tools
-    subprocess.run([*install, "torch==2.13.0", "numpy", "scikit-image", "pytest", "hypothesis", "pycocotools"], check=True)
+    subprocess.run(
+        [*install, "torch==2.13.0", "numpy", "scikit-image", "pytest", "hypothesis", "pycocotools"], check=True
+    )
     subprocess.run([*install, "--no-deps", str(wheel)], check=True)
     shutil.copytree(ROOT / "tests" / "ops", tmp_path / "tests" / "ops")
     for name in ("__init__.py", "conftest.py", "shapes.py"):

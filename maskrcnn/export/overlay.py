@@ -61,8 +61,8 @@ def _with_legend(
     result = Image.new("RGB", (width, height + LEGEND_HEIGHT), (32, 32, 32))
     result.paste(Image.fromarray(canvas), (0, 0))
     draw, font = ImageDraw.Draw(result), ImageFont.load_default(size=13)
-    scores = {min_score} if isinstance(min_score, float | int) else set(min_score)
-    lowest = " or ".join(f"{score:g}" for score in sorted(scores))
+    scores = [min_score] if isinstance(min_score, float | int) else min_score
+    lowest = " to ".join(f"{score:g}" for score in sorted({min(scores), max(scores)}))
     x = 6.0
     for text, color in [*entries, (f"score >= {lowest}", (220, 220, 220))]:
         draw.text((x, height + 3), text, fill=color, font=font)

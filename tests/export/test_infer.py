@@ -494,3 +494,12 @@ def test_the_record_says_how_large_cells_were_taken_to_be(
     assert "cells taken to be 12 pixels across" in capsys.readouterr().out
     infer(InferConfig(tiny_run / "best.pt", out=tmp_path / "own", diameter="none", **options))
     assert json.loads((tmp_path / "own" / "cells" / "a.json").read_text())["diameter"] is None
+
+
+def test_the_legend_has_room_for_scores_by_class() -> None:
+    """They are one range: nothing is drawn up to the right edge."""
+    image = torch.zeros(300, 300, 3, dtype=torch.uint8)
+    names = ["class1", "class2", "class3", "class4"]
+    picture = np.asarray(draw_overlay(image, replace(_detections(), size=(300, 300)), names, (0.2, 0.5, 0.7, 0.75)))
+    assert (picture[-20:, -6:] == 32).all()
+    assert (picture[-20:, -200:] > 200).any()

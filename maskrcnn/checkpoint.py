@@ -13,7 +13,7 @@ from maskrcnn import pretrained
 from maskrcnn.errors import InputError
 from maskrcnn.files import replacing
 from maskrcnn.model import MaskRCNN, mask_rcnn_resnet_fpn
-from maskrcnn.model.weights import misfits
+from maskrcnn.model.weights import misfits, read_safetensors
 
 FORMAT = "maskrcnn-checkpoint-1"
 
@@ -107,12 +107,10 @@ def locate(source: str | os.PathLike[str]) -> Path:
 
 
 def _load_packed(path: Path) -> dict[str, Any]:
-    from safetensors import SafetensorError, safe_open
+    from safetensors import SafetensorError
 
     try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (it is no mapping)
+        state, metadata = read_safetensors(path)
     except (OSError, SafetensorError) as error:
         raise InputError(f"{path}: not a checkpoint that can be read ({type(error).__name__})") from error
     if metadata.get("format") != FORMAT:

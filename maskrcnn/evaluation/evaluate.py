@@ -7,12 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 from tqdm import tqdm
 
 from maskrcnn import distributed
 from maskrcnn.data.coco import to_coco
 from maskrcnn.data.dataset import CellDataset
-from maskrcnn.evaluation.coco_ap import MAX_DETECTIONS, average_precision, precision_of
+from maskrcnn.evaluation.coco_ap import MAX_DETECTIONS, average_precision, coco_metrics, precision_of
 from maskrcnn.evaluation.dense import AT, dense_metrics
 from maskrcnn.evaluation.plots import plot_classes, plot_precision_recall
 from maskrcnn.model import Detections
@@ -93,25 +95,30 @@ def score(
             each: ``mask/AP50@1000/tnbc``.
         plots: see :func:`evaluate`.
     """
-    metrics = {}
-    for name, iou_type in (("mask", "segm"), ("box", "bbox")):
-        precision, evaluation = precision_of(truth, results, MAX_DETECTIONS, iou_type)
-        metrics.update({f"{name}/{key}": value for key, value in average_precision(precision, evaluation).items()})
-        if name == "mask" and plots is not None:
-            names = [category["name"] for category in truth["categories"]]
-            at_limit = precision[:, :, :, 0, -1]  # every size, the largest number of detections
-            plot_precision_recall(at_limit, names, MAX_DETECTIONS, plots / "precision_recall.png")
-    metrics.update({f"dense/{key}": value for key, value in dense_metrics(truth, results, min_score).items()})
+    metrics, precision = _mask_scores(truth, results, min_score)
+    metrics |= {f"box/{key}": value for key, value in coco_metrics(truth, results, iou_type="bbox").items()}
     if plots is not None:
         categories = truth["categories"]
+        names = [category["name"] for category in categories]
+        at_limit = precision[:, :, :, 0, -1]  # every size, the largest number of detections
+        plot_precision_recall(at_limit, names, MAX_DETECTIONS, plots / "precision_recall.png")
         cells = [sum(cell["category_id"] == k["id"] for cell in truth["annotations"]) for k in categories]
-        plot_classes(metrics, [category["name"] for category in categories], cells, plots / "classes.png")
+        plot_classes(metrics, names, cells, plots / "classes.png")
     if sources is not None and len(set(sources)) > 1:
         for source in sorted(set(sources)):
-            part = _of_source(truth, results, sources, source)
-            own = score(*part, min_score)
+            own, _ = _mask_scores(*_of_source(truth, results, sources, source), min_score)
             metrics.update({f"{key}/{source}": own[key] for key in BY_SOURCE})
     return metrics
+
+
+def _mask_scores(
+    truth: dict[str, Any], results: list[dict[str, Any]], min_score: float | Sequence[float]
+) -> tuple[dict[str, float], npt.NDArray[np.float64]]:
+    """The scores of masks, ``mask/...`` and ``dense/...``, and COCO's precision, as :func:`precision_of` gives it."""
+    precision, evaluation = precision_of(truth, results, MAX_DETECTIONS, "segm")
+    metrics = {f"mask/{key}": value for key, value in average_precision(precision, evaluation).items()}
+    metrics |= {f"dense/{key}": value for key, value in dense_metrics(truth, results, min_score).items()}
+    return metrics, precision
 
 
 def _of_source(

@@ -244,11 +244,8 @@ def _read(path: Path) -> object:
         raise InputError(f"{path}: no such weights file")
     try:
         if path.suffix == ".safetensors":
-            from safetensors import safe_open
-
-            with safe_open(path, "pt") as file:
-                state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (it is no mapping)
-                described = (file.metadata() or {}).get("description")
+            state, metadata = read_safetensors(path)
+            described = metadata.get("description")
             return state if described is None else {"model": state, **json.loads(described)}
         if path.suffix == ".pkl":
             with path.open("rb") as file:
@@ -257,6 +254,14 @@ def _read(path: Path) -> object:
     except Exception as error:  # each format has its own exceptions for a damaged file
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise InputError(f"{path}: not a weights file that can be read: {reason}") from error
+
+
+def read_safetensors(path: Path) -> tuple[State, dict[str, str]]:
+    """The tensors of a safetensors file by name, and its metadata; raises what the library raises."""
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as file:
+        return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118 (no mapping)
 
 
 def _tensors(contents: object, path: Path) -> Iterator[tuple[str, Tensor]]:

@@ -187,7 +187,7 @@ class TrainConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types, nested as the groups are."""
-        return _plain(dataclasses.asdict(self))
+        return plain(dataclasses.asdict(self))
 
     @staticmethod
     def from_dict(values: dict[str, Any]) -> TrainConfig:
@@ -295,11 +295,12 @@ def _data_options(values: dict[str, Any]) -> DataOptions:
     return DataOptions(**{**_tuples(values, paths=("image_root",)), **sources})
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """``value`` in JSON's types: tuples as lists, paths as text."""
     if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
+        return {k: plain(v) for k, v in value.items()}
     if isinstance(value, (tuple, list)):
-        return [_plain(v) for v in value]
+        return [plain(v) for v in value]
     return str(value) if isinstance(value, Path) else value
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from maskrcnn import distributed
 from maskrcnn.checkpoint import load_checkpoint, weights_of
-from maskrcnn.engine.config import DataOptions, ModelOptions, TrainConfig
+from maskrcnn.engine.config import DataOptions, ModelOptions, TrainConfig, plain
 from maskrcnn.errors import InputError
 from maskrcnn.model import MaskRCNN
 from maskrcnn.model.weights import load_weights, trained_aligned, transfer_weights
@@ -68,7 +68,7 @@ def _check_not_asked(options: ModelOptions | DataOptions, has: dict[str, Any], s
     """Raise InputError for an option that is neither at its default nor what the start has."""
     for name, value in has.items():
         asked = getattr(options, name)
-        if asked != getattr(type(options)(), name) and _plain(asked) != _plain(value):
+        if asked != getattr(type(options)(), name) and plain(asked) != plain(value):
             raise InputError(f"--{name.replace('_', '-')} is {asked}, but {start} was trained with {value}")
 
 
@@ -82,10 +82,6 @@ def load_start(model: MaskRCNN, config: TrainConfig) -> None:
         return
     if distributed.is_main():
         print(said)
-
-
-def _plain(value: Any) -> Any:
-    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def choose_model_options(config: TrainConfig, num_classes: int, saved: dict[str, Any] | None) -> dict[str, Any]:

@@ -73,7 +73,7 @@ def score_columns(validation: CellDataset) -> list[str]:
 def scores_of(name: str, diameters: Sequence[float | None], predictor: Predictor, validation: CellDataset) -> list[str]:
     given: list[Diameter] = ["none" if diameter is None else diameter for diameter in diameters]
     found = predict_dataset(predictor, validation, given)
-    scores = score(to_coco(validation), to_results(validation, found), predictor.min_score, validation.sources)
+    scores = score(to_coco(validation), to_results(validation, found), predictor.score_threshold, validation.sources)
     return [name, *(f"{scores[key]:.3f}" for key in score_columns(validation))]
 
 

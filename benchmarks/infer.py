@@ -47,9 +47,10 @@ from benchmarks.measure import (
 from benchmarks.train_step import ANCHORS, CLASSES, RATIOS
 from maskrcnn.data.synthetic import draw_picture
 from maskrcnn.device import keep_freed_memory, use_bfloat16
-from maskrcnn.model import Detections, MaskRCNN, mask_rcnn_resnet50_fpn
+from maskrcnn.model import MaskRCNN, mask_rcnn_resnet50_fpn
 from maskrcnn.model.weights import load_weights
 from maskrcnn.predict.predictor import Predictor
+from maskrcnn.structures import Detections
 
 PARTS = ("backbone + FPN", "RPN", "box head", "mask head", "RLE", "other")
 TOLERANCE = 0.05  # pixels, between the corners of a box that both find

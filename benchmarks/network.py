@@ -19,11 +19,11 @@ import tyro
 from skimage.draw import disk
 
 from benchmarks.measure import machine, table
-from maskrcnn.data.labels import InstanceLabels
 from maskrcnn.data.sample import Batch, Sample, collate
 from maskrcnn.device import autocast, keep_freed_memory
 from maskrcnn.model import MaskRCNN, mask_rcnn_resnet_fpn
 from maskrcnn.predict.predictor import Predictor
+from maskrcnn.structures import InstanceLabels
 
 DIAMETER, CELLS_PER_MEGAPIXEL = 30, 500
 PACKAGED: dict[str, Any] = {

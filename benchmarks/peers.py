@@ -40,12 +40,11 @@ from benchmarks.peer_process import Found, Peer, start_options, versions
 from maskrcnn.checkpoint import load_checkpoint
 from maskrcnn.data.coco import to_coco
 from maskrcnn.data.dataset import CellDataset
-from maskrcnn.data.labels import InstanceLabels
-from maskrcnn.data.rle import label_image
 from maskrcnn.device import cpu_computes_bfloat16
 from maskrcnn.evaluation.dense import AT, dense_metrics
-from maskrcnn.model import Detections
 from maskrcnn.predict.predictor import Predictor
+from maskrcnn.structures import Detections, InstanceLabels
+from maskrcnn.structures.rle import label_image
 
 THREADS = torch.get_num_threads()
 Results = list[dict[str, Any]]
@@ -147,7 +146,7 @@ def ours(name: str, predictor: Predictor, pictures: Pictures, given: bool) -> Co
 
     def find(index: int) -> Detections:
         diameter = (pictures.diameter(index) or "none") if given else None
-        return predictor.predict(pictures.val.picture(index), diameter=diameter).filter(predictor.min_score)
+        return predictor.predict(pictures.val.picture(index), diameter=diameter).filter(predictor.score_threshold)
 
     def results(index: int) -> Results:
         found = find(index).to_coco(pictures.val.image_ids[index])
@@ -164,7 +163,7 @@ def our_contenders(options: Options, pictures: Pictures) -> tuple[list[Contender
     scale = "the pictures' own scale" if predictor.diameter is None else f"cells of {predictor.diameter:g} pixels"
     text = (
         f"Ours: {options.checkpoint}, trained on {pictures.trained_on} pictures of all its sources for {steps} steps, "
-        f"at {scale}; cells from a score of {', '.join(f'{score:g}' for score in predictor.min_score)}"
+        f"at {scale}; cells from a score of {', '.join(f'{score:g}' for score in predictor.score_threshold)}"
     )
     names = {"ours": False}
     if predictor.diameter is not None:
@@ -259,7 +258,7 @@ def accuracy(contender: Contender, pictures: Pictures) -> list[str]:
         return [""] * len(AT)
     indices = tqdm(range(len(pictures.val)), desc=contender.name, leave=False)
     results = [result for index in indices for result in contender.results(index)]
-    scores = dense_metrics(to_coco(pictures.val), results, min_score=0.0)
+    scores = dense_metrics(to_coco(pictures.val), results, score_threshold=0.0)
     return [f"{scores[name]:.3f}" for name in AT]
 
 

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 import maskrcnn
 from maskrcnn import ops
-from maskrcnn.model.detections import Detections
+from maskrcnn.structures import Detections
 
 
 @dataclass(frozen=True)

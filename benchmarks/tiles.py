@@ -29,7 +29,7 @@ from tqdm import tqdm
 import maskrcnn
 from benchmarks.measure import machine, table
 from maskrcnn.data.picture import open_pictures, read_image
-from maskrcnn.model import Detections
+from maskrcnn.structures import Detections
 
 SAME = 0.7
 BLOCK = 256
@@ -46,9 +46,9 @@ class Options:
     tile: int = 256
     """Side of the tiles that are compared with the whole picture."""
     overlap: int = 128
-    min_score: float = 0.5
+    score_threshold: float = 0.5
     """Cells of at least this score are compared."""
-    least_score: float | None = None
+    box_score_threshold: float | None = None
     """Of cells in the mosaics, see infer.py."""
     sides: tuple[int, ...] = (5000, 10000, 20000)
     """Sides of the mosaics in pixels."""
@@ -75,7 +75,7 @@ def compare(options: Options) -> str:
         (picture,) = open_pictures(path, whole.percentiles)
         if max(picture.size) <= options.tile:
             continue
-        a, b = (model.predict(picture).filter(options.min_score) for model in (whole, tiled))
+        a, b = (model.predict(picture).filter(options.score_threshold) for model in (whole, tiled))
         row = np.array([1, len(a), len(b), matched(a, b)])
         for name in (f"{picture.size[0]}x{picture.size[1]}", "all"):
             sums[name] = sums.get(name, np.zeros(4, np.int64)) + row
@@ -118,8 +118,8 @@ def time_mosaic(options: Options, side: int, folder: Path) -> list[str]:
     write_mosaic(path, options.images, side)
     out = folder / f"out-{side}"
     command = [sys.executable, str(ROOT / "infer.py"), "--checkpoint", str(options.checkpoint), "--images", str(path)]
-    if options.least_score is not None:
-        command += ["--least-score", str(options.least_score)]
+    if options.box_score_threshold is not None:
+        command += ["--box-score-threshold", str(options.box_score_threshold)]
     start = time.perf_counter()
     # in a child of its own, so that its peak is not that of an earlier one
     script = (
@@ -139,7 +139,7 @@ def time_mosaic(options: Options, side: int, folder: Path) -> list[str]:
 def main() -> None:
     options = tyro.cli(Options, description=__doc__)
     print(f"{machine()}; python -m benchmarks.tiles {' '.join(sys.argv[1:])}\n")
-    print(f"Tiles of {options.tile} pixels, overlap {options.overlap}, cells of score {options.min_score} or more:\n")
+    print(f"Tiles of {options.tile} pixels, overlap {options.overlap}, score from {options.score_threshold}:\n")
     print(compare(options), "\n", flush=True)
     rows = []
     with tempfile.TemporaryDirectory() as folder:

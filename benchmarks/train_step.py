@@ -35,9 +35,9 @@ from benchmarks.measure import (
     table,
 )
 from maskrcnn import ops
-from maskrcnn.data.labels import InstanceLabels
 from maskrcnn.device import keep_freed_memory
 from maskrcnn.model import mask_rcnn_resnet50_fpn
+from maskrcnn.structures import InstanceLabels
 
 CLASSES = 4
 ANCHORS = ((8,), (16,), (32,), (64,), (128,))

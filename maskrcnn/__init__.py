@@ -15,15 +15,16 @@ from maskrcnn.errors import InputError
 if TYPE_CHECKING:
     from maskrcnn.data.picture import open_pictures
     from maskrcnn.export.overlay import draw_overlay
-    from maskrcnn.model import Detections, MaskRCNN, mask_rcnn_resnet50_fpn
+    from maskrcnn.model import MaskRCNN, mask_rcnn_resnet50_fpn
     from maskrcnn.ops import build_info
     from maskrcnn.predict.predictor import Predictor, load
+    from maskrcnn.structures import Detections
 
 __version__ = "0.1.0"
 
 # Found on first use, so that `import maskrcnn.ops` needs nothing but PyTorch and numpy.
 _HOME = {
-    "Detections": "maskrcnn.model",
+    "Detections": "maskrcnn.structures",
     "MaskRCNN": "maskrcnn.model",
     "Predictor": "maskrcnn.predict.predictor",
     "build_info": "maskrcnn.ops",

@@ -11,9 +11,9 @@ import torch
 
 from maskrcnn import pretrained
 from maskrcnn.errors import InputError
-from maskrcnn.files import replacing
+from maskrcnn.files import atomic_write
 from maskrcnn.model import MaskRCNN, mask_rcnn_resnet_fpn
-from maskrcnn.model.weights import misfits, read_safetensors
+from maskrcnn.model.weights import key_mismatches, read_safetensors
 
 FORMAT = "maskrcnn-checkpoint-1"
 
@@ -57,7 +57,7 @@ def pack_checkpoint(contents: dict[str, Any], path: Path) -> None:
     if "config" in described:
         described["config"] = _without_paths(described["config"])
     description = json.dumps(described)
-    with replacing(path) as beside:
+    with atomic_write(path) as beside:
         save_file(state, beside, {"format": FORMAT, "description": description})
         beside.chmod(0o644)  # safetensors leaves it to its owner alone
 
@@ -139,7 +139,7 @@ def weights_of(contents: dict[str, Any]) -> dict[str, torch.Tensor]:
 
 def load_model_state(model: MaskRCNN, state: dict[str, torch.Tensor], path: Path) -> None:
     """Load a state dict whose every key and shape must fit; raises InputError that names those that do not."""
-    if wrong := misfits(state, model.state_dict()):
+    if wrong := key_mismatches(state, model.state_dict()):
         raise InputError(f"{path}: weights of another architecture or class count: {wrong}")
     model.load_state_dict(state)
 

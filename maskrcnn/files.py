@@ -11,7 +11,7 @@ from maskrcnn.errors import writing
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """A file beside ``path`` to write to; at the end of the block it takes the name ``path``.
 
     Where the block fails, it is removed, and what stood at ``path`` stays. The folder is made where it is missing.

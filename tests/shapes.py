@@ -7,7 +7,7 @@ import torch
 from skimage.draw import polygon2mask
 from torch import Tensor
 
-from maskrcnn.data.labels import InstanceLabels
+from maskrcnn.structures import InstanceLabels
 
 
 def ellipse(side: float, rng: np.random.Generator) -> np.ndarray:

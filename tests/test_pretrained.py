@@ -42,7 +42,7 @@ def test_it_finds_the_nuclei_of_the_examples(
     nuclei: Predictor, name: str, least: int, most: int, smallest: float, largest: float
 ) -> None:
     """As many as a person counts, give or take those at the border and the blurred ones, and of their size."""
-    cells = nuclei(EXAMPLES / f"{name}.png").filter(nuclei.min_score)
+    cells = nuclei(EXAMPLES / f"{name}.png").filter(nuclei.score_threshold)
     assert least <= len(cells) <= most
     assert cells.diameter is not None
     assert smallest < cells.diameter < largest
@@ -55,7 +55,7 @@ def test_it_finds_them_at_any_magnification(nuclei: Predictor) -> None:
     for factor in (0.5, 1.0, 2.0):
         size = (round(picture.width * factor), round(picture.height * factor))
         cells = nuclei(np.asarray(picture.resize(size, Image.Resampling.LANCZOS)))
-        found[factor] = (len(cells.filter(nuclei.min_score)), cells.diameter)
+        found[factor] = (len(cells.filter(nuclei.score_threshold)), cells.diameter)
     count, diameter = found[1.0]
     for factor, (own_count, own_diameter) in found.items():
         assert own_count == pytest.approx(count, abs=6)
@@ -64,4 +64,4 @@ def test_it_finds_them_at_any_magnification(nuclei: Predictor) -> None:
 
 def test_an_empty_picture_has_no_nuclei(nuclei: Predictor) -> None:
     cells = nuclei(np.zeros((128, 160), np.uint8))
-    assert len(cells.filter(nuclei.min_score)) == 0
+    assert len(cells.filter(nuclei.score_threshold)) == 0

@@ -19,11 +19,11 @@ from torch import Tensor
 
 from maskrcnn.data.dataset import CellDataset, Transform
 from maskrcnn.data.hw3 import Hw3Folder
-from maskrcnn.data.labels import InstanceLabels
 from maskrcnn.data.picture import DEFAULT_PERCENTILES, read_image
 from maskrcnn.data.tiff import image_size
 from maskrcnn.errors import InputError, one_line_errors
-from maskrcnn.files import replacing
+from maskrcnn.files import atomic_write
+from maskrcnn.structures import InstanceLabels
 
 
 def to_coco(dataset: CellDataset) -> dict[str, Any]:
@@ -218,7 +218,7 @@ class ConvertOptions:
 def convert(options: ConvertOptions) -> None:
     """Write ``options.output``, beside first and then renamed."""
     contents = to_coco(Hw3Folder(options.data))
-    with replacing(options.output) as beside:
+    with atomic_write(options.output) as beside:
         beside.write_text(json.dumps(contents))
     print(f"{options.output}: {len(contents['images'])} pictures, {len(contents['annotations'])} cells")
 

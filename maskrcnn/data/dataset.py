@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from maskrcnn.data.labels import InstanceLabels
 from maskrcnn.data.picture import Picture, picture_of
 from maskrcnn.data.sample import Sample
+from maskrcnn.structures import InstanceLabels
 
 Transform = Callable[[Sample, np.random.Generator], Sample]
 

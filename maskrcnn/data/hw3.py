@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from maskrcnn.data.dataset import CellDataset, Transform
-from maskrcnn.data.labels import InstanceLabels
 from maskrcnn.data.picture import DEFAULT_PERCENTILES, read_image
 from maskrcnn.data.tiff import image_size, read_mask
 from maskrcnn.errors import InputError
+from maskrcnn.structures import InstanceLabels
 
 IMAGE = "image.tif"
 MAPPING = "test_image_name_to_ids.json"

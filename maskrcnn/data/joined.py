@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from maskrcnn.data.dataset import Cache, CellDataset
-from maskrcnn.data.labels import InstanceLabels
 from maskrcnn.errors import InputError
+from maskrcnn.structures import InstanceLabels
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from maskrcnn.data.labels import InstanceLabels
 from maskrcnn.data.sample import Sample
+from maskrcnn.structures import InstanceLabels
 
 Ints = npt.NDArray[np.int64]
 

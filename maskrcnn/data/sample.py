@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from maskrcnn.data.labels import InstanceLabels
+from maskrcnn.structures import InstanceLabels
 
 PAD_MULTIPLE = 32  # the coarsest stride of the FPN's input, so that every level halves without a remainder
 

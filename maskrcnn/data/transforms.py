@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from maskrcnn.data.dataset import Transform
-from maskrcnn.data.labels import InstanceLabels
 from maskrcnn.data.mirror import mirror_to
 from maskrcnn.data.sample import Sample
+from maskrcnn.structures import InstanceLabels
 
 SCALE_LIMITS = (0.25, 4.0)
 """How far a picture may be reduced or enlarged to bring its cells to one size: what cells of less than 8 pixels were is

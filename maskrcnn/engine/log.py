@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from maskrcnn.errors import writing
-from maskrcnn.files import replacing
+from maskrcnn.files import atomic_write
 
 TOTAL = "loss"
 
@@ -24,7 +24,7 @@ class MetricsLog:
             step, epoch = resume
             done = [row for row in read_metrics(path) if row["step"] <= step]
             self.rows = [row for row in done if TOTAL in row or row["epoch"] <= epoch]
-        with replacing(path) as beside:
+        with atomic_write(path) as beside:
             beside.write_text("".join(json.dumps(row) + "\n" for row in self.rows))
 
     def write(self, row: dict[str, Any]) -> None:

@@ -118,7 +118,7 @@ def accumulate_gradients(run: Run, batches: list[Batch], precision: str, device:
     run.optimizer.zero_grad(set_to_none=True)
     rows = []
     for number, batch in enumerate(batches, start=1):
-        with _gradients_kept_apart(run.network, number < len(batches)):
+        with _maybe_no_sync(run.network, number < len(batches)):
             batch = batch.to(device)
             images = batch.images.contiguous(memory_format=torch.channels_last)
             with autocast(precision, device):
@@ -129,7 +129,7 @@ def accumulate_gradients(run: Run, batches: list[Batch], precision: str, device:
     return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
 
 
-def _gradients_kept_apart(network: nn.Module, apart: bool) -> contextlib.AbstractContextManager[None]:
+def _maybe_no_sync(network: nn.Module, apart: bool) -> contextlib.AbstractContextManager[None]:
     """Inside the block, gradients stay in their process if ``apart``: those of all batches go out with the last one."""
     if apart and isinstance(network, DistributedDataParallel):
         return network.no_sync()

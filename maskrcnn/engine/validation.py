@@ -18,7 +18,7 @@ from maskrcnn.evaluation.coco_ap import MAX_DETECTIONS
 from maskrcnn.evaluation.dense import AT
 from maskrcnn.evaluation.evaluate import evaluate
 from maskrcnn.evaluation.thresholds import fit_thresholds
-from maskrcnn.files import replacing
+from maskrcnn.files import atomic_write
 from maskrcnn.model import MaskRCNN
 from maskrcnn.predict.predictor import Predictor
 
@@ -81,11 +81,11 @@ def choose_thresholds(
 
     def write() -> None:
         best["model_options"]["nms_threshold"] = chosen.nms_threshold
-        best["thresholds"] = {"min_score": chosen.min_score, "mask_threshold": chosen.mask_threshold}
+        best["thresholds"] = {"score_threshold": chosen.score_threshold, "mask_threshold": chosen.mask_threshold}
         save_checkpoint(path, best)
-        with replacing(folder / "thresholds.json") as beside:
+        with atomic_write(folder / "thresholds.json") as beside:
             beside.write_text(json.dumps(dataclasses.asdict(chosen), indent=2) + "\n")
-        pairs = zip(datasets.class_names, chosen.min_score, strict=True)
+        pairs = zip(datasets.class_names, chosen.score_threshold, strict=True)
         scores = ", ".join(f"{name} {value}" for name, value in pairs)
         print(
             f"thresholds fitted on validation, kept in {path}: scores {scores}; masks {chosen.mask_threshold}; "

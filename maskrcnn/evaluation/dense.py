@@ -24,8 +24,8 @@ import numpy.typing as npt
 from scipy.optimize import linear_sum_assignment
 from scipy.sparse import coo_array
 
-from maskrcnn.data.rle import label_image, label_planes
 from maskrcnn.evaluation.coco_ap import mean_of_known
+from maskrcnn.structures.rle import label_image, label_planes
 
 THRESHOLDS = (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9)
 """IoU thresholds of ``AP``, as StarDist and Cellpose report it."""
@@ -186,19 +186,19 @@ def summarize(pictures: Sequence[Counts]) -> dict[str, float]:
 
 
 def dense_metrics(
-    truth: dict[str, Any], results: list[dict[str, Any]], min_score: float | Sequence[float] = 0.5
+    truth: dict[str, Any], results: list[dict[str, Any]], score_threshold: float | Sequence[float] = 0.5
 ) -> dict[str, float]:
     """AP = TP / (TP + FP + FN) and panoptic quality, which suit dense cells.
 
-    In each picture the results become a label image: those of at least ``min_score``, the higher score in front where
-    masks overlap, without one that is hidden altogether. For the scores of a class it holds the results of that class
-    alone, as its true cells have a label file of their own.
+    In each picture the results become a label image: those of at least ``score_threshold``, the higher score in front
+    where masks overlap, without one that is hidden altogether. For the scores of a class it holds the results of that
+    class alone, as its true cells have a label file of their own.
 
     Args:
         truth, results: see :func:`maskrcnn.evaluation.coco_ap.coco_metrics`; all segmentations are RLE with text
             counts.
-        min_score: lowest score of a predicted cell, one for all or one for each class. These scores know no ranking:
-            they rate what a user gets who keeps such cells.
+        score_threshold: lowest score of a predicted cell, one for all or one for each class. These scores know no
+            ranking: they rate what a user gets who keeps such cells.
 
     Returns:
         For each name that :func:`summarize` explains: ``AP50/class1``, ...; ``AP50/any``, for the cells of all classes
@@ -207,7 +207,7 @@ def dense_metrics(
     """
     cells_of, found_of = defaultdict(list), defaultdict(list)
     classes = [category["id"] for category in truth["categories"]]
-    scores_of = [min_score] * len(classes) if isinstance(min_score, float | int) else min_score
+    scores_of = [score_threshold] * len(classes) if isinstance(score_threshold, float | int) else score_threshold
     lowest = dict(zip(classes, scores_of, strict=True))
     for annotation in truth["annotations"]:
         cells_of[annotation["image_id"]].append(annotation)

@@ -17,8 +17,8 @@ from maskrcnn.data.dataset import CellDataset
 from maskrcnn.evaluation.coco_ap import MAX_DETECTIONS, average_precision, coco_metrics, precision_of
 from maskrcnn.evaluation.dense import AT, dense_metrics
 from maskrcnn.evaluation.plots import plot_classes, plot_precision_recall
-from maskrcnn.model import Detections
 from maskrcnn.predict.predictor import Diameter, Predictor
+from maskrcnn.structures import Detections
 
 BY_SOURCE = (
     *(f"mask/{name}{limit}" for name in ("AP", "AP50") for limit in ("", f"@{MAX_DETECTIONS}")),
@@ -51,7 +51,7 @@ def evaluate(
 
     def score_all() -> dict[str, float]:
         cells = truth if truth is not None else to_coco(dataset)
-        return score(cells, to_results(dataset, found), predictor.min_score, dataset.sources, plots)
+        return score(cells, to_results(dataset, found), predictor.score_threshold, dataset.sources, plots)
 
     return distributed.from_main(score_all)
 
@@ -82,7 +82,7 @@ def to_results(dataset: CellDataset, found: Sequence[Detections]) -> list[dict[s
 def score(
     truth: dict[str, Any],
     results: list[dict[str, Any]],
-    min_score: float | Sequence[float],
+    score_threshold: float | Sequence[float],
     sources: Sequence[str] | None = None,
     plots: Path | None = None,
 ) -> dict[str, float]:
@@ -90,12 +90,12 @@ def score(
 
     Args:
         truth, results: see :func:`maskrcnn.evaluation.coco_ap.coco_metrics`.
-        min_score: see :func:`maskrcnn.evaluation.dense.dense_metrics`.
+        score_threshold: see :func:`maskrcnn.evaluation.dense.dense_metrics`.
         sources: where each picture of ``truth`` comes from. If there are several, :data:`BY_SOURCE` are also given for
             each: ``mask/AP50@1000/tnbc``.
         plots: see :func:`evaluate`.
     """
-    metrics, precision = _mask_scores(truth, results, min_score)
+    metrics, precision = _mask_scores(truth, results, score_threshold)
     metrics |= {f"box/{key}": value for key, value in coco_metrics(truth, results, iou_type="bbox").items()}
     if plots is not None:
         categories = truth["categories"]
@@ -106,18 +106,18 @@ def score(
         plot_classes(metrics, names, cells, plots / "classes.png")
     if sources is not None and len(set(sources)) > 1:
         for source in sorted(set(sources)):
-            own, _ = _mask_scores(*_of_source(truth, results, sources, source), min_score)
+            own, _ = _mask_scores(*_of_source(truth, results, sources, source), score_threshold)
             metrics.update({f"{key}/{source}": own[key] for key in BY_SOURCE})
     return metrics
 
 
 def _mask_scores(
-    truth: dict[str, Any], results: list[dict[str, Any]], min_score: float | Sequence[float]
+    truth: dict[str, Any], results: list[dict[str, Any]], score_threshold: float | Sequence[float]
 ) -> tuple[dict[str, float], npt.NDArray[np.float64]]:
     """The scores of masks, ``mask/...`` and ``dense/...``, and COCO's precision, as :func:`precision_of` gives it."""
     precision, evaluation = precision_of(truth, results, MAX_DETECTIONS, "segm")
     metrics = {f"mask/{key}": value for key, value in average_precision(precision, evaluation).items()}
-    metrics |= {f"dense/{key}": value for key, value in dense_metrics(truth, results, min_score).items()}
+    metrics |= {f"dense/{key}": value for key, value in dense_metrics(truth, results, score_threshold).items()}
     return metrics, precision
 
 

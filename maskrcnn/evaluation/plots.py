@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from maskrcnn.files import replacing
+from maskrcnn.files import atomic_write
 
 # Okabe & Ito's palette, which colour-blind readers can tell apart; without its yellow, which is too pale for lines
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -99,5 +99,5 @@ def plot_classes(metrics: dict[str, float], class_names: Sequence[str], cells: S
 
 def save_figure(figure: Figure, path: Path) -> None:
     """Write a PNG beside ``path`` first, then rename it over it."""
-    with replacing(path) as beside:
+    with atomic_write(path) as beside:
         figure.savefig(beside, dpi=100, format="png")

@@ -11,8 +11,8 @@ from maskrcnn.data.dataset import CellDataset
 from maskrcnn.evaluation.coco_ap import MAX_DETECTIONS, coco_metrics
 from maskrcnn.evaluation.dense import dense_metrics
 from maskrcnn.evaluation.evaluate import predict_dataset, to_results
-from maskrcnn.model import Detections
 from maskrcnn.predict.predictor import Diameter, Predictor
+from maskrcnn.structures import Detections
 
 SCORES = tuple(round(0.2 + 0.05 * step, 2) for step in range(15))
 NMS_THRESHOLDS = (0.4, 0.5, 0.6)
@@ -27,13 +27,13 @@ class Thresholds:
     """Where predictions are cut.
 
     Attributes:
-        min_score: for each class, the score from which a cell is to be believed.
+        score_threshold: for each class, the score from which a cell is to be believed.
         mask_threshold: probability above which a point belongs to a cell.
         nms_threshold: IoU of boxes above which the lower-scored cell of a class is dropped.
         tried: the score of every value that was tried, for the log: ``mask_threshold=0.45`` -> AP.
     """
 
-    min_score: tuple[float, ...]
+    score_threshold: tuple[float, ...]
     mask_threshold: float
     nms_threshold: float
     tried: dict[str, float]
@@ -89,8 +89,8 @@ def _choose(
     classes = [f"class{category['id']}" for category in truth["categories"]]
     for value in SCORES:
         scores = dense_metrics(truth, results, value)
-        tried |= {f"min_score/{name}={value}": scores[f"AP/{name}"] for name in classes}
-    return Thresholds(tuple(_best(tried, f"min_score/{name}") for name in classes), mask, nms, tried)
+        tried |= {f"score_threshold/{name}={value}": scores[f"AP/{name}"] for name in classes}
+    return Thresholds(tuple(_best(tried, f"score_threshold/{name}") for name in classes), mask, nms, tried)
 
 
 def _ap(dataset: CellDataset, truth: dict[str, Any], found: Sequence[Detections], mask_threshold: float) -> float:

@@ -14,7 +14,7 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from maskrcnn.data.hw3 import TestImage
-from maskrcnn.files import replacing
+from maskrcnn.files import atomic_write
 
 RESULTS = "test-results.json"
 SUBMISSION = "submission.zip"
@@ -43,7 +43,7 @@ def write_results(
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr(RESULTS, text)
     for name, contents in ((RESULTS, text.encode()), (SUBMISSION, packed.getvalue())):
-        with replacing(folder / name) as beside:
+        with atomic_write(folder / name) as beside:
             beside.write_bytes(contents)
     return folder / RESULTS, folder / SUBMISSION
 

@@ -41,10 +41,10 @@ class InferConfig:
     """How large the cells are: their median diameter in pixels of the picture (of the circle of equal area); auto:
     estimated for each picture; none: pictures are predicted at their own scale. Default: auto, or none for checkpoints
     that were trained with --diameter none."""
-    min_score: float | None = None
+    score_threshold: float | None = None
     """Lowest score of a cell in labels, GeoJSON, tables and overlays (coco and the report hold all of them); default:
     what was fitted on validation pictures when the checkpoint was trained, for each class."""
-    least_score: float | None = None
+    box_score_threshold: float | None = None
     """Lowest score of a cell at all, also in coco and the report; default: 0.05. A higher one saves the work of the
     masks of cells that the other formats leave out, which on a slide are most."""
     tile: int | None = None
@@ -75,11 +75,13 @@ class InferConfig:
             raise InputError("give either --data FOLDER or --images PICTURES")
         if self.truth is not None and not self.report:
             raise InputError("--truth is for the report; give --report too")
-        if self.min_score is not None and not 0 <= self.min_score <= 1:
-            raise InputError(f"--min-score is {self.min_score}; expected 0 to 1")
-        highest = 1.0 if self.min_score is None else self.min_score
-        if self.least_score is not None and not 0 <= self.least_score <= highest:
-            raise InputError(f"--least-score is {self.least_score}; expected 0 to --min-score ({highest})")
+        if self.score_threshold is not None and not 0 <= self.score_threshold <= 1:
+            raise InputError(f"--score-threshold is {self.score_threshold}; expected 0 to 1")
+        highest = 1.0 if self.score_threshold is None else self.score_threshold
+        if self.box_score_threshold is not None and not 0 <= self.box_score_threshold <= highest:
+            raise InputError(
+                f"--box-score-threshold is {self.box_score_threshold}; expected 0 to --score-threshold ({highest})"
+            )
         if isinstance(self.diameter, float | int) and not 0 < self.diameter < math.inf:
             raise InputError(f"--diameter is {self.diameter}; expected pixels above 0, auto or none")
         if self.level < 0:

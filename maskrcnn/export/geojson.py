@@ -11,11 +11,11 @@ import numpy as np
 import numpy.typing as npt
 from skimage.measure import find_contours, label
 
-from maskrcnn.data.rle import cell_window
 from maskrcnn.export.labels import classes_of
 from maskrcnn.export.overlay import COLORS
-from maskrcnn.files import replacing
-from maskrcnn.model import Detections
+from maskrcnn.files import atomic_write
+from maskrcnn.structures import Detections
+from maskrcnn.structures.rle import cell_window
 
 Point = tuple[int, int]
 Ring = list[Point]
@@ -45,7 +45,7 @@ def write_geojson(
         ValueError: a detection's class is not among 1..K.
     """
     classes = classes_of(detections, len(class_names))
-    with replacing(path) as beside, beside.open("w", encoding="utf-8") as file:
+    with atomic_write(path) as beside, beside.open("w", encoding="utf-8") as file:
         file.write('{"type": "FeatureCollection", "features": [')
         separator = "\n"
         for index, geometry in _geometries(detections):

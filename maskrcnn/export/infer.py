@@ -33,9 +33,9 @@ from maskrcnn.export.labels import write_class_labels, write_labels
 from maskrcnn.export.overlay import draw_overlay
 from maskrcnn.export.report import ReportPicture, write_report
 from maskrcnn.export.table import write_table
-from maskrcnn.files import replacing
-from maskrcnn.model import Detections
+from maskrcnn.files import atomic_write
 from maskrcnn.predict.predictor import Predictor, load
+from maskrcnn.structures import Detections
 
 CELLS, FAILURES, OPTIONS, REPORT = "cells", "failures.csv", "infer.json", "report.html"
 THUMBNAIL, OVERLAY = 1024, 1600
@@ -86,7 +86,7 @@ def infer(config: InferConfig) -> Outcome:
             config.overlap,
             config.batch_size,
             config.augment,
-            config.least_score,
+            config.box_score_threshold,
         )
         if config.diameter not in (None, "none") and predictor.diameter is None:
             raise InputError(
@@ -116,7 +116,17 @@ def _prepare(config: InferConfig, folder: Path, jobs: Sequence[Job]) -> list[Job
     predicted, so that what a run that is stopped leaves behind is all of one kind.
     """
     digest = hashlib.sha256(locate(config.checkpoint).read_bytes()).hexdigest()
-    names = ("tile", "overlap", "augment", "level", "channels", "precision", "diameter", "min_score", "least_score")
+    names = (
+        "tile",
+        "overlap",
+        "augment",
+        "level",
+        "channels",
+        "precision",
+        "diameter",
+        "score_threshold",
+        "box_score_threshold",
+    )
     options = {"checkpoint": digest, **{name: getattr(config, name) for name in names}}
     text = json.dumps(options, indent=2) + "\n"
     path = folder / OPTIONS
@@ -202,8 +212,8 @@ def _write(
     """All files of one picture; ``cells/<key>.json`` comes last, for it says that the others are there."""
     names, wanted = predictor.class_names, config.format
     paths = {name: folder / file.format(job.key) for name, file in _FILES.items()}
-    min_score = _min_score(config, predictor)
-    shown = detections.filter(min_score)
+    score_threshold = _score_threshold(config, predictor)
+    shown = detections.filter(score_threshold)
     if "labels" in wanted:
         write_labels(paths["labels"], shown)
     if "class-labels" in wanted:
@@ -213,8 +223,8 @@ def _write(
     if "csv" in wanted:
         write_table(paths["csv"], shown, names, picture.raw)
     if "overlay" in wanted:
-        overlay = draw_overlay(picture.reduced(OVERLAY), shown, names, min_score)
-        with replacing(paths["overlay"]) as beside:
+        overlay = draw_overlay(picture.reduced(OVERLAY), shown, names, score_threshold)
+        with atomic_write(paths["overlay"]) as beside:
             overlay.save(beside, "PNG", optimize=True)
     height, width = picture.size
     results = detections.to_coco(job.image_id)
@@ -230,7 +240,7 @@ def _write(
 
 
 def _write_text(path: Path, text: str) -> None:
-    with replacing(path) as beside:
+    with atomic_write(path) as beside:
         beside.write_bytes(text.encode())
 
 
@@ -260,10 +270,10 @@ def _finish(
         written += write_results(folder, results, images, len(predictor.class_names))
     if config.report:
         pictures = _report_pictures(config, predictor, done, records)
-        min_score = min(_min_score(config, predictor))  # the page has one threshold for all classes
-        write_report(folder / REPORT, pictures, predictor.class_names, min_score=min_score)
+        score_threshold = min(_score_threshold(config, predictor))  # the page has one threshold for all classes
+        write_report(folder / REPORT, pictures, predictor.class_names, score_threshold=score_threshold)
         written.append(folder / REPORT)
-    lowest = _min_score(config, predictor)
+    lowest = _score_threshold(config, predictor)
     shown = sum(result["score"] >= lowest[result["category_id"] - 1] for result in results)
     print(
         f"{shown} cells in {len(done)} pictures, {len(results) - shown} more of lower scores: "
@@ -295,9 +305,13 @@ def _say_diameters(diameters: Sequence[float | None]) -> None:
     )
 
 
-def _min_score(config: InferConfig, predictor: Predictor) -> tuple[float, ...]:
+def _score_threshold(config: InferConfig, predictor: Predictor) -> tuple[float, ...]:
     """The lowest score of a cell that is shown, for each class."""
-    return predictor.min_score if config.min_score is None else (config.min_score,) * len(predictor.class_names)
+    return (
+        predictor.score_threshold
+        if config.score_threshold is None
+        else (config.score_threshold,) * len(predictor.class_names)
+    )
 
 
 def _report_pictures(

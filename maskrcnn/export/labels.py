@@ -12,9 +12,9 @@ import numpy.typing as npt
 import tifffile
 import torch
 
-from maskrcnn.data.rle import cell_boxes, cell_window
-from maskrcnn.files import replacing
-from maskrcnn.model import Detections
+from maskrcnn.files import atomic_write
+from maskrcnn.structures import Detections
+from maskrcnn.structures.rle import cell_boxes, cell_window
 
 TILE = 256
 """Pixels of a tile's side."""
@@ -85,7 +85,7 @@ def _from_below(detections: Detections) -> Ints:
 
 
 def _write(path: Path, rles: list[dict[str, Any]], boxes: Ints, order: Ints, size: tuple[int, int]) -> None:
-    with replacing(path) as beside:
+    with atomic_write(path) as beside:
         tifffile.imwrite(
             beside,
             _tiles(rles, boxes, order, size),

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from skimage.measure import find_contours
 
-from maskrcnn.data.rle import cell_window
+from maskrcnn.structures.rle import cell_window
 
 TOLERANCE = 1.0
 """Units of the grid by which a simplified outline may leave the true one; where pixels are larger, half a pixel."""

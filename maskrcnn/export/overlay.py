@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from skimage.segmentation import find_boundaries
 from torch import Tensor
 
-from maskrcnn.model import Detections
+from maskrcnn.structures import Detections
 
 # Okabe & Ito's palette (safe for colour-blind readers), the strongest on both dark and pink pictures first.
 COLORS = ((240, 228, 66), (0, 158, 255), (0, 220, 130), (255, 80, 60), (204, 121, 167), (86, 180, 233), (230, 159, 0))
@@ -22,24 +22,24 @@ def draw_overlay(
     image: Tensor | npt.NDArray[np.uint8],
     detections: Detections,
     class_names: Sequence[str],
-    min_score: float | Sequence[float] = 0.5,
+    score_threshold: float | Sequence[float] = 0.5,
     shortest_side: int = 480,
     longest_side: int = 1600,
 ) -> Image.Image:
-    """The picture with every detection of at least ``min_score`` outlined.
+    """The picture with every detection of at least ``score_threshold`` outlined.
 
     Args:
         image: uint8 [H, W, 3], or the picture reduced, of any size.
         detections: of the whole picture.
         class_names: names of classes 1..K.
-        min_score: cells of a lower score are left out; one for all or one for each class.
+        score_threshold: cells of a lower score are left out; one for all or one for each class.
         shortest_side, longest_side: small pictures are enlarged until the shorter side has about ``shortest_side``
             pixels, large ones reduced until the longer one has ``longest_side``. Outlines are drawn at the new size.
     """
     height, width = detections.size
     scale = min(max(1.0, shortest_side / min(height, width)), longest_side / max(height, width))
     height, width = max(1, round(height * scale)), max(1, round(width * scale))
-    detections = detections.filter(min_score).to("cpu").resized((height, width))
+    detections = detections.filter(score_threshold).to("cpu").resized((height, width))
     pixels = image.cpu().numpy() if isinstance(image, Tensor) else image
     picture = Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC)
     canvas = np.asarray(picture).astype(np.float32)
@@ -49,11 +49,11 @@ def draw_overlay(
     fill, outline = cells > 0, find_boundaries(cells, mode="inner")
     canvas[fill] = 0.85 * canvas[fill] + 0.15 * colors[fill]
     canvas[outline] = colors[outline]
-    return _with_legend(canvas.round().astype(np.uint8), detections.labels, class_names, min_score)
+    return _with_legend(canvas.round().astype(np.uint8), detections.labels, class_names, score_threshold)
 
 
 def _with_legend(
-    canvas: np.ndarray, labels: Tensor, class_names: Sequence[str], min_score: float | Sequence[float]
+    canvas: np.ndarray, labels: Tensor, class_names: Sequence[str], score_threshold: float | Sequence[float]
 ) -> Image.Image:
     height, width = canvas.shape[:2]
     counts = torch.bincount(labels, minlength=len(class_names) + 1).tolist()
@@ -61,7 +61,7 @@ def _with_legend(
     result = Image.new("RGB", (width, height + LEGEND_HEIGHT), (32, 32, 32))
     result.paste(Image.fromarray(canvas), (0, 0))
     draw, font = ImageDraw.Draw(result), ImageFont.load_default(size=13)
-    scores = [min_score] if isinstance(min_score, float | int) else min_score
+    scores = [score_threshold] if isinstance(score_threshold, float | int) else score_threshold
     lowest = " to ".join(f"{score:g}" for score in sorted({min(scores), max(scores)}))
     x = 6.0
     for text, color in [*entries, (f"score >= {lowest}", (220, 220, 220))]:

@@ -21,12 +21,12 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from maskrcnn.data.rle import label_image, label_planes
 from maskrcnn.evaluation.coco_ap import COCO_MAX_DETECTIONS, coco_metrics
 from maskrcnn.evaluation.dense import THRESHOLDS, Counts, count, summarize
 from maskrcnn.export.outlines import outline_paths
 from maskrcnn.export.overlay import COLORS
-from maskrcnn.files import replacing
+from maskrcnn.files import atomic_write
+from maskrcnn.structures.rle import label_image, label_planes
 
 JPEG_BYTES = 48_000
 """Size of a thumbnail at most: a hundred pictures full of cells stay below 15 MB, base64 and outlines included."""
@@ -65,7 +65,7 @@ def write_report(
     class_names: Sequence[str],
     title: str = "Cells",
     subtitle: str = "",
-    min_score: float = 0.5,
+    score_threshold: float = 0.5,
 ) -> None:
     """Write the page, beside first and then renamed.
 
@@ -75,14 +75,14 @@ def write_report(
             come first, else they keep their order.
         class_names: names of classes 1..K.
         title, subtitle: plain text.
-        min_score: cells below are hidden until the reader moves the slider. The scores against the truth are computed
-            with this one and stay.
+        score_threshold: cells below are hidden until the reader moves the slider. The scores against the truth are
+            computed with this one and stay.
 
     Raises:
         InputError: the file cannot be written.
         ValueError: a class that has no name, or a segmentation of another size than its picture.
     """
-    scores = _Scores(len(class_names), min_score)
+    scores = _Scores(len(class_names), score_threshold)
     cards: list[tuple[float, str]] = []
     for index, picture in enumerate(pictures):
         _check(picture, len(class_names))
@@ -94,7 +94,7 @@ def write_report(
     ]
     data = {
         "classes": classes,
-        "minScore": round(min_score * SCORE_UNITS),
+        "scoreThreshold": round(score_threshold * SCORE_UNITS),
         "scoreUnits": SCORE_UNITS,
         "scores": scores.summary() if scores.images else None,
     }
@@ -106,7 +106,7 @@ def write_report(
         data=_json(data),
         cards="\n".join(card for _, card in sorted(cards, key=lambda card: card[0])),
     )
-    with replacing(path) as beside:
+    with atomic_write(path) as beside:
         beside.write_bytes(page.encode("utf-8", "replace"))  # names of files need not be Unicode
 
 
@@ -186,7 +186,7 @@ class _Scores:
     """Collects what the scores against the truth follow from: run lengths, and counts by picture and class."""
 
     num_classes: int
-    min_score: float
+    score_threshold: float
     images: list[dict[str, Any]] = field(default_factory=list)
     annotations: list[dict[str, Any]] = field(default_factory=list)
     results: list[dict[str, Any]] = field(default_factory=list)
@@ -224,7 +224,7 @@ class _Scores:
         ]
         return {
             "pictures": len(self.images),
-            "minScore": self.min_score,
+            "scoreThreshold": self.score_threshold,
             "limit": self.limit,
             "ap": _known(coco[f"AP{suffix}"]),
             "ap50": _known(coco[f"AP50{suffix}"]),
@@ -235,7 +235,7 @@ class _Scores:
     def _count(self, picture: ReportPicture, category: int) -> Counts:
         """As :func:`maskrcnn.evaluation.evaluate.dense_metrics` counts the cells of a class in a picture."""
         cells = [cell["segmentation"] for cell in picture.truth or () if cell["category_id"] == category]
-        found = [r for r in picture.results if r["category_id"] == category and r["score"] >= self.min_score]
+        found = [r for r in picture.results if r["category_id"] == category and r["score"] >= self.score_threshold]
         if not cells and not found:
             return Counts(0, 0, np.zeros(len(THRESHOLDS), np.int64), 0, 0.0)
         found = sorted(found, key=lambda result: result["score"])  # label_image shows the last one

@@ -13,10 +13,10 @@ import numpy.typing as npt
 from skimage.measure import regionprops
 from torch import Tensor
 
-from maskrcnn.data.rle import cell_boxes, cell_window
 from maskrcnn.export.labels import classes_of
-from maskrcnn.files import replacing
-from maskrcnn.model import Detections
+from maskrcnn.files import atomic_write
+from maskrcnn.structures import Detections
+from maskrcnn.structures.rle import cell_boxes, cell_window
 
 BLOCK = 1024
 """Cells whose windows begin in the same square of this many pixels share a read of the picture."""
@@ -54,7 +54,7 @@ def write_table(path: Path, detections: Detections, class_names: Sequence[str], 
     """
     classes = classes_of(detections, len(class_names))
     rows = _measure(detections.to_rle(), read_region)
-    with replacing(path) as beside, beside.open("w", newline="", encoding="utf-8") as file:
+    with atomic_write(path) as beside, beside.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(COLUMNS)
         for index, (number, score, row) in enumerate(zip(classes, detections.scores.tolist(), rows, strict=True)):

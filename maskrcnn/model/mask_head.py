@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from maskrcnn import ops
-from maskrcnn.data.labels import InstanceLabels
 from maskrcnn.model.conv import Conv3x3
 from maskrcnn.model.group_norm import GROUPS
 from maskrcnn.model.losses import MaskLoss, mask_loss, mean_count
 from maskrcnn.model.roi_heads import RoIPool, SampledRoIs
+from maskrcnn.structures import InstanceLabels
 
 CHUNK = 128
 """RoIs that go through the head together in inference: a tile of 1,000 cells needs no more memory than one of 128."""

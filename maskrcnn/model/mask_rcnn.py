@@ -9,9 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from maskrcnn.data.labels import InstanceLabels
 from maskrcnn.model.anchors import AnchorGenerator
-from maskrcnn.model.detections import Detections
 from maskrcnn.model.fpn import FPN
 from maskrcnn.model.group_norm import GROUPS
 from maskrcnn.model.losses import MaskLoss
@@ -19,6 +17,7 @@ from maskrcnn.model.mask_head import MaskHead
 from maskrcnn.model.resnet import Norm, ResNet
 from maskrcnn.model.roi_heads import BoxHead, RoIPool
 from maskrcnn.model.rpn import RegionProposalNetwork, RPNHead
+from maskrcnn.structures import Detections, InstanceLabels
 
 # Mean and standard deviation of ImageNet's RGB values in 0..1, which torchvision's weights were trained with.
 PIXEL_MEAN = (0.485, 0.456, 0.406)
@@ -184,7 +183,7 @@ def mask_rcnn_resnet_fpn(
     roi_foreground_iou: float = 0.5,
     roi_canonical_size: int = 224,
     aligned: bool = True,
-    score_threshold: float = 0.05,
+    box_score_threshold: float = 0.05,
     nms_threshold: float = 0.5,
     detections_per_image: int = 200,
     smooth_l1_beta: float = 1 / 9,
@@ -250,7 +249,7 @@ def mask_rcnn_resnet_fpn(
         batch_per_image=roi_batch_per_image,
         positive_fraction=roi_positive_fraction,
         foreground_iou=roi_foreground_iou,
-        score_threshold=score_threshold,
+        score_threshold=box_score_threshold,
         nms_threshold=nms_threshold,
         detections_per_image=detections_per_image,
         smooth_l1_beta=smooth_l1_beta,

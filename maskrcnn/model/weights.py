@@ -119,7 +119,7 @@ def transfer_weights(model: MaskRCNN, state: State) -> str:
         if before == 1:
             adapted["box_head.cls_score.bias"][1:] -= math.log(now)
         note = f"; {now} classes start as copies of its one" if before == 1 else f"; {now} classes start anew"
-    if wrong := misfits(adapted, own):
+    if wrong := key_mismatches(adapted, own):
         raise InputError(f"weights that do not fit the model: {wrong}")
     model.load_state_dict(adapted)
     return f"{len(state)} tensors loaded{note}"
@@ -218,11 +218,11 @@ def _check_fit(target: nn.Module, state: State, path: Path) -> None:
         )
     if statistics == [False, True]:
         raise InputError(f"{path}: weights with group norm, but the model has batch norm; choose --norm group")
-    if wrong := misfits(state, own):
+    if wrong := key_mismatches(state, own):
         raise InputError(f"{path}: weights that do not fit the model: {wrong}")
 
 
-def misfits(state: State, own: State) -> str:
+def key_mismatches(state: State, own: State) -> str:
     """The keys of a file's ``state`` that do not fit the model's ``own``, the first three of them; "" if all fit."""
     wrong = [f"{key} (missing in the file)" for key in own if key not in state]
     wrong += [f"{key} (not in the model)" for key in state if key not in own]

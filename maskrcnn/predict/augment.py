@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from maskrcnn.model import Detections
 from maskrcnn.predict.masks import laid_over
+from maskrcnn.structures import Detections
 
 Augment = Literal["none", "flips", "rotations", "scales"]
 """``flips``: the picture and its mirror images (4 views); ``rotations``: those of the picture turned by 90 degrees, too

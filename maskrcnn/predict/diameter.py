@@ -12,9 +12,9 @@ from torch import Tensor
 
 from maskrcnn.data.picture import Picture
 from maskrcnn.data.transforms import SCALE_LIMITS, scale_to
-from maskrcnn.model import Detections
 from maskrcnn.predict.tiles import CUT_MARGIN, Tile, inner_room
 from maskrcnn.predict.windows import REDUCED, representative_windows
+from maskrcnn.structures import Detections
 
 LOOK = 512 * 512
 """Pixels that a look at one scale shows to the network, at least..."""

@@ -12,7 +12,7 @@ from dataclasses import replace
 from functools import partial
 from itertools import groupby
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -20,19 +20,19 @@ from torch import Tensor
 
 from maskrcnn import pretrained
 from maskrcnn.checkpoint import build_model, load_checkpoint, locate
-from maskrcnn.data.labels import InstanceLabels
 from maskrcnn.data.picture import Picture, open_pictures, picture_of
 from maskrcnn.data.sample import Sample, collate
 from maskrcnn.data.transforms import scale_to
 from maskrcnn.device import autocast, choose_device
 from maskrcnn.errors import InputError
-from maskrcnn.model import Detections, MaskRCNN
+from maskrcnn.model import MaskRCNN
 from maskrcnn.model.group_norm import statistics_of
 from maskrcnn.predict.augment import Augment, detect_in_views
 from maskrcnn.predict.diameter import estimate_diameter
 from maskrcnn.predict.masks import into_their_boxes
 from maskrcnn.predict.tiles import Tile, merge_tiles, tile_picture
 from maskrcnn.predict.windows import representative_windows
+from maskrcnn.structures import Detections, InstanceLabels
 
 T = TypeVar("T")
 
@@ -51,7 +51,7 @@ BYTES_PER_PIXEL = 1500
 
 SMALLEST_TILE = 256
 
-MIN_SCORE = 0.5
+SCORE_THRESHOLD = 0.5
 """The score from which a cell is to be believed, where none was fitted."""
 
 LOOK = 1 << 21
@@ -73,7 +73,7 @@ class Predictor:
         pixels_per_detection: the limit of cells is a tile's area divided by it, where the checkpoint's is lower.
         diameter: the median diameter of cells, in pixels, that the network was trained for: pictures are brought to
             that scale, and tiles and overlap are pixels there. None: it was trained at the pictures' own scale.
-        min_score: the score from which a cell is to be believed, one for each class.
+        score_threshold: the score from which a cell is to be believed, one for each class.
         mask_threshold: probability above which a point belongs to a cell.
     """
 
@@ -88,14 +88,14 @@ class Predictor:
         overlap: int | None = None,
         batch_size: int | None = None,
         augment: Augment = "none",
-        least_score: float | None = None,
+        box_score_threshold: float | None = None,
         diameter: float | None = None,
-        min_score: float | Sequence[float] = MIN_SCORE,
+        score_threshold: float | Sequence[float] = SCORE_THRESHOLD,
         mask_threshold: float = 0.5,
     ) -> None:
         self.model = model.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-        if least_score is not None:
-            self.model.box_head.score_threshold = least_score
+        if box_score_threshold is not None:
+            self.model.box_head.score_threshold = box_score_threshold
         self.percentiles = percentiles
         self.class_names = tuple(class_names)
         self.device = device
@@ -105,11 +105,15 @@ class Predictor:
         self.batch_size = (1 if device.type == "cpu" else 4) if batch_size is None else batch_size
         self.augment: Augment = augment
         self.diameter = diameter
-        scores = [min_score] * len(self.class_names) if isinstance(min_score, float | int) else min_score
-        self.min_score = tuple(map(float, scores))
-        if len(self.min_score) != len(self.class_names):
+        scores = (
+            [score_threshold] * len(self.class_names) if isinstance(score_threshold, float | int) else score_threshold
+        )
+        self.score_threshold = tuple(map(float, scores))
+        if len(self.score_threshold) != len(self.class_names):
             count = len(self.class_names)
-            raise InputError(f"min_score has {len(self.min_score)} entries; expected {count}, one per class")
+            raise InputError(
+                f"score_threshold has {len(self.score_threshold)} entries; expected {count}, one per class"
+            )
         self.mask_threshold = mask_threshold
         self.pixels_per_detection = PIXELS_PER_DETECTION
         self._look = LOOK
@@ -128,7 +132,7 @@ class Predictor:
 
         Returns:
             Detections on the CPU, highest score first, in pixels of the picture. All that the network found: those to
-            be believed are ``cells.filter(predictor.min_score)``.
+            be believed are ``cells.filter(predictor.score_threshold)``.
 
         Raises:
             InputError: the file or array is no picture that can be used, or a stack of several.
@@ -359,7 +363,7 @@ def load(
     overlap: int | None = None,
     batch_size: int | None = None,
     augment: Augment = "none",
-    least_score: float | None = None,
+    box_score_threshold: float | None = None,
 ) -> Predictor:
     """A trained network, ready to predict: a model that comes with the package, or one that ``train.py`` wrote.
 
@@ -369,7 +373,7 @@ def load(
         device: ``auto``, ``cpu`` or ``cuda``.
         precision: ``auto`` (bf16 autocast on GPUs and CPUs that compute in it, else fp32), ``fp32`` or ``bf16``.
         tile, overlap, batch_size, augment: see :class:`Predictor`; None: chosen for the device.
-        least_score: cells of a lower score are not looked for, which saves the work of their masks; None: 0.05.
+        box_score_threshold: cells of a lower score are not looked for, which saves the work of their masks; None: 0.05.
 
     Raises:
         InputError: the file is missing, damaged, or no checkpoint of this project; a tile that cannot be used.
@@ -387,7 +391,14 @@ def load(
         overlap,
         batch_size,
         augment,
-        least_score,
+        box_score_threshold,
         contents.get("diameter"),
-        **contents.get("thresholds", {}),
+        **_thresholds(contents),
     )
+
+
+def _thresholds(contents: dict[str, Any]) -> dict[str, Any]:
+    """The thresholds that a checkpoint was fitted with, by the names of :class:`Predictor`; ``min_score`` was the
+    earlier name of one."""
+    fitted = contents.get("thresholds", {})
+    return {"score_threshold" if name == "min_score" else name: value for name, value in fitted.items()}

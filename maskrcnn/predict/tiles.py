@@ -15,8 +15,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from maskrcnn.data.rle import cell_window
-from maskrcnn.model import Detections
+from maskrcnn.structures import Detections
+from maskrcnn.structures.rle import cell_window
 
 SAME_CELL = 0.5
 """Overlap of two masks from which they are one cell, as in COCO's lowest threshold."""

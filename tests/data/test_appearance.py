@@ -14,10 +14,10 @@ from torch import Tensor
 
 from maskrcnn.data import appearance as A
 from maskrcnn.data.dataset import Transform
-from maskrcnn.data.labels import InstanceLabels
 from maskrcnn.data.sample import Sample
 from maskrcnn.engine.config import DataOptions
 from maskrcnn.engine.datasets import training_transform
+from maskrcnn.structures import InstanceLabels
 
 ALWAYS = [
     A.ColorJitter(0.3, 0.3, 0.3),

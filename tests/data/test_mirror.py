@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from skimage.measure import label
 
-from maskrcnn.data.labels import InstanceLabels
 from maskrcnn.data.mirror import mirror_to
 from maskrcnn.data.sample import Sample
+from maskrcnn.structures import InstanceLabels
 
 
 def _sample(planes: np.ndarray, classes: list[int]) -> Sample:

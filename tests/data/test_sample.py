@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from maskrcnn.data import InstanceLabels, Sample, collate
+from maskrcnn.data import Sample, collate
+from maskrcnn.structures import InstanceLabels
 
 
 def sample(height: int, width: int, name: str = "a", cells: bool = True) -> Sample:

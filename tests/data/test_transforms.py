@@ -8,8 +8,8 @@ import torch
 
 from maskrcnn.data import transforms as T
 from maskrcnn.data.appearance import ColorJitter
-from maskrcnn.data.labels import InstanceLabels
 from maskrcnn.data.sample import Sample
+from maskrcnn.structures import InstanceLabels
 
 
 def cells(height: int = 60, width: int = 80) -> Sample:

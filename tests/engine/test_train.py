@@ -63,10 +63,10 @@ def test_the_best_checkpoint_is_that_of_the_best_validation(tiny_run: Path) -> N
 def test_thresholds_are_fitted_and_kept(tiny_run: Path) -> None:
     thresholds = json.loads((tiny_run / "thresholds.json").read_text())
     best = load_checkpoint(tiny_run / "best.pt")
-    assert best["thresholds"]["min_score"] == tuple(thresholds["min_score"])
+    assert best["thresholds"]["score_threshold"] == tuple(thresholds["score_threshold"])
     assert best["model_options"]["nms_threshold"] == thresholds["nms_threshold"]
     predictor = maskrcnn.load(tiny_run / "best.pt", device="cpu")
-    assert predictor.min_score == tuple(thresholds["min_score"])
+    assert predictor.score_threshold == tuple(thresholds["score_threshold"])
     assert predictor.mask_threshold == thresholds["mask_threshold"]
     assert predictor.model.box_head.nms_threshold == thresholds["nms_threshold"]
     assert predictor.diameter == 30

@@ -23,8 +23,9 @@ from maskrcnn.engine import train as trainer
 from maskrcnn.engine.config import TrainConfig
 from maskrcnn.engine.log import TOTAL, MetricsLog
 from maskrcnn.evaluation import evaluate as evaluation
-from maskrcnn.model import Detections, MaskRCNN, mask_rcnn_resnet_fpn
+from maskrcnn.model import MaskRCNN, mask_rcnn_resnet_fpn
 from maskrcnn.predict.predictor import Predictor
+from maskrcnn.structures import Detections
 
 FEW_PROPOSALS = {"rpn_pre_nms": (32, 16), "rpn_post_nms": (32, 16)}
 

@@ -17,13 +17,13 @@ from torch import Tensor, nn
 
 from maskrcnn.data.coco import to_coco
 from maskrcnn.data.dataset import CellDataset
-from maskrcnn.data.labels import InstanceLabels
 from maskrcnn.evaluation.coco_ap import coco_metrics
 from maskrcnn.evaluation.dense import PER_PICTURE, POOLED, count, dense_metrics, summarize
 from maskrcnn.evaluation.evaluate import evaluate
 from maskrcnn.evaluation.thresholds import fit_thresholds
-from maskrcnn.model import Detections, MaskRCNN
+from maskrcnn.model import MaskRCNN
 from maskrcnn.predict.predictor import Predictor
+from maskrcnn.structures import Detections, InstanceLabels
 
 SIZE = 96
 
@@ -142,12 +142,12 @@ def _drawn(results: list[dict[str, Any]], image: int, category: int | None) -> n
     return labels
 
 
-@pytest.mark.parametrize("min_score", [0.0, 0.5])
-def test_dense_metrics_of_overlapping_results(min_score: float) -> None:
+@pytest.mark.parametrize("score_threshold", [0.0, 0.5])
+def test_dense_metrics_of_overlapping_results(score_threshold: float) -> None:
     """Against label images painted from full masks. True cells that overlap get a plane each."""
     truth, results = _random_case(2)
-    metrics = dense_metrics(truth, results, min_score)
-    kept = [result for result in results if result["score"] >= min_score]
+    metrics = dense_metrics(truth, results, score_threshold)
+    kept = [result for result in results if result["score"] >= score_threshold]
     for name, category in (("any", None), ("class1", 1), ("class2", 2), ("class3", 3)):
         pictures = []
         for image in range(1, 5):
@@ -174,7 +174,7 @@ def test_dense_metrics_scored_by_hand() -> None:
     assert in_front["AP50/class1"] == 1 / 2  # half of the cell is left to see, IoU 0.5: a hit for AP...
     assert in_front["PQ"] == 0  # ... and none for PQ
     assert dense_metrics(truth, [_result(cell, 0.4)])["AP50"] == 0
-    assert dense_metrics(truth, [_result(cell, 0.4)], min_score=0.4)["AP50"] == 1
+    assert dense_metrics(truth, [_result(cell, 0.4)], score_threshold=0.4)["AP50"] == 1
     assert dense_metrics(truth, [])["AP50/class2"] == -1
 
 
@@ -296,11 +296,11 @@ def test_scores_and_masks_are_fitted() -> None:
     ]
     model = Copier(lambda cell: 0.25 if cell in debris else 0.3 + cell / 50, swell=0.25)
     chosen = fit_thresholds(_predictor(model), dataset, truth)
-    assert chosen.min_score == (0.3,)
+    assert chosen.score_threshold == (0.3,)
     assert chosen.mask_threshold == 0.6
     assert chosen.nms_threshold == 0.5 == model.box_head.nms_threshold
     assert chosen.tried["mask_threshold=0.6"] > chosen.tried["mask_threshold=0.5"]
-    fitted = _predictor(model, min_score=chosen.min_score, mask_threshold=chosen.mask_threshold)
+    fitted = _predictor(model, score_threshold=chosen.score_threshold, mask_threshold=chosen.mask_threshold)
     assert (
         evaluate(fitted, dataset, truth=truth)["dense/AP"]
         > evaluate(_predictor(model), dataset, truth=truth)["dense/AP"]
@@ -310,4 +310,4 @@ def test_scores_and_masks_are_fitted() -> None:
 def test_thresholds_stay_where_nothing_is_gained() -> None:
     dataset = Shown([_squares(10)], ["a"])
     chosen = fit_thresholds(_predictor(Copier()), dataset, to_coco(dataset))
-    assert (chosen.min_score, chosen.mask_threshold, chosen.nms_threshold) == ((0.5,), 0.5, 0.5)
+    assert (chosen.score_threshold, chosen.mask_threshold, chosen.nms_threshold) == ((0.5,), 0.5, 0.5)

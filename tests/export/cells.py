@@ -13,7 +13,7 @@ import torch
 from pycocotools import mask as coco_mask
 from scipy import ndimage
 
-from maskrcnn.model import Detections
+from maskrcnn.structures import Detections
 
 NAMES = ["epithelial", "lymphocyte, small", "macrophage"]
 SIDE = 40

@@ -16,8 +16,8 @@ from maskrcnn.errors import InputError
 from maskrcnn.export.geojson import write_geojson
 from maskrcnn.export.labels import write_class_labels, write_labels
 from maskrcnn.export.table import COLUMNS, write_table
-from maskrcnn.files import replacing
-from maskrcnn.model import Detections
+from maskrcnn.files import atomic_write
+from maskrcnn.structures import Detections
 from tests.export.cells import (
     NAMES,
     apart,
@@ -102,7 +102,7 @@ def test_a_writer_that_fails_leaves_the_earlier_file(tmp_path: Path) -> None:
     path.write_text("earlier")
 
     def stop_halfway() -> None:
-        with replacing(path) as beside:
+        with atomic_write(path) as beside:
             beside.write_text("half")
             raise KeyboardInterrupt
 
@@ -110,7 +110,7 @@ def test_a_writer_that_fails_leaves_the_earlier_file(tmp_path: Path) -> None:
         stop_halfway()
     assert path.read_text() == "earlier"
     assert list(tmp_path.iterdir()) == [path]
-    with replacing(path) as beside:
+    with atomic_write(path) as beside:
         beside.write_text("whole")
         assert path.read_text() == "earlier"
     assert path.read_text() == "whole"

@@ -30,7 +30,7 @@ from maskrcnn.export.config import InferConfig
 from maskrcnn.export.infer import infer
 from maskrcnn.export.jobs import Job, find_jobs
 from maskrcnn.export.overlay import draw_overlay
-from maskrcnn.model import Detections
+from maskrcnn.structures import Detections
 from tests.conftest import ROOT
 from tests.data.test_picture import OME
 
@@ -159,7 +159,13 @@ ALL: tuple[Any, ...] = ("coco", "labels", "class-labels", "geojson", "csv", "ove
 def test_every_format_says_the_same(tiny_run: Path, tiny_dataset: Path, tmp_path: Path) -> None:
     """Label image, its classes, outlines, table and COCO results of the same cells."""
     config = InferConfig(
-        tiny_run / "best.pt", data=tiny_dataset, out=tmp_path, format=ALL, min_score=0.0, report=True, device="cpu"
+        tiny_run / "best.pt",
+        data=tiny_dataset,
+        out=tmp_path,
+        format=ALL,
+        score_threshold=0.0,
+        report=True,
+        device="cpu",
     )
     outcome = infer(config)
     entries = json.loads((tmp_path / "test-results.json").read_text())
@@ -392,8 +398,11 @@ def test_the_headers_of_a_stack_are_read_once(tiny_run: Path, tmp_path: Path, mo
     ("options", "message"),
     [
         ({"truth": Path("truth")}, "--truth is for the report"),
-        ({"min_score": 1.5}, r"--min-score is 1\.5; expected 0 to 1"),
-        ({"least_score": 0.6, "min_score": 0.5}, r"--least-score is 0\.6; expected 0 to --min-score"),
+        ({"score_threshold": 1.5}, r"--score-threshold is 1\.5; expected 0 to 1"),
+        (
+            {"box_score_threshold": 0.6, "score_threshold": 0.5},
+            r"--box-score-threshold is 0\.6; expected 0 to --score-threshold",
+        ),
         ({"diameter": 0.0}, r"--diameter is 0\.0; expected pixels above 0, auto or none"),
         ({"level": -1}, "--level is -1"),
         ({"channels": (0, 1, 2, 3)}, "--channels: 4 given, expected one to three"),

@@ -123,7 +123,7 @@ def test_without_truth_the_order_stays(tmp_path: Path) -> None:
 
 
 def test_the_scores_are_those_of_validation(tmp_path: Path) -> None:
-    write_report(tmp_path / "report.html", _pictures(), NAMES, min_score=0.25)
+    write_report(tmp_path / "report.html", _pictures(), NAMES, score_threshold=0.25)
     scores = _data((tmp_path / "report.html").read_text())[0]["scores"]
     images, annotations, results = [], [], []
     for number, picture in enumerate(list(_pictures())[:3], start=1):
@@ -330,7 +330,7 @@ def test_the_slider_filters_counts_and_outlines(page: Any) -> None:
         ("1", ["0", "0", "0"], 0),
     ):
         page.execute_script(
-            "const slider = document.getElementById('min-score');"
+            "const slider = document.getElementById('score-threshold');"
             "slider.value = arguments[0]; slider.dispatchEvent(new Event('input'));",
             value,
         )

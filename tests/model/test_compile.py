@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from maskrcnn.data.labels import InstanceLabels
-from maskrcnn.model import Detections, MaskRCNN, mask_rcnn_resnet_fpn
+from maskrcnn.model import MaskRCNN, mask_rcnn_resnet_fpn
 from maskrcnn.model.group_norm import statistics_of
+from maskrcnn.structures import Detections, InstanceLabels
 
 SIZES = ((64, 96), (96, 64))
 SEEDS = (0, 1, 2)
@@ -35,7 +35,7 @@ def model() -> MaskRCNN:
         rpn_pre_nms=(64, 32),
         rpn_post_nms=(64, 32),
         roi_batch_per_image=16,
-        score_threshold=0.52,
+        box_score_threshold=0.52,
         detections_per_image=25,
     )
     nn.init.normal_(network.box_head.cls_score.weight, std=0.02)

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from maskrcnn.data.labels import InstanceLabels
 from maskrcnn.model.mask_head import CHUNK, MaskHead
 from maskrcnn.model.roi_heads import RoIPool, SampledRoIs
+from maskrcnn.structures import InstanceLabels
 
 SIZES = [(50, 64), (64, 40)]  # both smaller than the batch, which is 64 x 64
 PADDED = (64, 64)

@@ -10,9 +10,9 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from maskrcnn import ops
-from maskrcnn.data.labels import InstanceLabels
 from maskrcnn.model import MaskRCNN, mask_rcnn_resnet50_fpn
 from maskrcnn.model.weights import load_weights
+from maskrcnn.structures import InstanceLabels
 
 torchvision = pytest.importorskip("torchvision")
 from torchvision.models.detection import MaskRCNN as TorchvisionMaskRCNN  # noqa: E402

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from maskrcnn.data.labels import InstanceLabels
 from maskrcnn.model.roi_heads import BoxHead, RoIPool, SampledRoIs
+from maskrcnn.structures import InstanceLabels
 
 
 def _head(num_classes: int = 3, **options: object) -> BoxHead:

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from maskrcnn.data.labels import InstanceLabels
 from maskrcnn.model.anchors import AnchorGenerator
 from maskrcnn.model.rpn import RegionProposalNetwork, RPNHead
+from maskrcnn.structures import InstanceLabels
 
 
 def _rpn(sizes: tuple[tuple[float, ...], ...] = ((8,), (16,)), **options: object) -> RegionProposalNetwork:

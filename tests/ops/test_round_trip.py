@@ -17,7 +17,7 @@ from pycocotools import mask as coco_mask
 from torch import Tensor
 
 from maskrcnn import ops
-from maskrcnn.data.labels import InstanceLabels
+from maskrcnn.structures import InstanceLabels
 from tests.shapes import ellipse, instance, iou, noise, polygon, wider
 
 BINS = 28

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from maskrcnn.model import Detections
 from maskrcnn.predict.augment import View, average, detect_in_views, views
+from maskrcnn.structures import Detections
 
 
 def detections(boxes: list[list[float]], scores: list[float], size: tuple[int, int] = (60, 80)) -> Detections:

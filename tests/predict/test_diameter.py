@@ -15,8 +15,8 @@ from torch import Tensor, nn
 import maskrcnn
 from maskrcnn.data.picture import picture_of
 from maskrcnn.errors import InputError
-from maskrcnn.model import Detections
 from maskrcnn.predict.predictor import Predictor
+from maskrcnn.structures import Detections
 
 CANONICAL = 30.0
 

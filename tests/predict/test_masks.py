@@ -12,10 +12,9 @@ from torch import Tensor, nn
 
 import maskrcnn
 from maskrcnn import ops
-from maskrcnn.data.labels import InstanceLabels
-from maskrcnn.model import Detections
 from maskrcnn.predict.masks import into_their_boxes, laid_over
 from maskrcnn.predict.predictor import Predictor
+from maskrcnn.structures import Detections, InstanceLabels
 from tests.export.cells import masks_of
 from tests.shapes import ellipse, instance, iou, polygon, wider
 

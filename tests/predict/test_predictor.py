@@ -16,9 +16,9 @@ from torch import Tensor, nn
 import maskrcnn
 from maskrcnn.data.picture import open_pictures
 from maskrcnn.errors import InputError
-from maskrcnn.model import Detections
 from maskrcnn.predict.predictor import Predictor, default_tile
 from maskrcnn.predict.tiles import tile_picture
+from maskrcnn.structures import Detections
 
 SIDE = 12
 
@@ -122,11 +122,11 @@ def test_tiles_that_cannot_be_used(options: dict) -> None:
         predictor(BrightSquares(), **options)
 
 
-def test_cells_below_the_least_score_are_not_looked_for(tiny_run: Path) -> None:
+def test_cells_below_the_box_score_threshold_are_not_looked_for(tiny_run: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 255, (128, 160, 3), dtype=np.uint8)
-    every = maskrcnn.load(tiny_run / "best.pt", device="cpu", least_score=0.0)(noise)
+    every = maskrcnn.load(tiny_run / "best.pt", device="cpu", box_score_threshold=0.0)(noise)
     least = float(every.scores[len(every) // 2])
-    some = maskrcnn.load(tiny_run / "best.pt", device="cpu", least_score=least)(noise)
+    some = maskrcnn.load(tiny_run / "best.pt", device="cpu", box_score_threshold=least)(noise)
     assert 0 < len(some) < len(every)
     assert torch.equal(some.boxes, every.boxes[every.scores > least])
 

@@ -10,10 +10,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from maskrcnn.data.rle import cell_window
-from maskrcnn.model import Detections
 from maskrcnn.predict.tiles import Tile, _neighbours, merge_tiles, tile_picture
 from maskrcnn.predict.windows import equal_windows
+from maskrcnn.structures import Detections
+from maskrcnn.structures.rle import cell_window
 
 
 @settings(deadline=None)  # many small tiles take their time

@@ -10,13 +10,13 @@ function median(numbers) {
 function summarize() {
   const areas = classes.map(() => []);
   for (const { cells } of pictures) {
-    cells.classes.forEach((k, i) => cells.scores[i] >= shown.minScore && areas[k - 1].push(cells.areas[i]));
+    cells.classes.forEach((k, i) => cells.scores[i] >= shown.scoreThreshold && areas[k - 1].push(cells.areas[i]));
   }
   const all = areas.flat();
   drawFigures(all);
   drawTable(areas, all);
   drawHistogram(byId("sizes"), sizeAxis, areas, () => false);
-  drawHistogram(byId("scores"), scoreAxis, scoresByClass, (stop) => stop <= shown.minScore);
+  drawHistogram(byId("scores"), scoreAxis, scoresByClass, (stop) => stop <= shown.scoreThreshold);
 }
 
 function drawFigures(areas) {
@@ -82,7 +82,7 @@ function drawTable(areas, all) {
     byId("score-note").textContent =
       `Against the true cells of ${plural(scores.pictures, "picture", "pictures")}. A cell is found if one of its ` +
       `class has an IoU of at least 0.5 with it; found, missed and wrong cells are counted at a score of at least ` +
-      `${scores.minScore} and do not follow the slider. AP and AP50 are COCO's, at up to ${scores.limit} cells a ` +
+      `${scores.scoreThreshold} and do not follow the slider. AP and AP50 are COCO's, at up to ${scores.limit} cells a ` +
       `picture.`;
   }
 }

@@ -5,7 +5,7 @@ const byId = (id) => document.getElementById(id);
 const read = (element) => JSON.parse(element.textContent);
 const report = read(byId("report-data"));
 const classes = report.classes;
-const shown = { minScore: report.minScore, outlines: true, truth: true, hidden: new Set() };
+const shown = { scoreThreshold: report.scoreThreshold, outlines: true, truth: true, hidden: new Set() };
 
 const whole = new Intl.NumberFormat("en", { maximumFractionDigits: 0 });
 const rough = new Intl.NumberFormat("en", { maximumSignificantDigits: 3 });
@@ -52,7 +52,7 @@ function drawOutlines(svg, picture) {
   const draw = (kind, paths) => {
     paths.forEach((path, i) => svg.querySelector(`.${kind}.k${i + 1}`).setAttribute("d", path));
   };
-  const cells = join(picture.cells, (i) => picture.cells.scores[i] >= shown.minScore);
+  const cells = join(picture.cells, (i) => picture.cells.scores[i] >= shown.scoreThreshold);
   draw("cell", cells);
   draw("edge", cells);
   if (!picture.truth) return;
@@ -63,7 +63,7 @@ function drawOutlines(svg, picture) {
 
 function countByClass(picture) {
   const counts = classes.map(() => 0);
-  picture.cells.classes.forEach((k, i) => (counts[k - 1] += picture.cells.scores[i] >= shown.minScore));
+  picture.cells.classes.forEach((k, i) => (counts[k - 1] += picture.cells.scores[i] >= shown.scoreThreshold));
   return counts;
 }
 const sum = (numbers) => numbers.reduce((total, number) => total + number, 0);
@@ -116,7 +116,7 @@ const watcher = new IntersectionObserver(
     for (const entry of entries) {
       const picture = pictures.find((one) => one.card === entry.target);
       picture.near = entry.isIntersecting;
-      if (picture.near && picture.drawnAt !== shown.minScore) drawCard(picture);
+      if (picture.near && picture.drawnAt !== shown.scoreThreshold) drawCard(picture);
     }
   },
   { rootMargin: "600px" },
@@ -124,7 +124,7 @@ const watcher = new IntersectionObserver(
 
 function drawCard(picture) {
   drawOutlines(picture.svg, picture);
-  picture.drawnAt = shown.minScore;
+  picture.drawnAt = shown.scoreThreshold;
 }
 
 // ---- Switches, slider and keys
@@ -153,15 +153,15 @@ classes.forEach((c, i) => {
   byId("toggle-classes").append(button);
 });
 
-const slider = byId("min-score");
-slider.value = report.minScore / report.scoreUnits;
+const slider = byId("score-threshold");
+slider.value = report.scoreThreshold / report.scoreUnits;
 function say() {
-  const value = shown.minScore / report.scoreUnits;
-  byId("min-score-shown").textContent = Number(value.toFixed(2)) === value ? value.toFixed(2) : String(value);
+  const value = shown.scoreThreshold / report.scoreUnits;
+  byId("score-threshold-shown").textContent = Number(value.toFixed(2)) === value ? value.toFixed(2) : String(value);
 }
 let waiting = false;
 slider.addEventListener("input", () => {
-  shown.minScore = Math.round(slider.value * report.scoreUnits);
+  shown.scoreThreshold = Math.round(slider.value * report.scoreUnits);
   say();
   if (waiting) return;
   waiting = true;

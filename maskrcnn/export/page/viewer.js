@@ -143,7 +143,7 @@ function cellAt({ x, y }) {
   hits ??= paths.map((path) => new Path2D(path));
   let found = -1;
   hits.forEach((path, i) => {
-    if (scores[i] < shown.minScore || shown.hidden.has(of[i]) || (found >= 0 && areas[found] <= areas[i])) return;
+    if (scores[i] < shown.scoreThreshold || shown.hidden.has(of[i]) || (found >= 0 && areas[found] <= areas[i])) return;
     if (ruler.isPointInPath(path, x, y)) found = i;
   });
   return found;

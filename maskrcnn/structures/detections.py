@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from maskrcnn import ops
-from maskrcnn.data.rle import label_image
+from maskrcnn.structures.rle import label_image
 
 
 @dataclass(frozen=True)
@@ -53,11 +53,11 @@ class Detections:
         boxes, scores, labels, masks = (t[keep] for t in (self.boxes, self.scores, self.labels, self.masks))
         return replace(self, boxes=boxes, scores=scores, labels=labels, masks=masks)
 
-    def filter(self, min_score: float | Sequence[float]) -> Detections:
-        """Those with a score of at least ``min_score``, one for all cells or one for each class 1..K."""
-        if isinstance(min_score, float | int):
-            return self.select(self.scores >= min_score)
-        return self.select(self.scores >= self.scores.new_tensor([0.0, *min_score])[self.labels])
+    def filter(self, score_threshold: float | Sequence[float]) -> Detections:
+        """Those with a score of at least ``score_threshold``, one for all cells or one for each class 1..K."""
+        if isinstance(score_threshold, float | int):
+            return self.select(self.scores >= score_threshold)
+        return self.select(self.scores >= self.scores.new_tensor([0.0, *score_threshold])[self.labels])
 
     def to(self, device: torch.device | str) -> Detections:
         """All tensors on ``device``."""

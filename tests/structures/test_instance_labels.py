@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from pycocotools import mask as coco_mask
 
-from maskrcnn.data import InstanceLabels
+from maskrcnn.structures import InstanceLabels
 
 small_planes = hnp.arrays(
     np.int32,

@@ -9,7 +9,7 @@ import pytest
 import torch
 from pycocotools import mask as coco_mask
 
-from maskrcnn.model import Detections
+from maskrcnn.structures import Detections
 
 
 def _detections(count: int = 3) -> Detections:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 
-from maskrcnn.data.rle import cell_boxes, cell_window, label_image, label_planes, pixels, run_lengths
+from maskrcnn.structures.rle import cell_boxes, cell_window, label_image, label_planes, pixels, run_lengths
 
 
 def _random_masks(seed: int, count: int = 6) -> np.ndarray:

@@ -67,8 +67,8 @@ def test_thresholds_are_fitted_and_kept(tiny_run: Path) -> None:
     assert best["model_options"]["nms_threshold"] == thresholds["nms_threshold"]
     predictor = maskrcnn.load(tiny_run / "best.pt", device="cpu")
     assert predictor.score_threshold == tuple(thresholds["score_threshold"])
-    assert predictor.mask_threshold == thresholds["mask_threshold"]
-    assert predictor.model.box_head.nms_threshold == thresholds["nms_threshold"]
+    assert predictor.detector.mask_threshold == thresholds["mask_threshold"]
+    assert predictor.detector.limits.nms_threshold == thresholds["nms_threshold"]
     assert predictor.diameter == 30
 
 

@@ -45,8 +45,9 @@ from benchmarks.measure import (
     table,
 )
 from benchmarks.train_step import ANCHORS, CLASSES, RATIOS
+from maskrcnn.allocator import keep_freed_memory
 from maskrcnn.data.synthetic import draw_picture
-from maskrcnn.device import keep_freed_memory, use_bfloat16
+from maskrcnn.device import use_bfloat16
 from maskrcnn.model import MaskRCNN, mask_rcnn_resnet50_fpn
 from maskrcnn.model.weights import load_weights
 from maskrcnn.predict.predictor import Predictor

@@ -19,8 +19,9 @@ import tyro
 from skimage.draw import disk
 
 from benchmarks.measure import machine, table
+from maskrcnn.allocator import keep_freed_memory
 from maskrcnn.data.sample import Batch, Sample, collate
-from maskrcnn.device import autocast, keep_freed_memory
+from maskrcnn.device import autocast
 from maskrcnn.model import MaskRCNN, mask_rcnn_resnet_fpn
 from maskrcnn.predict.predictor import Predictor
 from maskrcnn.structures import InstanceLabels

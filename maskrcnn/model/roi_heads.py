@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from maskrcnn import ops
+from maskrcnn.distributed import mean_count
 from maskrcnn.model.box_coder import BoxCoder
 from maskrcnn.model.limits import Limits
-from maskrcnn.model.losses import mean_count
 from maskrcnn.model.rois import best_of_each_image, clip_boxes, join_rois
 from maskrcnn.model.sampler import sample_balanced
 from maskrcnn.structures import InstanceLabels

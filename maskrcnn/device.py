@@ -5,11 +5,15 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+from typing import Literal
 
 import torch
 
 from maskrcnn.errors import InputError
 from maskrcnn.ops.library import CUDA_LIBRARY
+
+Precision = Literal["auto", "fp32", "bf16"]
+"""auto: bf16 autocast where the device computes in it."""
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # malloc.h
 

@@ -11,6 +11,7 @@ from typing import Literal
 from maskrcnn import pretrained
 from maskrcnn.checkpoint import load_checkpoint, locate
 from maskrcnn.data.dataset import CellDataset
+from maskrcnn.device import Precision
 from maskrcnn.engine.config import DataOptions, TrainConfig
 from maskrcnn.engine.datasets import build_datasets, read_datasets
 from maskrcnn.errors import InputError, writing
@@ -18,8 +19,9 @@ from maskrcnn.evaluation.coco_ap import MAX_DETECTIONS
 from maskrcnn.evaluation.dense import AT
 from maskrcnn.evaluation.evaluate import evaluate
 from maskrcnn.files import atomic_write
+from maskrcnn.options import check_options
 from maskrcnn.predict.augment import Augment
-from maskrcnn.predict.predictor import Diameter, Predictor, load
+from maskrcnn.predict.predictor import Diameter, Predictor, TileSide, load
 
 SCORES = "scores.json"
 
@@ -45,13 +47,13 @@ class EvaluateConfig:
     """See infer.py."""
     augment: Augment = "none"
     """See infer.py."""
-    tile: int | None = None
+    tile: TileSide | None = None
     """See infer.py."""
     out: Path | None = None
     """Folder for scores.json, precision_recall.png and classes.png; default: none are written."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: cuda where it is available."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    precision: Precision = "auto"
     """auto: bf16 autocast on GPUs, and on CPUs (AVX-512 BF16, AMX), that compute in it; else fp32."""
 
 
@@ -61,6 +63,7 @@ def evaluate_checkpoint(config: EvaluateConfig) -> dict[str, float]:
     Raises:
         InputError: for a checkpoint or data that cannot be used, or data of other classes than the checkpoint's.
     """
+    check_options(config)
     predictor = load(config.checkpoint, config.device, config.precision, config.tile, augment=config.augment)
     dataset = _pictures(config, predictor)
     if config.out is not None:

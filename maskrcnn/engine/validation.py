@@ -11,6 +11,7 @@ import torch
 
 from maskrcnn import distributed
 from maskrcnn.checkpoint import build_model, load_checkpoint, save_checkpoint
+from maskrcnn.device import Precision
 from maskrcnn.engine.datasets import Datasets
 from maskrcnn.engine.log import MetricsLog
 from maskrcnn.engine.steps import BEST_BY, Run
@@ -32,7 +33,7 @@ def validate(
     log: MetricsLog,
     truth: dict[str, Any],
     plots: Path | None,
-    precision: str,
+    precision: Precision,
 ) -> None:
     """Score the validation pictures after an epoch, and keep the weights in ``best.pt`` if none were better."""
     model = run.scored_model
@@ -68,7 +69,7 @@ def print_validation(epoch: int, metrics: dict[str, float]) -> None:
 
 
 def choose_thresholds(
-    folder: Path, datasets: Datasets, device: torch.device, truth: dict[str, Any], precision: str
+    folder: Path, datasets: Datasets, device: torch.device, truth: dict[str, Any], precision: Precision
 ) -> None:
     """Fit the thresholds of ``best.pt`` on the validation pictures, and keep them in it as its defaults.
 
@@ -96,6 +97,6 @@ def choose_thresholds(
     distributed.from_main(write)
 
 
-def _predictor(model: MaskRCNN, description: dict[str, Any], device: torch.device, precision: str) -> Predictor:
+def _predictor(model: MaskRCNN, description: dict[str, Any], device: torch.device, precision: Precision) -> Predictor:
     """What a user gets who loads the weights with this description; the data set has stretched the pictures."""
     return Predictor(model, None, description["class_names"], device, precision, diameter=description.get("diameter"))

@@ -12,7 +12,7 @@ from dataclasses import replace
 from functools import partial
 from itertools import groupby
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -23,10 +23,11 @@ from maskrcnn.checkpoint import build_model, load_checkpoint, locate
 from maskrcnn.data.picture import Picture, open_pictures, picture_of
 from maskrcnn.data.sample import Sample, collate
 from maskrcnn.data.transforms import scale_to
-from maskrcnn.device import autocast, choose_device
+from maskrcnn.device import Precision, autocast, choose_device
 from maskrcnn.errors import InputError
 from maskrcnn.model import MaskRCNN
 from maskrcnn.model.group_norm import statistics_of
+from maskrcnn.options import Fraction, Percentile, Range, checked
 from maskrcnn.predict.augment import Augment, detect_in_views
 from maskrcnn.predict.diameter import estimate_diameter
 from maskrcnn.predict.masks import into_their_boxes
@@ -42,7 +43,10 @@ OVERLAP = 128
 PIXELS_PER_DETECTION = 1024
 """The checkpoint's limit of cells was meant for small pictures: in larger ones there may be one in each 32x32."""
 
-Diameter = float | Literal["auto", "none"]
+TileSide = Annotated[int, Range(32, 65536)]
+Overlap = Annotated[int, Range(0, 32768)]
+BatchSize = Annotated[int, Range(1, 65536)]
+Diameter = Annotated[float, Range(0, 1_000_000, open_low=True)] | Literal["auto", "none"]
 """How large cells are taken to be: their median diameter in pixels of the picture (of the circle of equal area); auto:
 estimated; none: the picture is predicted at its own scale."""
 
@@ -77,21 +81,22 @@ class Predictor:
         mask_threshold: probability above which a point belongs to a cell.
     """
 
+    @checked
     def __init__(
         self,
         model: MaskRCNN,
-        percentiles: tuple[float, float] | None,
+        percentiles: tuple[Percentile, Percentile] | None,
         class_names: Sequence[str],
         device: torch.device,
-        precision: str = "auto",
-        tile: int | None = None,
-        overlap: int | None = None,
-        batch_size: int | None = None,
+        precision: Precision = "auto",
+        tile: TileSide | None = None,
+        overlap: Overlap | None = None,
+        batch_size: BatchSize | None = None,
         augment: Augment = "none",
-        box_score_threshold: float | None = None,
-        diameter: float | None = None,
-        score_threshold: float | Sequence[float] = SCORE_THRESHOLD,
-        mask_threshold: float = 0.5,
+        box_score_threshold: Fraction | None = None,
+        diameter: Annotated[float, Range(0, 1_000_000, open_low=True)] | None = None,
+        score_threshold: Fraction | Sequence[Fraction] = SCORE_THRESHOLD,
+        mask_threshold: Fraction = 0.5,
     ) -> None:
         self.model = model.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
         if box_score_threshold is not None:
@@ -117,11 +122,8 @@ class Predictor:
         self.mask_threshold = mask_threshold
         self.pixels_per_detection = PIXELS_PER_DETECTION
         self._look = LOOK
-        if self.tile < 32 or not 0 <= self.overlap < self.tile or self.batch_size < 1:
-            raise InputError(
-                f"--tile {self.tile}, --overlap {self.overlap}, --batch-size {self.batch_size}: expected a tile of at "
-                "least 32 pixels, an overlap below it and a batch of at least 1"
-            )
+        if self.overlap >= self.tile:
+            raise InputError(f"overlap is {self.overlap}; expected less than the tile, {self.tile}")
 
     def __call__(self, image: str | Path | np.ndarray | Tensor, diameter: Diameter | None = None) -> Detections:
         """Cells in one picture of any size.
@@ -355,15 +357,16 @@ def _say_once(message: str) -> None:
         print(f"warning: {message}", file=sys.stderr)
 
 
+@checked
 def load(
     checkpoint: str | Path = pretrained.DEFAULT,
     device: str = "auto",
-    precision: str = "auto",
-    tile: int | None = None,
-    overlap: int | None = None,
-    batch_size: int | None = None,
+    precision: Precision = "auto",
+    tile: TileSide | None = None,
+    overlap: Overlap | None = None,
+    batch_size: BatchSize | None = None,
     augment: Augment = "none",
-    box_score_threshold: float | None = None,
+    box_score_threshold: Fraction | None = None,
 ) -> Predictor:
     """A trained network, ready to predict: a model that comes with the package, or one that ``train.py`` wrote.
 

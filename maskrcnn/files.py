@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import hashlib
 import json
 import math
 import os
+import shutil
 import socket
 import sys
 from collections.abc import Iterator
@@ -17,6 +19,9 @@ from typing import Any
 
 from maskrcnn.errors import InputError, writing
 
+_LONGEST_NAME = 255
+"""Bytes in a file name, on the file systems that are in use."""
+
 _held: set[int] = set()
 """Descriptors of the locks that this process holds."""
 
@@ -25,20 +30,42 @@ _held: set[int] = set()
 def atomic_write(path: Path) -> Iterator[Path]:
     """A file beside ``path`` to write to; at the end of the block it takes the name ``path``.
 
-    Where the block fails, it is removed, and what stood at ``path`` stays. The folder is made where it is missing.
+    Where the block fails, it is removed, and what stood at ``path`` stays; after a power cut one of the two is there as
+    a whole. The folder is made where it is missing. A file that is replaced hands on its permissions.
 
     Raises:
-        InputError: the folder or the file cannot be written.
+        InputError: the folder or the file cannot be written; an OSError of the block is taken for that, too.
     """
-    beside = path.with_name(path.name + ".part")
+    beside = path.with_name(f"{path.name}.part")
+    if len(os.fsencode(beside.name)) > _LONGEST_NAME:
+        beside = path.with_name(f"{hashlib.sha256(os.fsencode(path.name)).hexdigest()}.part")
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield beside
+            if path.exists():
+                shutil.copymode(path, beside)
+            _to_disk(beside)
             os.replace(beside, path)
+            _to_disk(path.parent)  # the name of a file is an entry of its folder
         except BaseException:
             beside.unlink(missing_ok=True)
             raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a whole file in UTF-8, as :func:`atomic_write` does."""
+    with atomic_write(path) as beside:
+        beside.write_bytes(text.encode())
+
+
+def _to_disk(path: Path) -> None:
+    """Wait until what was written to a file or folder is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def new_folder(path: Path) -> Path:

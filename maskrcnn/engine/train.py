@@ -49,7 +49,7 @@ def train(config: TrainConfig) -> Path:
     saved, last = None, None
     if config.resume is not None:
         last = config.resume if config.resume.suffix == ".pt" else config.resume / "last.pt"
-        saved = load_checkpoint(last)
+        saved = load_checkpoint(last, to_resume=True)
         config = _resumed_config(config, TrainConfig.from_dict(saved["config"]), last.parent)
     elif config.from_ is not None:
         config = adopt_start(config)

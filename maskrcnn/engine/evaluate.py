@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -18,7 +17,7 @@ from maskrcnn.errors import InputError, writing
 from maskrcnn.evaluation.coco_ap import MAX_DETECTIONS
 from maskrcnn.evaluation.dense import AT
 from maskrcnn.evaluation.evaluate import evaluate
-from maskrcnn.files import atomic_write
+from maskrcnn.files import to_json, write_text
 from maskrcnn.options import check_options
 from maskrcnn.predict.augment import Augment
 from maskrcnn.predict.predictor import Diameter, Predictor, TileSide, load
@@ -71,8 +70,7 @@ def evaluate_checkpoint(config: EvaluateConfig) -> dict[str, float]:
             config.out.mkdir(parents=True, exist_ok=True)
     scores = evaluate(predictor, dataset, config.diameter, plots=config.out)
     if config.out is not None:
-        with atomic_write(config.out / SCORES) as beside:
-            beside.write_text(json.dumps(scores, indent=2) + "\n")
+        write_text(config.out / SCORES, to_json(scores, indent=2) + "\n")
     print(scores_table(scores, predictor.class_names, sorted(set(dataset.sources))))
     return scores
 

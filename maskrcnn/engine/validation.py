@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from maskrcnn.evaluation.coco_ap import MAX_DETECTIONS
 from maskrcnn.evaluation.dense import AT
 from maskrcnn.evaluation.evaluate import evaluate
 from maskrcnn.evaluation.thresholds import fit_thresholds
-from maskrcnn.files import atomic_write
+from maskrcnn.files import to_json, write_text
 from maskrcnn.model import MaskRCNN
 from maskrcnn.predict.predictor import Predictor
 
@@ -84,8 +83,7 @@ def choose_thresholds(
         best["model_options"]["nms_threshold"] = chosen.nms_threshold
         best["thresholds"] = {"score_threshold": chosen.score_threshold, "mask_threshold": chosen.mask_threshold}
         save_checkpoint(path, best)
-        with atomic_write(folder / "thresholds.json") as beside:
-            beside.write_text(json.dumps(dataclasses.asdict(chosen), indent=2) + "\n")
+        write_text(folder / "thresholds.json", to_json(dataclasses.asdict(chosen), indent=2) + "\n")
         pairs = zip(datasets.class_names, chosen.score_threshold, strict=True)
         scores = ", ".join(f"{name} {value}" for name, value in pairs)
         print(

@@ -14,6 +14,7 @@ import torch
 
 import maskrcnn
 from maskrcnn.cli import COMMANDS, main
+from maskrcnn.data.synthetic import write_dataset
 from maskrcnn.engine.config import DataOptions, ModelOptions, OptimOptions, TrainConfig
 from maskrcnn.engine.evaluate import EvaluateConfig
 from maskrcnn.errors import InputError
@@ -141,6 +142,13 @@ def test_the_api_has_the_same_ranges(tiny_run: Path, arguments: dict[str, Any], 
 def test_no_network_is_built_from_nonsense(arguments: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=f"^{next(iter(arguments))} is "):
         mask_rcnn_resnet_fpn(**{"depth": 18, "num_classes": 2, **arguments})
+
+
+@pytest.mark.parametrize("arguments", [{"seed": -1}, {"train": 1}, {"size": 16}, {"test": 2.5}])
+def test_no_synthetic_pictures_are_drawn_from_nonsense(tmp_path: Path, arguments: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=f"^{next(iter(arguments))} is "):
+        write_dataset(tmp_path / "data", **arguments)
+    assert not (tmp_path / "data").exists()
 
 
 def test_a_range_includes_its_ends_but_for_open_ones() -> None:

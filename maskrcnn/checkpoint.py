@@ -10,13 +10,12 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from maskrcnn import __version__, pretrained
 from maskrcnn.errors import InputError
 from maskrcnn.files import atomic_write, to_json
 from maskrcnn.model import MaskRCNN, mask_rcnn_resnet_fpn
-from maskrcnn.model.weight_files import DIGEST, State, digest, read_file
+from maskrcnn.model.weight_files import DIGEST, State, digest, is_weight, read_file
 from maskrcnn.model.weights import key_mismatches
 from maskrcnn.options import Fraction, Percentile, Range, check_arguments, check_value
 
@@ -161,22 +160,11 @@ def _check(contents: dict[str, Any], path: Path) -> None:
     if len(contents["class_names"]) != options["num_classes"]:
         raise InputError(f"{path}: {len(contents['class_names'])} class_names for {options['num_classes']} classes")
     for weights in (contents["model"], *(() if average is None else (average.get("model"),))):
-        if not isinstance(weights, dict) or not all(map(_is_weight, weights.items())):
+        if not isinstance(weights, dict) or not all(isinstance(k, str) and is_weight(v) for k, v in weights.items()):
             raise InputError(f"{path}: its weights are not plain tensors by name")
         sizes = _sizes(_model_arguments(options))
         if wrong := key_mismatches({key: weights[key] for key in sizes if key in weights}, sizes):
             raise InputError(f"{path}: weights of another architecture or class count: {wrong}")
-
-
-def _is_weight(item: tuple[object, object]) -> bool:
-    key, value = item
-    return (
-        isinstance(key, str)
-        and isinstance(value, Tensor)
-        and value.device.type == "cpu"
-        and value.layout == torch.strided
-        and not (value.is_quantized or value.is_complex())
-    )
 
 
 def _sizes(options: dict[str, Any]) -> State:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import functools
 import hashlib
 import json
 import math
@@ -23,7 +24,7 @@ _LONGEST_NAME = 255
 """Bytes in a file name, on the file systems that are in use."""
 
 _held: set[int] = set()
-"""Descriptors of the locks that this process holds."""
+"""Descriptors of the locks that this process holds, each closed in processes that it forks."""
 
 
 @contextmanager
@@ -115,6 +116,7 @@ def lock_folder(folder: Path, work: str) -> Iterator[None]:
     path = folder / f".{work}.lock"
     with writing(path):
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    _release_in_forked_processes()
     _held.add(descriptor)
     try:
         _lock(descriptor, folder, work)
@@ -146,14 +148,16 @@ def _lock(descriptor: int, folder: Path, work: str) -> None:
         os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()} ({work})\n".encode(), 0)
 
 
-def _close_inherited() -> None:
-    """A forked process (a loader's worker) must not keep a lock alive that its parent held."""
-    for descriptor in _held:
-        os.close(descriptor)
-    _held.clear()
+@functools.cache
+def _release_in_forked_processes() -> None:
+    """A forked process (a loader's worker) must not keep a lock alive that its parent held; called once."""
 
+    def release() -> None:
+        for descriptor in _held:
+            os.close(descriptor)
+        _held.clear()
 
-os.register_at_fork(after_in_child=_close_inherited)
+    os.register_at_fork(after_in_child=release)
 
 
 def to_json(value: Any, indent: int | None = None) -> str:

@@ -10,7 +10,7 @@ import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 from urllib.parse import urlparse
 
 import torch
@@ -87,6 +87,16 @@ def digest(state: State, metadata: Mapping[str, str]) -> str:
         total.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
         total.update(value.contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return total.hexdigest()
+
+
+def is_weight(value: object) -> TypeGuard[Tensor]:
+    """Whether this is a tensor that a layer can take: dense, on the CPU, of real numbers."""
+    return (
+        isinstance(value, Tensor)
+        and value.device.type == "cpu"
+        and value.layout == torch.strided
+        and not (value.is_quantized or value.is_complex())
+    )
 
 
 class _NumpyUnpickler(pickle.Unpickler):

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from maskrcnn.errors import InputError
 from maskrcnn.model.mask_rcnn import MaskRCNN
 from maskrcnn.model.resnet import Bottleneck
-from maskrcnn.model.weight_files import State, local_file, read_file
+from maskrcnn.model.weight_files import State, is_weight, local_file, read_file
 
 # torchvision's Mask R-CNN -> ours; what follows the prefix stays
 _TORCHVISION_PREFIXES = {
@@ -85,7 +85,7 @@ def trained_aligned(source: str | os.PathLike[str]) -> bool:
     keys = dict(_tensors(contents, path))
     if _is_our_model(keys):
         options = contents.get("model_options") if isinstance(contents, Mapping) else None
-        return isinstance(options, Mapping) and bool(options.get("aligned", False))
+        return isinstance(options, Mapping) and options.get("aligned") is True
     return not _is_torchvision_model(keys)
 
 
@@ -247,7 +247,7 @@ def _tensors(contents: object, path: Path) -> Iterator[tuple[str, Tensor]]:
     if not isinstance(contents, Mapping):
         raise InputError(f"{path}: holds a {type(contents).__name__}, expected weights by name")
     for key, value in contents.items():
-        if isinstance(value, np.ndarray):
-            value = torch.from_numpy(np.array(value))
-        if isinstance(key, str) and isinstance(value, Tensor):
+        if isinstance(value, np.ndarray) and value.dtype in (np.float16, np.float32, np.float64, np.int64):
+            value = torch.from_numpy(np.array(value, value.dtype.newbyteorder("=")))
+        if isinstance(key, str) and is_weight(value):
             yield key, value

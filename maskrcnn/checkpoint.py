@@ -50,7 +50,14 @@ _ENTRIES: dict[str, Any] = {
     "epoch": _Count,
     "step_in_epoch": _Count,
     "step": _Count,
+    "processes": Annotated[int, Range(1, 1_000_000)],
 }
+_OPTIMIZER_STATE: dict[type[torch.optim.Optimizer], set[str]] = {
+    torch.optim.Adam: {"step", "exp_avg", "exp_avg_sq"},
+    torch.optim.AdamW: {"step", "exp_avg", "exp_avg_sq"},
+    torch.optim.SGD: {"momentum_buffer"},
+}
+"""What each optimiser keeps for a weight; all but the step are of the weight's shape."""
 _NEEDED = ("model", "model_options", "config", "percentiles", "class_names")
 _NEEDED_TO_RESUME = ("optimizer", "epoch", "step_in_epoch", "step", "best")
 
@@ -153,6 +160,10 @@ def _check(contents: dict[str, Any], path: Path) -> None:
     percentiles, options, average = contents["percentiles"], contents["model_options"], contents.get("ema")
     if percentiles is not None and percentiles[0] >= percentiles[1]:
         raise InputError(f"{path}: percentiles is {percentiles}; expected rising numbers")
+    if not isinstance(contents.get("best", 0.0), float):
+        raise InputError(f"{path}: best is {str(contents['best'])[:100]}; expected a score")
+    if average is not None:
+        check_value(f"{path}: the updates of ema", average.get("updates"), _Count)
     try:
         check_arguments(mask_rcnn_resnet_fpn, _model_arguments(options))
     except InputError as error:
@@ -218,6 +229,30 @@ def load_model_state(model: MaskRCNN, state: State, path: Path) -> None:
     if wrong := key_mismatches(state, model.state_dict()):
         raise InputError(f"{path}: weights of another architecture or class count: {wrong}")
     model.load_state_dict(state)
+
+
+def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any], path: Path) -> None:
+    """Load what an optimiser of the same kind and weights has gathered (``optimizer.state_dict()``).
+
+    Its learning rate and the like are not: those are the run's options. Raises InputError where the state is of other
+    weights or of another optimiser: PyTorch's fused kernels read and write beyond tensors of other shapes.
+    """
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    gathered = state.get("state")
+    names = _OPTIMIZER_STATE[type(optimizer)]
+
+    def fits(index: object, values: object) -> bool:
+        if not isinstance(index, int) or not 0 <= index < len(weights) or not isinstance(values, dict):
+            return False
+        shapes = {name: torch.Size() if name == "step" else weights[index].shape for name in names}
+        return values.keys() == names and all(
+            is_weight(value) and value.is_floating_point() and value.shape == shapes[name]
+            for name, value in values.items()
+        )
+
+    if not isinstance(gathered, dict) or not all(fits(index, values) for index, values in gathered.items()):
+        raise InputError(f"{path}: the optimizer's state is that of other weights, or of another optimizer")
+    optimizer.load_state_dict({"state": gathered, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 def _model_arguments(options: dict[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import sys
 import textwrap
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -22,9 +22,10 @@ from safetensors.torch import save_file
 
 import maskrcnn
 from maskrcnn import pretrained
-from maskrcnn.checkpoint import build_model, load_checkpoint, pack_checkpoint, save_checkpoint
-from maskrcnn.engine.config import TrainConfig
+from maskrcnn.checkpoint import build_model, load_checkpoint, load_optimizer_state, pack_checkpoint, save_checkpoint
+from maskrcnn.engine.config import OptimOptions, TrainConfig
 from maskrcnn.engine.start import adopt_start
+from maskrcnn.engine.steps import build_optimizer
 from maskrcnn.engine.train import train
 from maskrcnn.errors import InputError
 from maskrcnn.model import mask_rcnn_resnet_fpn
@@ -247,6 +248,41 @@ def test_only_last_pt_resumes(contents: dict[str, Any], tmp_path: Path) -> None:
         load_checkpoint(tmp_path / "best.pt", to_resume=True)
     with pytest.raises(InputError, match=expected):
         train(TrainConfig(resume=tmp_path / "best.pt", device="cpu"))
+
+
+@pytest.mark.parametrize("kind", ["adam", "adamw", "sgd"])
+def test_an_optimizer_goes_on_or_is_refused(tmp_path: Path, kind: Literal["adam", "adamw", "sgd"]) -> None:
+    """PyTorch's fused Adam crashes the process where its moments have other shapes than the weights."""
+
+    def start() -> tuple[torch.nn.Module, torch.optim.Optimizer]:
+        torch.manual_seed(0)
+        layer = torch.nn.Linear(3, 2)
+        return layer, build_optimizer(layer, OptimOptions(optimizer=kind, lr=0.1))
+
+    def step(layer: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        optimizer.zero_grad()
+        layer(torch.ones(1, 3)).square().sum().backward()
+        optimizer.step()
+
+    (layer, optimizer), (other, resumed) = start(), start()
+    load_optimizer_state(resumed, optimizer.state_dict(), tmp_path)  # nothing gathered yet
+    step(layer, optimizer)
+    state = copy.deepcopy(optimizer.state_dict())
+    other.load_state_dict(layer.state_dict())
+    load_optimizer_state(resumed, copy.deepcopy(state), tmp_path)
+    step(layer, optimizer)
+    step(other, resumed)
+    assert all(torch.equal(a, b) for a, b in zip(layer.parameters(), other.parameters(), strict=True))
+    for index in (0, 1):
+        for name in state["state"][index]:
+            for odd in (None, 1.0, torch.ones(7), torch.ones(2, 3, dtype=torch.int64), torch.ones(2, 3, device="meta")):
+                damaged = copy.deepcopy(state)
+                damaged["state"][index][name] = odd
+                with pytest.raises(InputError, match="the optimizer's state is that of other weights"):
+                    load_optimizer_state(resumed, damaged, tmp_path)
+    for damaged in ({}, {"state": None}, {"state": {5: state["state"][0]}}, {"state": {0: {}}}, {"state": {"0": 1}}):
+        with pytest.raises(InputError, match="the optimizer's state is that of other weights"):
+            load_optimizer_state(resumed, damaged, tmp_path)
 
 
 def test_checkpoints_without_a_checksum_load(contents: dict[str, Any], tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 from maskrcnn import distributed
-from maskrcnn.checkpoint import load_model_state
+from maskrcnn.checkpoint import load_model_state, load_optimizer_state
 from maskrcnn.data.sample import Batch
 from maskrcnn.device import autocast
 from maskrcnn.engine.config import OptimOptions, TrainConfig
@@ -76,8 +76,10 @@ class Run:
             raise InputError(f"{path}: the run was trained by {before} process(es), and has {now} now; start {before}")
         load_model_state(self.model, state["model"], path)
         if self.ema is not None:
+            if state.get("ema") is None:
+                raise InputError(f"{path}: holds no average of the weights (ema), though its run keeps one")
             self.ema.restore(state["ema"], path)
-        self.optimizer.load_state_dict(state["optimizer"])
+        load_optimizer_state(self.optimizer, state["optimizer"], path)
         self.epoch, self.step_in_epoch = state["epoch"], state["step_in_epoch"]
         self.step = state["step"]
         self.best = state["best"] if state.get("best_by") == BEST_BY else -math.inf  # older runs went by another score

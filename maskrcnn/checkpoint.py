@@ -2,52 +2,96 @@
 
 from __future__ import annotations
 
-import json
+import inspect
 import os
+import sys
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
+import numpy as np
 import torch
 
-from maskrcnn import pretrained
+from maskrcnn import __version__, pretrained
 from maskrcnn.errors import InputError
-from maskrcnn.files import atomic_write
+from maskrcnn.files import atomic_write, to_json
 from maskrcnn.model import MaskRCNN, mask_rcnn_resnet_fpn
-from maskrcnn.model.weights import key_mismatches, read_safetensors
+from maskrcnn.model.weight_files import DIGEST, State, digest, is_weight, read_file
+from maskrcnn.model.weights import key_mismatches
+from maskrcnn.options import Fraction, Percentile, Range, check_arguments, check_value
 
 FORMAT = "maskrcnn-checkpoint-1"
 
-DESCRIPTION = ("config", "model_options", "percentiles", "diameter", "class_names", "thresholds", "step", "metrics")
+DESCRIPTION = (
+    "config",
+    "model_options",
+    "percentiles",
+    "diameter",
+    "class_names",
+    "thresholds",
+    "step",
+    "metrics",
+    "versions",
+)
 """What a checkpoint says besides its weights, all of plain types."""
 
-_FOREIGN = "{}: not a checkpoint of train.py; weights of other programs go to train.py --backbone-weights"
+_Count = Annotated[int, Range(0, 2**63 - 1)]
+_ENTRIES: dict[str, Any] = {
+    "model_options": dict[str, Any],
+    "config": dict[str, Any],
+    "percentiles": tuple[Percentile, Percentile] | None,
+    "diameter": Annotated[float, Range(0, 1_000_000, open_low=True)] | None,
+    "class_names": tuple[str, ...],
+    "thresholds": dict[
+        Literal["score_threshold", "mask_threshold", "min_score"], Fraction | tuple[Fraction, ...]
+    ],  # min_score: earlier name of score_threshold
+    "metrics": dict[str, Any],
+    "ema": dict[str, Any] | None,
+    "optimizer": dict[str, Any],
+    "epoch": _Count,
+    "step_in_epoch": _Count,
+    "step": _Count,
+    "processes": Annotated[int, Range(1, 1_000_000)],
+}
+_OPTIMIZER_STATE: dict[type[torch.optim.Optimizer], set[str]] = {
+    torch.optim.Adam: {"step", "exp_avg", "exp_avg_sq"},
+    torch.optim.AdamW: {"step", "exp_avg", "exp_avg_sq"},
+    torch.optim.SGD: {"momentum_buffer"},
+}
+"""What each optimiser keeps for a weight; all but the step are of the weight's shape."""
+_NEEDED = ("model", "model_options", "config", "percentiles", "class_names")
+_NEEDED_TO_RESUME = ("optimizer", "epoch", "step_in_epoch", "step", "best")
+
+
+def versions() -> dict[str, str]:
+    """Of this package and of what its results depend on: kept in every file of weights or results."""
+    return {
+        "maskrcnn": __version__,
+        "torch": str(torch.__version__),  # a class of its own, which weights_only refuses
+        "numpy": np.__version__,
+        "python": sys.version.split()[0],
+    }
 
 
 def save_checkpoint(path: Path, contents: dict[str, Any]) -> None:
-    """Write ``contents`` (tensors and plain types) to ``path``: beside it first, then renamed over it.
+    """Write ``contents`` (tensors and plain types), and the :func:`versions` they come from, to ``path``.
 
-    A run that is killed while it writes leaves the earlier file as it was. Raises InputError where the file cannot be
-    written (no space, no permission).
+    A run that is killed while it writes leaves the earlier file as it was (:func:`maskrcnn.files.atomic_write`). Raises
+    InputError where the file cannot be written (no space, no permission).
     """
-    beside = path.with_name(path.name + ".part")
-    try:
-        with open(beside, "wb") as file:
-            torch.save({"format": FORMAT, **contents}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
-        beside.unlink(missing_ok=True)
-        raise InputError(f"{path}: the checkpoint could not be written: {error}") from error
+    with atomic_write(path) as beside, open(beside, "wb") as file:
+        try:
+            torch.save({"format": FORMAT, "versions": versions(), **contents}, file)
+        except RuntimeError as error:  # torch.save hides the OSError of a full disk behind its own complaint
+            raise error.__context__ if isinstance(error.__context__, OSError) else error from None
 
 
 def pack_checkpoint(contents: dict[str, Any], path: Path) -> None:
     """Write what prediction and fine-tuning need of a checkpoint as a safetensors file, weights in bfloat16.
 
-    It is half as large as ``best.pt``, and is loaded likewise (:func:`load_checkpoint`). Raises InputError where it
-    cannot be written.
+    It is half as large as ``best.pt``, holds a checksum, and is loaded likewise (:func:`load_checkpoint`). Raises
+    InputError where it cannot be written.
     """
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     state = {
         key: (value.to(torch.bfloat16) if value.is_floating_point() else value).contiguous()
@@ -56,10 +100,9 @@ def pack_checkpoint(contents: dict[str, Any], path: Path) -> None:
     described = {key: contents[key] for key in DESCRIPTION if key in contents}
     if "config" in described:
         described["config"] = _without_paths(described["config"])
-    description = json.dumps(described)
+    metadata = {"format": FORMAT, "description": to_json(described)}
     with atomic_write(path) as beside:
-        save_file(state, beside, {"format": FORMAT, "description": description})
-        beside.chmod(0o644)  # safetensors leaves it to its owner alone
+        beside.write_bytes(save(state, metadata | {DIGEST: digest(state, metadata)}))
 
 
 def _without_paths(config: dict[str, Any]) -> dict[str, Any]:
@@ -73,29 +116,84 @@ def _without_paths(config: dict[str, Any]) -> dict[str, Any]:
     return cleared | {key: value for key, value in places.items() if key in config}
 
 
-def load_checkpoint(source: str | os.PathLike[str]) -> dict[str, Any]:
+def load_checkpoint(source: str | os.PathLike[str], to_resume: bool = False) -> dict[str, Any]:
     """Read a checkpoint, tensors on the CPU, without running any code of the file's.
+
+    Whatever it returns can be relied on: the entries of :data:`DESCRIPTION` are of their types and in their ranges, and
+    a network can be built from the options (:func:`build_model`).
 
     Args:
         source: a file that :func:`save_checkpoint` or :func:`pack_checkpoint` wrote, or the name of a model that comes
             with the package (:mod:`maskrcnn.pretrained`).
+        to_resume: whether it must be a ``last.pt``, with everything that a run needs to go on.
 
     Raises:
-        InputError: the file is missing, damaged or something else.
+        InputError: the file is missing, damaged (its checksums are compared) or something else, or holds options that
+            no network can have.
     """
     path = locate(source)
     if not path.is_file():
         known = f"; models by name: {', '.join(pretrained.names())}" if pretrained.names() else ""
         raise InputError(f"{source}: no such checkpoint{known}")
-    if path.suffix == ".safetensors":
-        return _load_packed(path)
     try:
-        contents = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # the unpickler has all kinds of exceptions for a file that is none
-        raise InputError(f"{path}: not a checkpoint that can be read ({type(error).__name__})") from error
-    if not isinstance(contents, dict) or contents.get("format") != FORMAT:
-        raise InputError(_FOREIGN.format(path))
+        contents = read_file(path)
+    except Exception as error:  # the readers have all kinds of exceptions for a file that is none
+        reason = f": {error}" if type(error) is ValueError else ""
+        raise InputError(f"{path}: not a checkpoint that can be read ({type(error).__name__}{reason})") from error
+    if not isinstance(contents, dict) or str(contents.get("format")) != FORMAT:
+        raise InputError(
+            f"{path}: not a checkpoint of train.py; weights of other programs: train.py --backbone-weights"
+        )
+    missing = [name for name in (*_NEEDED, *(_NEEDED_TO_RESUME if to_resume else ())) if name not in contents]
+    if missing:
+        hint = "; to go on with a run, give its folder or its last.pt" if to_resume else ""
+        raise InputError(f"{path}: a checkpoint without {', '.join(missing)}{hint}")
+    _check(contents, path)
     return contents
+
+
+def _check(contents: dict[str, Any], path: Path) -> None:
+    """Raise InputError for entries of a checkpoint that are not what they must be."""
+    for name, kind in _ENTRIES.items():
+        if name in contents:
+            check_value(f"{path}: {name}", contents[name], kind)
+    percentiles, options, average = contents["percentiles"], contents["model_options"], contents.get("ema")
+    if percentiles is not None and percentiles[0] >= percentiles[1]:
+        raise InputError(f"{path}: percentiles is {percentiles}; expected rising numbers")
+    if not isinstance(contents.get("best", 0.0), float):
+        raise InputError(f"{path}: best is {str(contents['best'])[:100]}; expected a score")
+    if average is not None:
+        check_value(f"{path}: the updates of ema", average.get("updates"), _Count)
+    try:
+        check_arguments(mask_rcnn_resnet_fpn, _model_arguments(options))
+    except InputError as error:
+        raise InputError(f"{path}: model_options: {error}") from None
+    if len(contents["class_names"]) != options["num_classes"]:
+        raise InputError(f"{path}: {len(contents['class_names'])} class_names for {options['num_classes']} classes")
+    for weights in (contents["model"], *(() if average is None else (average.get("model"),))):
+        if not isinstance(weights, dict) or not all(isinstance(k, str) and is_weight(v) for k, v in weights.items()):
+            raise InputError(f"{path}: its weights are not plain tensors by name")
+        sizes = _sizes(_model_arguments(options))
+        if wrong := key_mismatches({key: weights[key] for key in sizes if key in weights}, sizes):
+            raise InputError(f"{path}: weights of another architecture or class count: {wrong}")
+
+
+def _sizes(options: dict[str, Any]) -> State:
+    """Empty tensors of the sizes of some layers, which tell how large a network is before it is built."""
+    defaults = {name: value.default for name, value in inspect.signature(mask_rcnn_resnet_fpn).parameters.items()}
+    width, channels, hidden = ((defaults | options)[name] for name in ("width", "channels", "box_hidden"))
+    classes = options["num_classes"] + 1
+    shapes = {
+        "backbone.conv1.weight": (width, 3, 7, 7),
+        "box_head.fc6.weight": (hidden, channels * 49),
+        "box_head.cls_score.weight": (classes, hidden),
+        "box_head.cls_score.bias": (classes,),
+        "box_head.bbox_pred.weight": (4 * classes, hidden),
+        "box_head.bbox_pred.bias": (4 * classes,),
+        "mask_head.mask_fcn_logits.weight": (classes, channels, 1, 1),
+        "mask_head.mask_fcn_logits.bias": (classes,),
+    }
+    return {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
 
 
 def locate(source: str | os.PathLike[str]) -> Path:
@@ -106,48 +204,64 @@ def locate(source: str | os.PathLike[str]) -> Path:
     return path
 
 
-def _load_packed(path: Path) -> dict[str, Any]:
-    from safetensors import SafetensorError
-
-    try:
-        state, metadata = read_safetensors(path)
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"{path}: not a checkpoint that can be read ({type(error).__name__})") from error
-    if metadata.get("format") != FORMAT:
-        raise InputError(_FOREIGN.format(path))
-    weights = {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
-    return {"model": weights, **json.loads(metadata["description"])}
-
-
 def build_model(contents: dict[str, Any], path: Path) -> MaskRCNN:
-    """The network that a checkpoint describes, with its weights; ``path`` is for the error message.
+    """The network of a checkpoint that :func:`load_checkpoint` read, with its weights; ``path`` is for the message.
 
-    A checkpoint that does not say whether its network is ``aligned`` was written when none was. Raises InputError where
-    the weights are of another architecture or class count than the description says.
+    Raises InputError where the weights are of another architecture or class count than the description says.
     """
-    model = mask_rcnn_resnet_fpn(**_model_arguments({"aligned": False} | contents["model_options"]))
+    try:
+        model = mask_rcnn_resnet_fpn(**_model_arguments(contents["model_options"]))
+    except ValueError as error:  # each option is in its range, but they do not go together
+        raise InputError(f"{path}: model_options: {error}") from None
     load_model_state(model, weights_of(contents), path)
     return model
 
 
-def weights_of(contents: dict[str, Any]) -> dict[str, torch.Tensor]:
+def weights_of(contents: dict[str, Any]) -> State:
     """The weights of a checkpoint that predict: in ``last.pt`` of a run with ``--ema`` their average, as in
     ``best.pt``."""
     average = contents.get("ema")
     return contents["model"] if average is None else average["model"]
 
 
-def load_model_state(model: MaskRCNN, state: dict[str, torch.Tensor], path: Path) -> None:
+def load_model_state(model: MaskRCNN, state: State, path: Path) -> None:
     """Load a state dict whose every key and shape must fit; raises InputError that names those that do not."""
     if wrong := key_mismatches(state, model.state_dict()):
         raise InputError(f"{path}: weights of another architecture or class count: {wrong}")
     model.load_state_dict(state)
 
 
+def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any], path: Path) -> None:
+    """Load what an optimiser of the same kind and weights has gathered (``optimizer.state_dict()``).
+
+    Its learning rate and the like are not: those are the run's options. Raises InputError where the state is of other
+    weights or of another optimiser: PyTorch's fused kernels read and write beyond tensors of other shapes.
+    """
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    gathered = state.get("state")
+    names = _OPTIMIZER_STATE[type(optimizer)]
+
+    def fits(index: object, values: object) -> bool:
+        if not isinstance(index, int) or not 0 <= index < len(weights) or not isinstance(values, dict):
+            return False
+        shapes = {name: torch.Size() if name == "step" else weights[index].shape for name in names}
+        return values.keys() == names and all(
+            is_weight(value) and value.is_floating_point() and value.shape == shapes[name]
+            for name, value in values.items()
+        )
+
+    if not isinstance(gathered, dict) or not all(fits(index, values) for index, values in gathered.items()):
+        raise InputError(f"{path}: the optimizer's state is that of other weights, or of another optimizer")
+    optimizer.load_state_dict({"state": gathered, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
 def _model_arguments(options: dict[str, Any]) -> dict[str, Any]:
-    """Lists back to tuples: checkpoints hold plain types."""
+    """Lists back to tuples: checkpoints hold plain types.
+
+    A checkpoint that does not say whether its network is ``aligned`` was written when none was.
+    """
 
     def tuples(value: Any) -> Any:
         return tuple(tuples(v) for v in value) if isinstance(value, list | tuple) else value
 
-    return {key: tuples(value) for key, value in options.items()}
+    return {key: tuples(value) for key, value in ({"aligned": False} | options).items()}

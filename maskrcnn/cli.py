@@ -11,7 +11,7 @@ from pathlib import Path
 import tyro
 
 from maskrcnn.allocator import keep_freed_memory
-from maskrcnn.checkpoint import load_checkpoint, pack_checkpoint
+from maskrcnn.checkpoint import build_model, load_checkpoint, pack_checkpoint
 from maskrcnn.distributed import launched_rank
 from maskrcnn.engine.config import TrainCli, TrainConfig
 from maskrcnn.engine.evaluate import EvaluateConfig, evaluate_checkpoint
@@ -35,7 +35,9 @@ class PackConfig:
     def run(self) -> None:
         if self.out.suffix != ".safetensors":
             raise InputError(f"--out is {self.out}; expected a name that ends with .safetensors")
-        pack_checkpoint(load_checkpoint(self.checkpoint), self.out)
+        contents = load_checkpoint(self.checkpoint)
+        build_model(contents, self.checkpoint)  # raises InputError where the weights do not fit
+        pack_checkpoint(contents, self.out)
         print(f"{self.out}: {self.out.stat().st_size / 1e6:.1f} MB")
 
 
@@ -66,20 +68,22 @@ def run_command(command: str, options: Sequence[str] | None = None) -> None:
         if isinstance(config, TrainConfig) and config.resume is not None:
             config = parse(default=run_config(config.resume))  # what is not given stays as the run has it
         try:
-            _run(config)
+            status = _run(config)
         except NonFiniteLossError as error:
             sys.exit(f"error: {error}" if launched_rank() == 0 else 1)  # all processes raise it
-        except KeyboardInterrupt:
-            sys.exit(130)
+    if status:
+        sys.exit(status)
 
 
-def _run(config: TrainConfig | InferConfig | EvaluateConfig | PackConfig) -> None:
+def _run(config: TrainConfig | InferConfig | EvaluateConfig | PackConfig) -> int:
+    """The exit status: 1 where pictures were passed over."""
     keep_freed_memory()
+    if isinstance(config, InferConfig):
+        return 1 if infer(config).failures else 0
     if isinstance(config, TrainConfig):
         train(config)
     elif isinstance(config, EvaluateConfig):
         evaluate_checkpoint(config)
-    elif isinstance(config, PackConfig):
-        config.run()
     else:
-        sys.exit(1 if infer(config).failures else 0)
+        config.run()
+    return 0

@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import os
+import re
+from typing import Literal
 
 import torch
 
 from maskrcnn.errors import InputError
 from maskrcnn.ops.library import CUDA_LIBRARY
 
+Precision = Literal["auto", "fp32", "bf16"]
+"""auto: bf16 autocast where the device computes in it."""
+
 
 def choose_device(name: str) -> torch.device:
-    """``auto`` (cuda where there is one), ``cpu`` or ``cuda``; raises InputError where cuda is asked for in vain."""
+    """``auto`` (cuda where there is one), ``cpu``, ``cuda`` or ``cuda:1``; raises InputError where cuda is asked for in
+    vain, and for other names."""
+    if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", str(name)):
+        raise InputError(f"--device is {str(name)[:100]!r}; expected auto, cpu, cuda or cuda:1")
+    if name.startswith("cuda:") and int(name[5:]) >= torch.cuda.device_count():
+        raise InputError(f"--device is {name}; this PyTorch has {torch.cuda.device_count()} CUDA devices")
     if name == "cuda" and not torch.cuda.is_available():
         raise InputError("--device is cuda; no CUDA device is available to this PyTorch")
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and not CUDA_LIBRARY.is_file():
+    if name.startswith("cuda") and not CUDA_LIBRARY.is_file():
         raise InputError(
             "--device: there is a GPU, but the CUDA kernels were not built; install the CUDA toolkit or "
             "nvidia-cuda-nvcc and run python setup.py build_ext --inplace, or choose --device cpu"

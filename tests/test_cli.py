@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,6 +19,8 @@ from maskrcnn.cli import COMMANDS, main
 from maskrcnn.data.coco import to_coco
 from maskrcnn.data.hw3 import Hw3Folder
 from maskrcnn.engine.log import read_metrics
+from maskrcnn.errors import InputError, one_line_errors
+from tests.conftest import ROOT
 
 
 @pytest.mark.parametrize(("arguments", "status"), [([], 2), (["--help"], 0), (["paint"], 2)])
@@ -37,6 +45,70 @@ def test_an_error_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]
         main(["predict", "--checkpoint", str(tmp_path / "none.pt"), "--images", str(tmp_path), "--out", str(tmp_path)])
     assert end.value.code == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("raised", "status", "said"),
+    [
+        (InputError("--x is 1;\n expected 2"), 2, "error: --x is 1; expected 2\n"),
+        (PermissionError(errno.EACCES, "Permission denied", "/data/x"), 2, "error: /data/x: Permission denied\n"),
+        (IsADirectoryError(errno.EISDIR, "Is a directory", b"/data/x"), 2, "error: /data/x: Is a directory\n"),
+        (KeyboardInterrupt(), 130, "interrupted\n"),
+    ],
+)
+def test_what_the_user_can_put_right_is_one_line(
+    raised: BaseException, status: int, said: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end, one_line_errors():
+        raise raised
+    assert end.value.code == status
+    assert capfd.readouterr().err == said
+
+
+@pytest.mark.parametrize(
+    "raised", [ValueError("x"), OSError("no file in it"), RuntimeError("x"), BrokenPipeError(errno.EPIPE, "a worker's")]
+)
+def test_faults_of_the_program_keep_their_traceback(raised: Exception) -> None:
+    with pytest.raises(type(raised)) as error, one_line_errors():
+        raise raised
+    assert error.value is raised
+
+
+def test_a_reader_that_goes_away_ends_the_program_quietly() -> None:
+    script = "from maskrcnn.errors import one_line_errors\nwith one_line_errors():\n    print('x' * 200_000)"
+    with subprocess.Popen(
+        [sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 141
+
+
+def test_a_folder_that_cannot_be_read_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As os.scandir reports it; the tests may run as root, who may read everything."""
+
+    def refusing(read: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        def reads(path: Any = ".") -> Any:
+            if str(path).startswith(str(tmp_path)):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+            return read(path)
+
+        return reads
+
+    (tmp_path / "train").mkdir()
+    monkeypatch.setattr(os, "scandir", refusing(os.scandir))
+    monkeypatch.setattr(os, "listdir", refusing(os.listdir))
+    for command in ("predict --images", "train --device cpu --data", "evaluate --device cpu --val"):
+        with pytest.raises(SystemExit) as end:
+            main([*command.split(), str(tmp_path)])
+        assert end.value.code == 2
+        *_, line = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"error: {tmp_path}")
+        assert "Permission denied" in line
 
 
 def test_evaluate_repeats_the_validation_of_the_run(

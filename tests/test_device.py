@@ -8,7 +8,8 @@ import sys
 import pytest
 import torch
 
-from maskrcnn.device import autocast, use_bfloat16
+from maskrcnn.device import autocast, choose_device, use_bfloat16
+from maskrcnn.errors import InputError
 
 CPU = torch.device("cpu")
 QUERIES = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
@@ -32,6 +33,21 @@ def test_auto_is_float32_where_pytorch_cannot_say(monkeypatch: pytest.MonkeyPatc
     for name in QUERIES:
         monkeypatch.delattr(torch.cpu, name, raising=False)
     assert not use_bfloat16("auto", CPU)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("gpu", "--device is 'gpu'; expected auto, cpu, cuda or cuda:1"),
+        ("meta", "--device is 'meta'"),
+        ("cuda:", "--device is 'cuda:'"),
+        (None, "--device is 'None'"),
+        ("cuda:999", r"--device is cuda:999; this PyTorch has \d+ CUDA devices"),
+    ],
+)
+def test_devices_that_are_not_there(name: str, message: str) -> None:
+    with pytest.raises(InputError, match=f"^{message}"):
+        choose_device(name)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc")

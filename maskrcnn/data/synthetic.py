@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +23,7 @@ from scipy.ndimage import gaussian_filter
 
 from maskrcnn.data.hw3 import IMAGE, MAPPING
 from maskrcnn.errors import InputError, one_line_errors, writing
+from maskrcnn.options import Range, checked
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -95,7 +97,14 @@ def draw_picture(size: int, rng: np.random.Generator) -> tuple[npt.NDArray[np.ui
     return _develop(density, stain, rng), planes
 
 
-def write_dataset(root: str | Path, train: int = 64, test: int = 16, size: int = 256, seed: int = 0) -> None:
+@checked
+def write_dataset(
+    root: str | Path,
+    train: Annotated[int, Range(2, 1_000_000)] = 64,
+    test: Annotated[int, Range(0, 1_000_000)] = 16,
+    size: Annotated[int, Range(32, 16384)] = 256,
+    seed: Annotated[int, Range(0, 2**63 - 1)] = 0,
+) -> None:
     """Write ``train/<name>/image.tif`` with ``class1.tif`` ..., ``test_release/`` and its id mapping.
 
     Args:
@@ -105,11 +114,9 @@ def write_dataset(root: str | Path, train: int = 64, test: int = 16, size: int =
         seed: the same seed gives the same files.
 
     Raises:
-        InputError: for a folder that holds something or cannot be written, or a size or count that is too small.
+        InputError: for a folder that holds something or cannot be written, or a number that is out of its range.
     """
     root = Path(root)
-    if train < 2 or test < 0 or size < 32:
-        raise InputError(f"--train {train} --test {test} --size {size}: expected at least 2, 0 and 32")
     with writing(root):
         root.mkdir(parents=True, exist_ok=True)
         if any(root.iterdir()):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +9,28 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from maskrcnn.device import Precision
 from maskrcnn.errors import InputError
+from maskrcnn.model.losses import MaskLoss
+from maskrcnn.model.mask_rcnn import (
+    AnchorRatio,
+    AnchorSize,
+    BoxHidden,
+    Channels,
+    Depth,
+    Detected,
+    MaskConvs,
+    NumClasses,
+    Sampled,
+    Stages,
+    TverskyWeight,
+    Width,
+)
+from maskrcnn.options import Fraction, Percentile, Range, check_options, check_value, from_plain, plain
+
+Scale = Annotated[float, Range(0.0625, 16)]
+Seed = Annotated[int, Range(0, 2**63 - 1)]
+Count = Annotated[int, Range(1, 1_000_000)]
 
 ANCHOR_SIZES = ((8.0, 4.0), (16.0,), (32.0,), (64.0,), (128.0,))
 """Of P2 to P6, in pixels."""
@@ -28,7 +48,7 @@ class DataOptions:
     """More of them for validation. Then nothing is split off --data, and --val-fraction is not used."""
     image_root: Path | None = None
     """Folder of the pictures that the COCO files name; default: the folder that holds the file."""
-    num_classes: int | None = None
+    num_classes: NumClasses | None = None
     """Number of cell classes; default: the highest class in the data."""
     merge_classes: str | None = None
     """Take all classes of all data as one, of this name, such as nucleus; None: classes stay as they are."""
@@ -38,36 +58,36 @@ class DataOptions:
     group_by: str | None = None
     """Regular expression: pictures whose names begin with the same match of it, such as tnbc_\\d+ (a patient's), are
     split off together or not at all."""
-    val_fraction: float = 0.1
+    val_fraction: Annotated[float, Range(0, 1, open_low=True, open_high=True)] = 0.1
     """Share of the pictures kept for validation, stratified by class and source."""
-    split_seed: int = 0
+    split_seed: Seed = 0
     """Seed of the train/validation split, apart from --seed so that runs with other seeds share the split."""
-    crop: int = 512
+    crop: Annotated[int, Range(32, 16384, multiple_of=32)] = 512
     """Side of the square training crops, in pixels (a multiple of 32). Smaller pictures are filled up with their mirror
     images."""
-    diameter: float | Literal["none"] = 30.0
+    diameter: Annotated[float, Range(8, 512)] | Literal["none"] = 30.0
     """Pictures are enlarged or reduced until their cells have this median diameter in pixels, in training and in
     prediction; recorded in the checkpoint. none: pictures stay at their own scale."""
-    scale_min: float | None = None
+    scale_min: Scale | None = None
     """Training crops are further enlarged or reduced by a random factor: the smallest (default: 0.6; with --diameter
     none 0.8) ..."""
-    scale_max: float | None = None
+    scale_max: Scale | None = None
     """... and the largest (default: 1.6; with --diameter none 1.25)."""
-    rare_class_probability: float = 0.5
+    rare_class_probability: Fraction = 0.5
     """Share of the crops that are centred on a cell, its class drawn evenly among the picture's classes."""
-    repeat_threshold: float = 0.1
+    repeat_threshold: Fraction = 0.1
     """A class that fewer than this share of the pictures have is shown more often (repeat-factor sampling). 0: off. Of
     several sources each source's classes count by themselves: 1.0 balances the sources."""
-    percentiles: tuple[float, float] | None = (0.1, 99.9)
+    percentiles: tuple[Percentile, Percentile] | None = (0.1, 99.9)
     """Each picture's intensities between these percentiles are stretched to 0..255; None: left as they are.
     Recorded in the checkpoint: inference does the same."""
-    color_jitter: float = 0.2
+    color_jitter: Annotated[float, Range(0, 1, open_high=True)] = 0.2
     """Strength of the brightness, contrast and saturation jitter; 0: none."""
     appearance: Literal["light", "strong"] = "light"
     """Changes of appearance. light: that jitter alone; strong: also stain, gamma, inversion, grey, blur and noise."""
-    workers: int | None = None
+    workers: Annotated[int, Range(0, 1024)] | None = None
     """Processes that prepare batches; default: none on the CPU, up to 8 on a GPU."""
-    cache_gb: float = 8.0
+    cache_gb: Annotated[float, Range(0, 1_000_000)] = 8.0
     """Most memory for decoded pictures and label planes, which the workers share; what does not fit is decoded in each
     epoch. Pictures take 3 bytes a pixel and a class 2 bytes more."""
 
@@ -88,7 +108,7 @@ class DataOptions:
 class ModelOptions:
     """The network."""
 
-    depth: Literal[18, 34, 50, 101] = 50
+    depth: Depth = 50
     """ResNet depth."""
     norm: Literal["auto", "group", "batch", "frozen_batch"] = "auto"
     """Normalisation. auto: frozen_batch when --backbone-weights is given, group when training from random weights."""
@@ -96,40 +116,40 @@ class ModelOptions:
     """File or URL with weights to start from: a torchvision or timm ResNet, detectron2's R-50.pkl, or a whole
     Mask R-CNN, torchvision's or best.pt of another run (without its last layers, where classes or anchors differ), told
     apart by their keys."""
-    stages: int = 4
+    stages: Stages = 4
     """ResNet stages. With --diameter, 3 serve as well: no cell needs what the fourth sees, and it holds three quarters
     of a ResNet-18's weights."""
-    width: int = 64
+    width: Width = 64
     """Channels of the first ResNet stage."""
-    channels: int = 256
+    channels: Channels = 256
     """Channels of the pyramid, the RPN and the mask head."""
-    box_hidden: int = 1024
+    box_hidden: BoxHidden = 1024
     """Width of the box head's fully connected layers."""
-    mask_convs: int = 4
+    mask_convs: MaskConvs = 4
     """3x3 convolutions of the mask head."""
     stride_in_1x1: bool = False
     """Put the strides of a stage into its first 1x1 convolution, as detectron2's R-50.pkl has them."""
     aligned: bool | None = None
     """Take the centre of pixel i to be at i + 0.5, as boxes do, in RoIAlign and mask targets (else at i, as torchvision
     does). Default: as the Mask R-CNN of --backbone-weights was trained (torchvision's: no), yes without one."""
-    mask_loss: Literal["bce", "dice", "bce+dice", "tversky"] = "bce"
+    mask_loss: MaskLoss = "bce"
     """Loss of the mask head."""
-    tversky_alpha: float = 0.3
+    tversky_alpha: TverskyWeight = 0.3
     """Tversky loss: weight of false positives."""
-    tversky_beta: float = 0.7
+    tversky_beta: TverskyWeight = 0.7
     """Tversky loss: weight of false negatives."""
     anchor_sizes: tuple[str, ...] | None = None
     """Anchor sizes in pixels at P2 to P6: one entry per level, several sizes joined by commas; one level more than
     --stages. Default: 8,4 16 32 64 128."""
-    anchor_ratios: tuple[float, ...] = (0.5, 1.0, 1.5, 2.0)
+    anchor_ratios: tuple[AnchorRatio, ...] = (0.5, 1.0, 1.5, 2.0)
     """Anchor aspect ratios, height over width."""
-    detections_per_image: int = 200
+    detections_per_image: Detected = 200
     """Most cells reported for a picture."""
-    rpn_batch_per_image: int = 256
+    rpn_batch_per_image: Sampled = 256
     """Anchors sampled for the RPN losses, half of them positive at most."""
-    roi_batch_per_image: int = 512
+    roi_batch_per_image: Sampled = 512
     """Proposals sampled for the box losses; positives among them also train the mask head."""
-    roi_positive_fraction: float = 0.25
+    roi_positive_fraction: Fraction = 0.25
     """Share of positives among the sampled proposals at most."""
 
 
@@ -137,24 +157,24 @@ class ModelOptions:
 class OptimOptions:
     """The optimiser and its schedule."""
 
-    epochs: int = 20
+    epochs: Count = 20
     """Passes over the training pictures."""
-    batch_size: int = 2
+    batch_size: Annotated[int, Range(1, 65536)] = 2
     """Pictures a batch; of several processes (torchrun), pictures of each."""
-    accumulate: int = 1
+    accumulate: Annotated[int, Range(1, 65536)] = 1
     """Batches a step: the mean of their gradients makes one change of the weights."""
-    ema: float | None = None
+    ema: Annotated[float, Range(0, 1, open_low=True, open_high=True)] | None = None
     """Decay of an average of the weights over the steps, such as 0.999, which validation scores and best.pt holds;
     None: off."""
     optimizer: Literal["adam", "adamw", "sgd"] = "adam"
     """SGD uses momentum 0.9."""
-    lr: float = 1e-4
+    lr: Annotated[float, Range(0, 1000, open_low=True)] = 1e-4
     """Learning rate after the warm-up; a cosine brings it to 0 at the end."""
-    warmup_steps: int = 100
+    warmup_steps: Annotated[int, Range(0, 1_000_000_000)] = 100
     """Steps over which the learning rate rises linearly from 0."""
-    weight_decay: float = 0.0
+    weight_decay: Annotated[float, Range(0, 1000)] = 0.0
     """Weight decay (decoupled for adamw)."""
-    clip_norm: float = 10.0
+    clip_norm: Annotated[float, Range(0, 1_000_000)] = 10.0
     """Gradients of a larger total norm are scaled down to it; 0: off."""
 
 
@@ -176,68 +196,47 @@ class TrainConfig:
     moved), device, precision, workers, and how often to validate and save may be changed; other options may not."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: cuda where it is available."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    precision: Precision = "auto"
     """auto: bf16 autocast on GPUs, and on CPUs (AVX-512 BF16, AMX), that compute in it; else fp32."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of weights, crops and sampling."""
-    val_every: int = 1
+    val_every: Count = 1
     """Validate after every so many epochs (and after the last)."""
-    save_every: int = 200
+    save_every: Count = 200
     """Write last.pt every so many steps, besides after each epoch."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types, nested as the groups are."""
-        return plain(dataclasses.asdict(self))
+        return plain(self)
 
     @staticmethod
     def from_dict(values: dict[str, Any]) -> TrainConfig:
         """The inverse of :meth:`to_dict`; raises InputError on options that this version does not know."""
         try:
-            before = {"diameter": "none"}  # of runs before there was a choice
-            return TrainConfig(
-                data_options=_data_options(before | values["data_options"]),
-                model_options=ModelOptions(**_tuples(values["model_options"])),
-                optim_options=OptimOptions(**_tuples(values["optim_options"])),
-                **{k: v for k, v in _tuples(values, paths=("out", "resume")).items() if not k.endswith("_options")},
-            )
-        except (KeyError, TypeError) as error:
-            raise InputError(f"the options of this run were written by another version: {error}") from None
+            data = {"diameter": "none", **values["data_options"]}  # there was no choice once
+            for name in ("data", "val"):  # older versions name one source, or None
+                value = data.get(name)
+                data[name] = [] if value is None else [value] if isinstance(value, str) else value
+            return from_plain(TrainConfig, {**values, "data_options": data})
+        except (InputError, KeyError, TypeError) as error:
+            raise InputError(f"options of a run that were written by another version or are damaged: {error}") from None
 
     def check(self) -> None:
         """Raise InputError for values that no run can use."""
-        data, model, optim = self.data_options, self.model_options, self.optim_options
-        scale = data.scale()
+        check_options(self)
+        data, (low, high) = self.data_options, self.data_options.scale()
+        merged, percentiles = data.merge_classes is not None, data.percentiles
         rules: list[tuple[str, object, bool, str]] = [
-            ("--crop", data.crop, data.crop >= 32 and data.crop % 32 == 0, "a multiple of 32"),
-            ("--val-fraction", data.val_fraction, 0 < data.val_fraction < 1, "between 0 and 1"),
-            ("--diameter", data.diameter, data.diameter == "none" or 8 <= data.diameter <= 512, "none, or 8 to 512"),
-            ("--scale-min", scale[0], 0 < scale[0] <= scale[1], "above 0 and at most --scale-max"),
-            ("--scale-max", scale[1], scale[1] <= 16, "at most 16"),
-            ("--rare-class-probability", data.rare_class_probability, 0 <= data.rare_class_probability <= 1, "0 to 1"),
-            ("--repeat-threshold", data.repeat_threshold, 0 <= data.repeat_threshold <= 1, "0 to 1"),
-            ("--color-jitter", data.color_jitter, 0 <= data.color_jitter < 1, "0 up to 1"),
-            ("--num-classes", data.num_classes, data.num_classes is None or data.num_classes >= 1, "at least 1"),
-            ("--workers", data.workers, data.workers is None or data.workers >= 0, "at least 0"),
-            ("--cache-gb", data.cache_gb, data.cache_gb >= 0, "at least 0"),
-            ("--stages", model.stages, 1 <= model.stages <= 4, "1 to 4"),
-            ("--width", model.width, model.width >= 32 and model.width % 32 == 0, "a multiple of 32"),
-            ("--channels", model.channels, model.channels >= 32 and model.channels % 32 == 0, "a multiple of 32"),
-            ("--box-hidden", model.box_hidden, model.box_hidden >= 1, "at least 1"),
-            ("--mask-convs", model.mask_convs, model.mask_convs >= 0, "at least 0"),
-            ("--detections-per-image", model.detections_per_image, model.detections_per_image >= 1, "at least 1"),
-            ("--epochs", optim.epochs, optim.epochs >= 1, "at least 1"),
-            ("--batch-size", optim.batch_size, optim.batch_size >= 1, "at least 1"),
-            ("--accumulate", optim.accumulate, optim.accumulate >= 1, "at least 1"),
-            ("--ema", optim.ema, optim.ema is None or 0 < optim.ema < 1, "between 0 and 1"),
-            ("--lr", optim.lr, optim.lr > 0, "above 0"),
-            ("--warmup-steps", optim.warmup_steps, optim.warmup_steps >= 0, "at least 0"),
-            ("--val-every", self.val_every, self.val_every >= 1, "at least 1"),
-            ("--save-every", self.save_every, self.save_every >= 1, "at least 1"),
+            ("--scale-min", low, low <= high, f"at most --scale-max, {high}"),
+            ("--percentiles", percentiles, percentiles is None or percentiles[0] < percentiles[1], "rising numbers"),
+            ("--val", " ".join(map(str, data.val)), not data.val or bool(data.data), "--data as well"),
+            ("--merge-classes", repr(data.merge_classes), data.merge_classes != "", "a name"),
+            ("--num-classes", data.num_classes, not merged or data.num_classes is None, "none with --merge-classes"),
+            ("--source-by", data.source_by, _is_expression(data.source_by), "a regular expression"),
+            ("--group-by", data.group_by, _is_expression(data.group_by), "a regular expression"),
+            ("--group-by", data.group_by, not data.val or data.group_by is None, "none with --val: nothing is split"),
+            ("--anchor-ratios", "empty", bool(self.model_options.anchor_ratios), "at least one ratio"),
         ]
-        rules += _source_rules(data)
-        if data.percentiles is not None:
-            low, high = data.percentiles
-            rules.append(("--percentiles", data.percentiles, 0 <= low < high <= 100, "two rising numbers in 0..100"))
         for name, value, good, expected in rules:
             if not good:
                 raise InputError(f"{name} is {value}; expected {expected}")
@@ -251,9 +250,10 @@ class TrainConfig:
             return ANCHOR_SIZES[:levels]
         try:
             sizes = tuple(tuple(float(size) for size in level.split(",")) for level in given)
+            check_value("a size", [size for level in sizes for size in level], tuple[AnchorSize, ...])
         except ValueError:
             sizes = ()
-        if len(sizes) != levels or not all(size > 0 for level in sizes for size in level):
+        if len(sizes) != levels:
             raise InputError(
                 f"--anchor-sizes is {' '.join(given)}; expected sizes in pixels for {levels} levels, such as "
                 + " ".join(",".join(f"{size:g}" for size in level) for level in ANCHOR_SIZES[:levels])
@@ -265,45 +265,9 @@ TrainCli = Annotated[TrainConfig, tyro.conf.OmitArgPrefixes]
 """The same options as one flat list on the command line."""
 
 
-def _source_rules(data: DataOptions) -> list[tuple[str, object, bool, str]]:
-    """What :meth:`TrainConfig.check` checks of the options about several sources."""
-    merged = data.merge_classes is not None
-    return [
-        ("--val", " ".join(map(str, data.val)), not data.val or bool(data.data), "--data as well"),
-        ("--merge-classes", repr(data.merge_classes), data.merge_classes != "", "a name"),
-        ("--num-classes", data.num_classes, not merged or data.num_classes is None, "none with --merge-classes"),
-        ("--source-by", data.source_by, _is_expression(data.source_by), "a regular expression"),
-        ("--group-by", data.group_by, _is_expression(data.group_by), "a regular expression"),
-        ("--group-by", data.group_by, not data.val or data.group_by is None, "none with --val, as nothing is split"),
-    ]
-
-
 def _is_expression(pattern: str | None) -> bool:
     try:
         re.compile(pattern or "")
     except re.error:
         return False
     return True
-
-
-def _data_options(values: dict[str, Any]) -> DataOptions:
-    """From the values of a config.json or checkpoint; those of older versions name one source, or None."""
-    sources = {}
-    for key in ("data", "val"):
-        value = values.get(key) or ()
-        sources[key] = tuple(map(Path, [value] if isinstance(value, str) else value))
-    return DataOptions(**{**_tuples(values, paths=("image_root",)), **sources})
-
-
-def plain(value: Any) -> Any:
-    """``value`` in JSON's types: tuples as lists, paths as text."""
-    if isinstance(value, dict):
-        return {k: plain(v) for k, v in value.items()}
-    if isinstance(value, (tuple, list)):
-        return [plain(v) for v in value]
-    return str(value) if isinstance(value, Path) else value
-
-
-def _tuples(values: dict[str, Any], paths: tuple[str, ...] = ()) -> dict[str, Any]:
-    result: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-    return result | {k: Path(result[k]) for k in paths if result.get(k) is not None}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -11,15 +10,17 @@ from typing import Any, Literal
 from maskrcnn import pretrained
 from maskrcnn.checkpoint import load_checkpoint, locate
 from maskrcnn.data.dataset import CellDataset
+from maskrcnn.device import Precision
 from maskrcnn.engine.config import DataOptions, TrainConfig
 from maskrcnn.engine.datasets import build_datasets, read_datasets
 from maskrcnn.errors import InputError, writing
 from maskrcnn.evaluation.coco_ap import MAX_DETECTIONS
 from maskrcnn.evaluation.dense import AT
 from maskrcnn.evaluation.evaluate import evaluate
-from maskrcnn.files import atomic_write
+from maskrcnn.files import to_json, write_text
+from maskrcnn.options import check_options
 from maskrcnn.predict.augment import Augment
-from maskrcnn.predict.predictor import Diameter, Predictor, load
+from maskrcnn.predict.predictor import Diameter, Predictor, TileSide, load
 
 SCORES = "scores.json"
 
@@ -45,13 +46,13 @@ class EvaluateConfig:
     """See infer.py."""
     augment: Augment = "none"
     """See infer.py."""
-    tile: int | None = None
+    tile: TileSide | None = None
     """See infer.py."""
     out: Path | None = None
     """Folder for scores.json, precision_recall.png and classes.png; default: none are written."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: cuda where it is available."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    precision: Precision = "auto"
     """auto: bf16 autocast on GPUs, and on CPUs (AVX-512 BF16, AMX), that compute in it; else fp32."""
 
 
@@ -61,6 +62,7 @@ def evaluate_checkpoint(config: EvaluateConfig) -> dict[str, float]:
     Raises:
         InputError: for a checkpoint or data that cannot be used, or data of other classes than the checkpoint's.
     """
+    check_options(config)
     predictor = load(config.checkpoint, config.device, config.precision, config.tile, augment=config.augment)
     dataset = _pictures(config, predictor)
     if config.out is not None:
@@ -68,8 +70,7 @@ def evaluate_checkpoint(config: EvaluateConfig) -> dict[str, float]:
             config.out.mkdir(parents=True, exist_ok=True)
     scores = evaluate(predictor, dataset, config.diameter, plots=config.out)
     if config.out is not None:
-        with atomic_write(config.out / SCORES) as beside:
-            beside.write_text(json.dumps(scores, indent=2) + "\n")
+        write_text(config.out / SCORES, to_json(scores, indent=2) + "\n")
     print(scores_table(scores, predictor.class_names, sorted(set(dataset.sources))))
     return scores
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 from maskrcnn.errors import writing
-from maskrcnn.files import atomic_write
+from maskrcnn.files import to_json, write_text
 
 TOTAL = "loss"
 
@@ -24,21 +25,23 @@ class MetricsLog:
             step, epoch = resume
             done = [row for row in read_metrics(path) if row["step"] <= step]
             self.rows = [row for row in done if TOTAL in row or row["epoch"] <= epoch]
-        with atomic_write(path) as beside:
-            beside.write_text("".join(json.dumps(row) + "\n" for row in self.rows))
+        write_text(path, "".join(to_json(row) + "\n" for row in self.rows))
 
     def write(self, row: dict[str, Any]) -> None:
         self.rows.append(row)
         with writing(self.path), open(self.path, "a") as file:
-            file.write(json.dumps(row) + "\n")
+            file.write(to_json(row) + "\n")
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a ``metrics.jsonl``; a last line cut off by a kill is left out."""
+    """The lines of a ``metrics.jsonl``; a last line cut off by a kill is left out.
+
+    null stands for a number that was infinite or NaN, and is read as NaN.
+    """
     rows = []
     for line in path.read_text().splitlines():
         try:
-            rows.append(json.loads(line))
+            rows.append({name: math.nan if value is None else value for name, value in json.loads(line).items()})
         except json.JSONDecodeError:
             break
     return rows

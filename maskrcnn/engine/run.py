@@ -12,7 +12,8 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from maskrcnn import distributed
-from maskrcnn.checkpoint import load_model_state, save_checkpoint
+from maskrcnn.checkpoint import load_model_state, load_optimizer_state, save_checkpoint
+from maskrcnn.device import Precision
 from maskrcnn.errors import InputError
 from maskrcnn.evaluation.coco_ap import MAX_DETECTIONS
 from maskrcnn.model import MaskRCNN
@@ -42,7 +43,7 @@ class Run:
 
     folder: Path
     device: torch.device
-    precision: str
+    precision: Precision
     description: dict[str, Any]
     model: MaskRCNN
     network: nn.Module
@@ -89,9 +90,11 @@ class Run:
             raise InputError(f"{path}: the run was trained by {before} process(es), and has {now} now; start {before}")
         load_model_state(self.model, state["model"], path)
         if self.ema is not None:
+            if state.get("ema") is None:
+                raise InputError(f"{path}: holds no average of the weights (ema), though its run keeps one")
             load_model_state(self.scored_model, state["ema"]["model"], path)
             self.ema.n_averaged.fill_(state["ema"]["updates"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        load_optimizer_state(self.optimizer, state["optimizer"], path)
         self.epoch, self.step_in_epoch = state["epoch"], state["step_in_epoch"]
         self.step = state["step"]
         self.validated = state.get("validated", self.epoch)  # earlier runs saved an epoch after its validation

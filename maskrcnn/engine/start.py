@@ -7,7 +7,7 @@ from typing import Any
 
 from maskrcnn import distributed
 from maskrcnn.checkpoint import load_checkpoint, weights_of
-from maskrcnn.engine.config import DataOptions, ModelOptions, TrainConfig, plain
+from maskrcnn.engine.config import ANCHOR_SIZES, DataOptions, ModelOptions, TrainConfig, plain
 from maskrcnn.errors import InputError
 from maskrcnn.model import MaskRCNN
 from maskrcnn.model.weights import load_weights, trained_aligned, transfer_weights
@@ -47,7 +47,7 @@ def adopt_start(config: TrainConfig) -> TrainConfig:
     if config.model_options.backbone_weights is not None:
         raise InputError("--from and --backbone-weights: give one of them")
     start = load_checkpoint(config.from_)
-    network = {"aligned": False, "stages": 4, **start["model_options"]}
+    network = {"aligned": False, "stages": 4, "anchor_sizes": ANCHOR_SIZES, **start["model_options"]}
     has: dict[str, Any] = {name: network[name] for name in OF_NETWORK if name in network}
     has["anchor_sizes"] = tuple(",".join(f"{size:g}" for size in level) for level in network["anchor_sizes"])
     diameter, percentiles = start.get("diameter"), start["percentiles"]

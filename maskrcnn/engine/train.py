@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import sys
+from contextlib import ExitStack
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from maskrcnn.engine.steps import build_optimizer, learning_rate_factor, seed_st
 from maskrcnn.engine.stop import Stop, stop_on_signals
 from maskrcnn.engine.validation import fit_best, validate
 from maskrcnn.errors import InputError, writing
+from maskrcnn.files import lock_folder, new_folder, to_json, write_text
 from maskrcnn.model import mask_rcnn_resnet_fpn
 
 
@@ -49,15 +50,17 @@ def train(config: TrainConfig) -> Path:
     """
     saved = None
     if config.resume is not None:
-        saved = load_checkpoint(last_checkpoint(config.resume))
+        saved = load_checkpoint(last_checkpoint(config.resume), to_resume=True)
         check_resumed(config, saved)
     elif config.from_ is not None:
         config = adopt_start(config)
     config.check()
     device = choose_device(config.device)
-    with distributed.processes(device), torch.random.fork_rng(), stop_on_signals() as stop:
+    with distributed.processes(device), torch.random.fork_rng(), stop_on_signals() as stop, ExitStack() as held:
         torch.manual_seed(config.seed)
-        folder = distributed.from_main(lambda: prepare_run_folder(config))
+        folder = distributed.from_main(lambda: run_folder(config))
+        distributed.from_main(lambda: held.enter_context(lock_folder(folder, "train")))
+        distributed.from_main(lambda: write_config(config, folder))
         datasets = build_datasets(config, folder)
         run = start_run(config, datasets, device, folder, saved)
         train_epochs(run, config, datasets, stop, resumed=saved is not None)
@@ -156,15 +159,21 @@ def _stop_if_asked(run: Run, stop: Stop) -> None:
     raise KeyboardInterrupt
 
 
-def prepare_run_folder(config: TrainConfig) -> Path:
-    """Create the run folder and write ``config.json``; raises InputError where that is not possible."""
-    name = f"{datetime.now():%Y%m%d-%H%M%S}-{config.model_options.mask_loss}"
-    folder = config.out if config.out is not None else Path("runs") / name
-    if config.resume is None and (folder / "last.pt").exists():
-        raise InputError(f"--out {folder}: holds a run already; go on with --resume {folder} or name another folder")
+def run_folder(config: TrainConfig) -> Path:
+    """The run's folder, which is made where it is not there; raises InputError where that is not possible."""
+    if config.out is None:
+        return new_folder(Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{config.model_options.mask_loss}")
+    if config.resume is None and (config.out / "last.pt").exists():
+        raise InputError(
+            f"--out {config.out}: holds a run already; go on with --resume {config.out} or name another folder"
+        )
+    with writing(config.out):
+        config.out.mkdir(parents=True, exist_ok=True)
+    return config.out
+
+
+def write_config(config: TrainConfig, folder: Path) -> None:
+    """Write ``config.json``: the options, the command and what it ran with."""
     versions = {"torch": torch.__version__, "numpy": np.__version__, "python": sys.version.split()[0]}
     contents = {**config.to_dict(), "command": sys.argv, "versions": versions}
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.json").write_text(json.dumps(contents, indent=2) + "\n")
-    return folder
+    write_text(folder / "config.json", to_json(contents, indent=2) + "\n")

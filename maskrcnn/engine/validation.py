@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from typing import Any
 
 from maskrcnn import distributed
@@ -15,7 +14,7 @@ from maskrcnn.evaluation.coco_ap import MAX_DETECTIONS
 from maskrcnn.evaluation.dense import AT
 from maskrcnn.evaluation.evaluate import evaluate
 from maskrcnn.evaluation.thresholds import fit_thresholds
-from maskrcnn.files import atomic_write
+from maskrcnn.files import to_json, write_text
 from maskrcnn.model import MaskRCNN
 from maskrcnn.predict.predictor import Predictor
 
@@ -75,8 +74,7 @@ def fit_best(run: Run, datasets: Datasets) -> None:
     def write() -> None:
         best["model_options"]["nms_threshold"] = chosen.nms_threshold
         best["thresholds"] = {"score_threshold": chosen.score_threshold, "mask_threshold": chosen.mask_threshold}
-        with atomic_write(run.folder / "thresholds.json") as beside:
-            beside.write_text(json.dumps(dataclasses.asdict(chosen), indent=2) + "\n")
+        write_text(run.folder / "thresholds.json", to_json(dataclasses.asdict(chosen), indent=2) + "\n")
         save_checkpoint(path, best)
         pairs = zip(datasets.class_names, chosen.score_threshold, strict=True)
         scores = ", ".join(f"{name} {value}" for name, value in pairs)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from maskrcnn import pretrained
 from maskrcnn.data.tiff import check_channels
+from maskrcnn.device import Precision
 from maskrcnn.errors import InputError
+from maskrcnn.options import Fraction, Range, check_options
 from maskrcnn.predict.augment import Augment
-from maskrcnn.predict.predictor import Diameter
+from maskrcnn.predict.predictor import BatchSize, Diameter, Overlap, TileSide
 
 Format = Literal["coco", "labels", "class-labels", "geojson", "csv", "overlay"]
 
@@ -41,49 +42,42 @@ class InferConfig:
     """How large the cells are: their median diameter in pixels of the picture (of the circle of equal area); auto:
     estimated for each picture; none: pictures are predicted at their own scale. Default: auto, or none for checkpoints
     that were trained with --diameter none."""
-    score_threshold: float | None = None
+    score_threshold: Fraction | None = None
     """Lowest score of a cell in labels, GeoJSON, tables and overlays (coco and the report hold all of them); default:
     what was fitted on validation pictures when the checkpoint was trained, for each class."""
-    box_score_threshold: float | None = None
+    box_score_threshold: Fraction | None = None
     """Lowest score of a cell at all, also in coco and the report; default: 0.05. A higher one saves the work of the
     masks of cells that the other formats leave out, which on a slide are most."""
-    tile: int | None = None
+    tile: TileSide | None = None
     """Side in pixels of the tiles in which larger pictures are predicted, at the scale that the network sees (see
     --diameter); default: from the device's memory."""
-    overlap: int | None = None
+    overlap: Overlap | None = None
     """Pixels that neighbouring tiles share, at that scale: more than the largest cell; default: 128, at most half of a
     tile."""
-    batch_size: int | None = None
+    batch_size: BatchSize | None = None
     """Tiles that go through the network together; default: 1 on a CPU, 4 on a GPU."""
     augment: Augment = "none"
     """Average the cells of several views of each picture: its mirror images (flips, 4 times the work), also turned by
     90 degrees (rotations, 8 times), also at 4/5 and 5/4 of the size (scales, 10 times)."""
-    level: int = 0
+    level: Annotated[int, Range(0, 64)] = 0
     """Level of a pyramid, 0 being the full size."""
-    channels: tuple[int, ...] | None = None
+    channels: tuple[Annotated[int, Range(0, 65535)], ...] | None = None
     """Which channels (from 0) of a file of several are red, green and blue; one alone is grey."""
     overwrite: bool = False
     """Predict all pictures anew, also those that an earlier run has finished."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: cuda where it is available."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    precision: Precision = "auto"
     """auto: bf16 autocast on GPUs, and on CPUs (AVX-512 BF16, AMX), that compute in it; else fp32."""
 
     def check(self) -> None:
         """Raises InputError for options that no picture could be predicted with."""
+        check_options(self)
         if (self.data is None) == (not self.images):
             raise InputError("give either --data FOLDER or --images PICTURES")
         if self.truth is not None and not self.report:
             raise InputError("--truth is for the report; give --report too")
-        if self.score_threshold is not None and not 0 <= self.score_threshold <= 1:
-            raise InputError(f"--score-threshold is {self.score_threshold}; expected 0 to 1")
-        highest = 1.0 if self.score_threshold is None else self.score_threshold
-        if self.box_score_threshold is not None and not 0 <= self.box_score_threshold <= highest:
-            raise InputError(
-                f"--box-score-threshold is {self.box_score_threshold}; expected 0 to --score-threshold ({highest})"
-            )
-        if isinstance(self.diameter, float | int) and not 0 < self.diameter < math.inf:
-            raise InputError(f"--diameter is {self.diameter}; expected pixels above 0, auto or none")
-        if self.level < 0:
-            raise InputError(f"--level is {self.level}; expected 0 or more")
+        lowest, shown = self.box_score_threshold, self.score_threshold
+        if lowest is not None and shown is not None and lowest > shown:
+            raise InputError(f"--box-score-threshold is {lowest}; expected at most --score-threshold, {shown}")
         check_channels(self.channels)

@@ -4,21 +4,36 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from maskrcnn.model.anchors import AnchorGenerator
 from maskrcnn.model.fpn import FPN
-from maskrcnn.model.group_norm import GROUPS, GroupNorm
+from maskrcnn.model.group_norm import GroupNorm
 from maskrcnn.model.limits import Limits
 from maskrcnn.model.losses import MaskLoss
 from maskrcnn.model.mask_head import MaskHead
 from maskrcnn.model.resnet import Norm, ResNet
 from maskrcnn.model.roi_heads import BoxHead, RoIPool
 from maskrcnn.model.rpn import RegionProposalNetwork, RPNHead
+from maskrcnn.options import Fraction, Range, checked
 from maskrcnn.structures import Detections, InstanceLabels
+
+Depth = Literal[18, 34, 50, 101]
+NumClasses = Annotated[int, Range(1, 10_000)]
+Stages = Annotated[int, Range(1, 4)]
+Width = Annotated[int, Range(32, 4096, multiple_of=32)]  # GroupNorm has 32 groups
+Channels = Annotated[int, Range(32, 4096, multiple_of=32)]
+BoxHidden = Annotated[int, Range(1, 65536)]
+MaskConvs = Annotated[int, Range(0, 64)]
+AnchorSize = Annotated[float, Range(0, 65536, open_low=True)]
+AnchorRatio = Annotated[float, Range(0.01, 100)]
+Sampled = Annotated[int, Range(1, 1_000_000)]
+Detected = Annotated[int, Range(1, 1_000_000)]
+TverskyWeight = Annotated[float, Range(0, 1000)]
+Positive = Annotated[float, Range(0, 1_000_000, open_low=True)]
 
 # Mean and standard deviation of ImageNet's RGB values in 0..1, which torchvision's weights were trained with.
 PIXEL_MEAN = (0.485, 0.456, 0.406)
@@ -172,42 +187,43 @@ class MaskRCNN(nn.Module):
             raise ValueError("labels: training needs the cells of each image")
 
 
+@checked
 def mask_rcnn_resnet_fpn(
-    depth: int,
-    num_classes: int,
+    depth: Depth,
+    num_classes: NumClasses,
     *,
     norm: Norm = "group",
-    norm_eps: float = 1e-5,
+    norm_eps: Annotated[float, Range(0, 1)] = 1e-5,
     stride_in_1x1: bool = False,
-    stages: int = 4,
-    width: int = 64,
-    channels: int = 256,
-    box_hidden: int = 1024,
-    mask_convs: int = 4,
-    pixel_mean: Sequence[float] = PIXEL_MEAN,
-    pixel_std: Sequence[float] = PIXEL_STD,
-    anchor_sizes: Sequence[Sequence[float]] = ((8, 4), (16,), (32,), (64,), (128,)),
-    anchor_ratios: Sequence[float] = (0.5, 1.0, 1.5, 2.0),
+    stages: Stages = 4,
+    width: Width = 64,
+    channels: Channels = 256,
+    box_hidden: BoxHidden = 1024,
+    mask_convs: MaskConvs = 4,
+    pixel_mean: Sequence[Annotated[float, Range(-1000, 1000)]] = PIXEL_MEAN,
+    pixel_std: Sequence[Positive] = PIXEL_STD,
+    anchor_sizes: Sequence[Sequence[AnchorSize]] = ((8, 4), (16,), (32,), (64,), (128,)),
+    anchor_ratios: Sequence[AnchorRatio] = (0.5, 1.0, 1.5, 2.0),
     anchors_rounded: bool = False,
-    rpn_pre_nms: tuple[int, int] = (2000, 1000),
-    rpn_post_nms: tuple[int, int] = (2000, 1000),
-    rpn_nms_threshold: float = 0.7,
-    rpn_batch_per_image: int = 256,
-    rpn_positive_fraction: float = 0.5,
-    rpn_high: float = 0.7,
-    rpn_low: float = 0.3,
-    roi_batch_per_image: int = 512,
-    roi_positive_fraction: float = 0.25,
-    roi_foreground_iou: float = 0.5,
-    roi_canonical_size: int = 224,
+    rpn_pre_nms: tuple[Detected, Detected] = (2000, 1000),
+    rpn_post_nms: tuple[Detected, Detected] = (2000, 1000),
+    rpn_nms_threshold: Fraction = 0.7,
+    rpn_batch_per_image: Sampled = 256,
+    rpn_positive_fraction: Fraction = 0.5,
+    rpn_high: Fraction = 0.7,
+    rpn_low: Fraction = 0.3,
+    roi_batch_per_image: Sampled = 512,
+    roi_positive_fraction: Fraction = 0.25,
+    roi_foreground_iou: Fraction = 0.5,
+    roi_canonical_size: Annotated[int, Range(1, 65536)] = 224,
     aligned: bool = True,
-    box_score_threshold: float = 0.05,
-    nms_threshold: float = 0.5,
-    detections_per_image: int = 200,
-    smooth_l1_beta: float = 1 / 9,
+    box_score_threshold: Fraction = 0.05,
+    nms_threshold: Fraction = 0.5,
+    detections_per_image: Detected = 200,
+    smooth_l1_beta: Annotated[float, Range(0, 1_000_000)] = 1 / 9,
     mask_loss: MaskLoss = "bce",
-    tversky_alpha: float = 0.3,
-    tversky_beta: float = 0.7,
+    tversky_alpha: TverskyWeight = 0.3,
+    tversky_beta: TverskyWeight = 0.7,
     binary_mask_targets: bool = False,
 ) -> MaskRCNN:
     """Mask R-CNN on a ResNet of ``depth`` layers with a feature pyramid, from random weights.
@@ -238,12 +254,8 @@ def mask_rcnn_resnet_fpn(
     Raises:
         ValueError: for values that no network can be built from.
     """
-    if num_classes < 1:
-        raise ValueError(f"num_classes is {num_classes}; expected at least 1")
     if len(anchor_sizes) != stages + 1:
         raise ValueError(f"anchor_sizes has {len(anchor_sizes)} levels; expected {stages + 1}, P2 to P{stages + 2}")
-    if channels < 1 or (norm == "group" and channels % GROUPS):
-        raise ValueError(f"channels is {channels}; expected a multiple of {GROUPS}, for GroupNorm")
     backbone = ResNet(depth, norm, stride_in_1x1, norm_eps, stages, width)
     neck = FPN(backbone.out_channels, channels, group_norm=norm == "group")
     anchors = AnchorGenerator(anchor_sizes, anchor_ratios, anchors_rounded)

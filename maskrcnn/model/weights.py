@@ -6,16 +6,11 @@ The format is told by the keys of the file, not by its name.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import os
-import pickle
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
-from urllib.parse import urlparse
 
 import numpy as np
 import torch
@@ -24,8 +19,7 @@ from torch import Tensor, nn
 from maskrcnn.errors import InputError
 from maskrcnn.model.mask_rcnn import MaskRCNN
 from maskrcnn.model.resnet import Bottleneck
-
-State = dict[str, Tensor]
+from maskrcnn.model.weight_files import State, is_weight, local_file, read_file
 
 # torchvision's Mask R-CNN -> ours; what follows the prefix stays
 _TORCHVISION_PREFIXES = {
@@ -45,7 +39,6 @@ _LAST_LAYERS = (
     "mask_head.mask_fcn_logits.",
 )
 _CLASS_LAYERS = ("box_head.cls_score.", "box_head.bbox_pred.", "mask_head.mask_fcn_logits.")
-_HASH = re.compile(r"-([0-9a-f]{8,64})\.[a-z]+$")
 # What detectron2's ImageNet models were fed: BGR in 0..255, minus this mean, not scaled.
 _DETECTRON2_MEAN_BGR = (103.53, 116.28, 123.675)
 
@@ -67,7 +60,7 @@ def load_weights(model: MaskRCNN, source: str | os.PathLike[str], adapt: bool = 
         InputError: for a file that is missing, damaged, or of no known format, whose keys or shapes do not fit (they
             are named), that holds code (pickles are read with numpy arrays alone allowed), or has another hash.
     """
-    path = _local(source)
+    path = local_file(source)
     state = dict(_tensors(_read(path), path))
     name, target, converted, ignored = _recognise(state, model, path)
     if adapt and target is model:
@@ -87,12 +80,12 @@ def trained_aligned(source: str | os.PathLike[str]) -> bool:
     trained before the option was there: False), True for a ResNet, which knows no boxes. ``source`` and errors: see
     :func:`load_weights`.
     """
-    path = _local(source)
+    path = local_file(source)
     contents = _read(path)
     keys = dict(_tensors(contents, path))
     if _is_our_model(keys):
         options = contents.get("model_options") if isinstance(contents, Mapping) else None
-        return isinstance(options, Mapping) and bool(options.get("aligned", False))
+        return isinstance(options, Mapping) and options.get("aligned") is True
     return not _is_torchvision_model(keys)
 
 
@@ -189,7 +182,8 @@ def _from_detectron2(state: State, model: MaskRCNN) -> State:
         name = re.sub(r"conv(\d)\.norm\.", r"bn\1.", name)
         name = name.replace("shortcut.norm.", "downsample.1.").replace("shortcut.", "downsample.0.")
         converted[name] = value
-    converted["conv1.weight"] = converted["conv1.weight"].flip(1)
+    if converted["conv1.weight"].dim() == 4:  # else it is refused by its shape
+        converted["conv1.weight"] = converted["conv1.weight"].flip(1)
     model.pixel_mean.copy_(torch.tensor(_DETECTRON2_MEAN_BGR[::-1]).view(1, 3, 1, 1) / 255)
     model.pixel_std.fill_(1 / 255)
     return converted
@@ -203,7 +197,8 @@ def _without_counters(state: State) -> State:
 def _drop_other_last_layers(state: State, model: nn.Module) -> list[str]:
     """Replace the last layers of another shape by the model's own; returns their keys."""
     own = model.state_dict()
-    layers = [key for key in state if key.startswith(_LAST_LAYERS) and state[key].shape != own[key].shape]
+    last = [key for key in state if key.startswith(_LAST_LAYERS) and key in own]
+    layers = [key for key in last if state[key].shape != own[key].shape]
     state.update({key: own[key] for key in layers})
     return layers
 
@@ -235,33 +230,14 @@ def key_mismatches(state: State, own: State) -> str:
     return ", ".join(wrong[:3]) + more
 
 
-def _local(source: str | os.PathLike[str]) -> Path:
-    return _download(str(source)) if "://" in str(source) else Path(source)
-
-
 def _read(path: Path) -> object:
     if not path.is_file():
         raise InputError(f"{path}: no such weights file")
     try:
-        if path.suffix == ".safetensors":
-            state, metadata = read_safetensors(path)
-            described = metadata.get("description")
-            return state if described is None else {"model": state, **json.loads(described)}
-        if path.suffix == ".pkl":
-            with path.open("rb") as file:
-                return _NumpyUnpickler(file, encoding="latin1").load()
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return read_file(path)
     except Exception as error:  # each format has its own exceptions for a damaged file
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise InputError(f"{path}: not a weights file that can be read: {reason}") from error
-
-
-def read_safetensors(path: Path) -> tuple[State, dict[str, str]]:
-    """The tensors of a safetensors file by name, and its metadata; raises what the library raises."""
-    from safetensors import safe_open
-
-    with safe_open(path, "pt") as file:
-        return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118 (no mapping)
 
 
 def _tensors(contents: object, path: Path) -> Iterator[tuple[str, Tensor]]:
@@ -271,50 +247,7 @@ def _tensors(contents: object, path: Path) -> Iterator[tuple[str, Tensor]]:
     if not isinstance(contents, Mapping):
         raise InputError(f"{path}: holds a {type(contents).__name__}, expected weights by name")
     for key, value in contents.items():
-        if isinstance(value, np.ndarray):
-            value = torch.from_numpy(np.array(value))
-        if isinstance(key, str) and isinstance(value, Tensor):
+        if isinstance(value, np.ndarray) and value.dtype in (np.float16, np.float32, np.float64, np.int64):
+            value = torch.from_numpy(np.array(value, value.dtype.newbyteorder("=")))
+        if isinstance(key, str) and is_weight(value):
             yield key, value
-
-
-class _NumpyUnpickler(pickle.Unpickler):
-    """Reads pickles of dicts of numpy arrays and refuses all else: a pickle can run any code."""
-
-    _ALLOWED = frozenset(
-        (module, name)
-        for core in (
-            "numpy",
-            "numpy.core.multiarray",
-            "numpy._core.multiarray",
-            "numpy.core.numeric",
-            "numpy._core.numeric",
-        )
-        for module, name in (
-            (core, "ndarray"),
-            (core, "dtype"),
-            (core, "_reconstruct"),
-            (core, "scalar"),
-            (core, "_frombuffer"),
-        )
-    ) | {("_codecs", "encode"), ("collections", "OrderedDict")}
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in self._ALLOWED:
-            raise pickle.UnpicklingError(f"it refers to {module}.{name}; only numpy arrays are read")
-        return super().find_class(module, name)
-
-
-def _download(url: str) -> Path:
-    name = Path(urlparse(url).path).name
-    match = _HASH.search(name)
-    folder = Path(torch.hub.get_dir()) / "checkpoints"
-    path = folder / name
-    if not path.is_file():
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            torch.hub.download_url_to_file(url, str(path), hash_prefix=match[1] if match else None)
-        except (OSError, ValueError, RuntimeError) as error:
-            raise InputError(f"{url}: cannot be downloaded: {error}") from error
-    elif match and not hashlib.sha256(path.read_bytes()).hexdigest().startswith(match[1]):
-        raise InputError(f"{path}: the hash is not that of its name; delete the file to download it again")
-    return path

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from maskrcnn.options import Range
+
 
 def check_boxes(name: str, boxes: Tensor, columns: int = 4) -> None:
     """Raise ValueError unless ``boxes`` is floating point [N, columns]."""
@@ -24,6 +26,12 @@ def check_device(name: str, tensor: Tensor, other_name: str, other: Tensor) -> N
     """Raise ValueError unless both tensors are on one device."""
     if tensor.device != other.device:
         raise ValueError(f"{name} is on {tensor.device}, {other_name} on {other.device}; expected one device")
+
+
+def check_range(name: str, value: float, allowed: Range) -> None:
+    """Raise ValueError unless the number is in the range; NaN is in none."""
+    if value not in allowed:
+        raise ValueError(f"{name} is {value}; expected {allowed}")
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:

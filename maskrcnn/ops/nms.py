@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from maskrcnn.ops import library  # noqa: F401 (registers the kernels)
-from maskrcnn.ops.checks import at_least_float32, check_boxes, check_device, check_vector
+from maskrcnn.ops.checks import at_least_float32, check_boxes, check_device, check_range, check_vector
+from maskrcnn.options import Range
+
+ANY = Range(-math.inf, math.inf)
 
 
 def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
@@ -24,7 +29,7 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
         int64 indices of the kept boxes, highest score first.
 
     Raises:
-        ValueError: for a wrong shape, dtype or device.
+        ValueError: for a wrong shape, dtype or device, or a threshold that is NaN.
         RuntimeError: for a NaN coordinate (on the CPU; on a GPU such a box is kept and suppresses nothing).
     """
     _check(boxes, scores, scores)
@@ -47,7 +52,7 @@ def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: floa
         int64 indices of the kept boxes, highest score first; equal scores in the given order.
 
     Raises:
-        ValueError: for a wrong shape, dtype or device.
+        ValueError: for a wrong shape, dtype or device, or a threshold that is NaN.
         RuntimeError: for a NaN coordinate (on the CPU; on a GPU such a box is kept and suppresses nothing).
     """
     _check(boxes, scores, idxs)
@@ -57,6 +62,7 @@ def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: floa
 
 
 def _kernel(boxes: Tensor, scores: Tensor, idxs: Tensor | None, iou_threshold: float) -> Tensor:
+    check_range("iou_threshold", iou_threshold, ANY)
     boxes, scores = (at_least_float32(t.detach()).contiguous() for t in (boxes, scores))
     return torch.ops.maskrcnn.nms(boxes, scores, idxs, float(iou_threshold))
 

@@ -9,7 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from maskrcnn.ops import library  # noqa: F401 (registers the kernels)
-from maskrcnn.ops.checks import at_least_float32, check_boxes, check_device
+from maskrcnn.ops.checks import at_least_float32, check_boxes, check_device, check_range
+from maskrcnn.options import Range
+
+SCALE = Range(0, 1_000_000, open_low=True)
+"""Feature pixels per image pixel."""
 
 
 def roi_align(
@@ -39,11 +43,12 @@ def roi_align(
         are taken in float32 (float64 for float64).
 
     Raises:
-        ValueError: for a wrong shape, dtype or device.
+        ValueError: for a wrong shape, dtype or device, or a scale that is not finite and above 0.
         RuntimeError: for a box that is not finite or of no image of the batch (on the CPU; on a GPU its bins are 0).
     """
     if input.dim() != 4 or not input.is_floating_point():
         raise ValueError(f"input is {input.dtype} {tuple(input.shape)}; expected floating point [B, C, H, W]")
+    check_range("spatial_scale", spatial_scale, SCALE)
     rois = _as_rois(boxes, input)
     level = torch.zeros(rois.shape[0], dtype=torch.int64, device=input.device)
     size = (output_size, output_size) if isinstance(output_size, int) else tuple(output_size)
@@ -82,6 +87,8 @@ def multilevel_roi_align(
     """
     if len(features) == 0 or len(features) != len(scales):
         raise ValueError(f"scales has {len(scales)} entries for {len(features)} features")
+    for scale in scales:
+        check_range("scales", scale, SCALE)
     check_boxes("rois", rois, 5)
     level = roi_levels(rois, len(features), canonical_size, canonical_level, min_level)
     size = (output_size, output_size)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from maskrcnn.data.sample import pad_images
-from maskrcnn.device import autocast
+from maskrcnn.device import Precision, autocast
 from maskrcnn.model import MaskRCNN
 from maskrcnn.model.limits import Limits
 from maskrcnn.predict.augment import Augment, detect_in_views
@@ -38,7 +38,7 @@ class Detector:
 
     model: MaskRCNN
     device: torch.device
-    precision: str
+    precision: Precision
     limits: Limits
     capacity: Capacity
     pixels_per_detection: int = PIXELS_PER_DETECTION

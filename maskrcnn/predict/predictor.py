@@ -11,7 +11,7 @@ from dataclasses import replace
 from functools import partial
 from itertools import groupby
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -21,10 +21,11 @@ from maskrcnn import pretrained
 from maskrcnn.checkpoint import build_model, load_checkpoint, locate
 from maskrcnn.data.picture import Picture, open_pictures, picture_of
 from maskrcnn.data.transforms import scale_to
-from maskrcnn.device import choose_device
+from maskrcnn.device import Precision, choose_device
 from maskrcnn.errors import InputError
 from maskrcnn.model import MaskRCNN
 from maskrcnn.model.limits import Limits
+from maskrcnn.options import Fraction, Percentile, Range, checked
 from maskrcnn.predict.augment import Augment
 from maskrcnn.predict.capacity import Capacity, default_tile
 from maskrcnn.predict.detector import Detector
@@ -36,7 +37,10 @@ from maskrcnn.structures import Detections
 OVERLAP = 128
 """Default overlap of tiles in pixels: more than a cell; of small tiles half of them."""
 
-Diameter = float | Literal["auto", "none"]
+TileSide = Annotated[int, Range(32, 65536)]
+Overlap = Annotated[int, Range(0, 32768)]
+BatchSize = Annotated[int, Range(1, 65536)]
+Diameter = Annotated[float, Range(0, 1_000_000, open_low=True)] | Literal["auto", "none"]
 """How large cells are taken to be: their median diameter in pixels of the picture (of the circle of equal area); auto:
 estimated; none: the picture is predicted at its own scale."""
 
@@ -66,21 +70,22 @@ class Predictor:
     One predictor may serve several threads at once: what a call needs is an argument of the call.
     """
 
+    @checked
     def __init__(
         self,
         model: MaskRCNN,
-        percentiles: tuple[float, float] | None,
+        percentiles: tuple[Percentile, Percentile] | None,
         class_names: Sequence[str],
         device: torch.device,
-        precision: str = "auto",
-        tile: int | None = None,
-        overlap: int | None = None,
-        batch_size: int | None = None,
+        precision: Precision = "auto",
+        tile: TileSide | None = None,
+        overlap: Overlap | None = None,
+        batch_size: BatchSize | None = None,
         augment: Augment = "none",
-        box_score_threshold: float | None = None,
-        diameter: float | None = None,
-        score_threshold: float | Sequence[float] = SCORE_THRESHOLD,
-        mask_threshold: float = 0.5,
+        box_score_threshold: Fraction | None = None,
+        diameter: Annotated[float, Range(0, 1_000_000, open_low=True)] | None = None,
+        score_threshold: Fraction | Sequence[Fraction] = SCORE_THRESHOLD,
+        mask_threshold: Fraction = 0.5,
     ) -> None:
         self.percentiles = percentiles
         self.class_names = tuple(class_names)
@@ -93,11 +98,8 @@ class Predictor:
         tile = default_tile(device) if tile is None else tile
         overlap = min(OVERLAP, tile // 2) if overlap is None else overlap
         batch_size = (1 if device.type == "cpu" else 4) if batch_size is None else batch_size
-        if tile < 32 or not 0 <= overlap < tile or batch_size < 1:
-            raise InputError(
-                f"--tile {tile}, --overlap {overlap}, --batch-size {batch_size}: expected a tile of at least 32 "
-                "pixels, an overlap below it and a batch of at least 1"
-            )
+        if overlap >= tile:
+            raise InputError(f"overlap is {overlap}; expected less than the tile, {tile}")
         self.capacity = Capacity(tile, overlap, batch_size)
         limits = model.limits
         if box_score_threshold is not None:
@@ -259,15 +261,16 @@ def _read_ahead(picture: Picture, tiles: Sequence[Tile], batch_size: int) -> Ite
             yield images
 
 
+@checked
 def load(
     checkpoint: str | Path = pretrained.DEFAULT,
     device: str = "auto",
-    precision: str = "auto",
-    tile: int | None = None,
-    overlap: int | None = None,
-    batch_size: int | None = None,
+    precision: Precision = "auto",
+    tile: TileSide | None = None,
+    overlap: Overlap | None = None,
+    batch_size: BatchSize | None = None,
     augment: Augment = "none",
-    box_score_threshold: float | None = None,
+    box_score_threshold: Fraction | None = None,
 ) -> Predictor:
     """A trained network, ready to predict: a model that comes with the package, or one that ``train.py`` wrote.
 

@@ -76,15 +76,17 @@ def die_half_way_through_save(number: int) -> None:
 
 def die_before_rename(number: int) -> None:
     """SIGKILL in the ``number``-th save, with the file written and not yet renamed."""
+    replace = os.replace
     calls = 0
 
-    def dying(descriptor: int) -> None:
+    def dying(source: Path, destination: Path) -> None:
         nonlocal calls
-        calls += 1
+        calls += destination.suffix == ".pt"
         if calls == number:
             kill()
+        replace(source, destination)
 
-    os.fsync = dying
+    os.replace = dying  # type: ignore[assignment]
 
 
 def not_finite_in_process_1() -> None:

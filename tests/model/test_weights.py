@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+import random
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -167,6 +169,58 @@ def test_files_of_no_known_format(tmp_path: Path, content: object, message: str)
     torch.save(content, tmp_path / "x.pth")
     with pytest.raises(InputError, match=rf"x\.pth: {message}"):
         load_weights(model(depth=18), tmp_path / "x.pth")
+
+
+def _renamed_as_torchvision(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    names = {
+        "backbone.": "backbone.body.",
+        "neck.": "backbone.fpn.",
+        "box_head.fc": "roi_heads.box_head.fc",
+        "box_head.": "roi_heads.box_predictor.",
+        "mask_head.convs.": "roi_heads.mask_head.",
+        "mask_head.": "roi_heads.mask_predictor.",
+    }
+    renamed = {}
+    for key, value in state.items():
+        prefix = next((prefix for prefix in names if key.startswith(prefix)), None)
+        renamed[key if prefix is None else names[prefix] + key.removeprefix(prefix)] = value
+    return renamed
+
+
+@pytest.mark.parametrize("format", ["ours", "torchvision", "a ResNet", "detectron2"])
+def test_odd_tensors_are_refused_or_loaded(tmp_path: Path, format: str) -> None:
+    """Any tensor gone, of another shape or type, or beside the others: one line, or a model that holds its weights."""
+    size = {"width": 32, "channels": 32, "box_hidden": 16, "stages": 2, "anchor_sizes": ((8,), (16,), (32,))}
+    network = mask_rcnn_resnet_fpn(18, 2, norm="frozen_batch", **size)  # type: ignore[arg-type]
+    state = network.state_dict()
+    if format == "torchvision":
+        state = _renamed_as_torchvision({key: value for key, value in state.items() if not key.startswith("pixel")})
+    elif format != "ours":
+        state = network.backbone.state_dict()
+        state = detectron2_state(state) if format == "detectron2" else state
+    path, rng = tmp_path / "x.pth", random.Random(0)
+    torch.save(state, path)
+    load_weights(network, path, adapt=True)
+    refused = 0
+    odd = (torch.tensor(1.0), torch.ones(3), torch.ones(2, 0), torch.ones(1, dtype=torch.complex64), None, [1], "x")
+    odd += (torch.empty(64, device="meta"), torch.eye(3).to_sparse(), np.ones(3, np.longdouble))
+    for _ in range(60):
+        changed = dict(state)
+        key = rng.choice(list(changed))
+        value = rng.choice(odd)
+        if rng.random() < 0.2:
+            del changed[key]
+        elif rng.random() < 0.2:
+            changed[rng.choice([key + "x", key + ".extra", "y", 7])] = value  # type: ignore[index]
+        else:
+            changed[key] = value  # type: ignore[assignment]
+        torch.save(changed, path)
+        try:
+            load_weights(network, path, adapt=True)
+        except InputError as error:
+            refused += 1
+            assert "\n" not in str(error), error  # noqa: PT017
+    assert refused > 20
 
 
 def test_missing_and_damaged_files(tmp_path: Path) -> None:

@@ -178,6 +178,7 @@ def test_batched_keeps_its_precision_at_large_coordinates() -> None:
         ({"boxes": torch.zeros(3, 4, dtype=torch.int64)}, "boxes has dtype"),
         ({"scores": torch.zeros(2)}, "scores has shape"),
         ({"scores": torch.zeros(3, dtype=torch.int64)}, "scores has dtype torch.int64"),
+        ({"iou_threshold": torch.nan}, "iou_threshold is nan"),
         ({"boxes": torch.full((3, 4), torch.nan)}, "boxes: a coordinate of box 0 is NaN"),
     ],
 )

@@ -246,6 +246,11 @@ def test_multilevel_equals_torchvision() -> None:
         torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-4)
 
 
+def test_bad_scales_of_a_pyramid_are_named() -> None:
+    with pytest.raises(ValueError, match="scales is nan; expected above 0 and at most 1000000"):
+        ops.multilevel_roi_align([torch.zeros(1, 3, 4, 4)] * 2, torch.zeros(2, 5), 2, [1.0, torch.nan])
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -259,6 +264,9 @@ def test_multilevel_equals_torchvision() -> None:
         ({"output_size": 0}, "output_size: 0 x 0; expected 1 to 1048575"),
         ({"output_size": (3,)}, r"output_size is \(3,\)"),
         ({"input": torch.zeros(1, 3, 0, 4)}, "features: 0 x 4"),
+        ({"spatial_scale": torch.nan}, "spatial_scale is nan; expected above 0 and at most 1000000"),
+        ({"spatial_scale": torch.inf}, "spatial_scale is inf; expected above 0"),
+        ({"spatial_scale": 0.0}, r"spatial_scale is 0\.0; expected above 0"),
     ],
 )
 def test_bad_arguments_are_named(change: dict, message: str) -> None:

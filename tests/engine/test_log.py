@@ -1,0 +1,33 @@
+"""metrics.jsonl: strict JSON, whatever the numbers are."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+from maskrcnn.engine.log import MetricsLog, read_metrics
+
+
+def test_numbers_without_a_notation_become_null_and_come_back_as_nan(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    log = MetricsLog(path)
+    log.write({"step": 1, "epoch": 1, "loss": 1.5, "grad_norm": math.inf})
+    log.write({"step": 1, "epoch": 1, "mask/AP": math.nan})
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is no JSON")
+
+    step, validation = (json.loads(line, parse_constant=refuse) for line in path.read_text().splitlines())
+    assert step == {"step": 1, "epoch": 1, "loss": 1.5, "grad_norm": None}
+    assert validation["mask/AP"] is None
+    resumed = MetricsLog(path, (1, 1))
+    assert math.isnan(resumed.rows[0]["grad_norm"])
+    assert resumed.rows[0]["loss"] == 1.5
+    assert math.isnan(read_metrics(path)[1]["mask/AP"])
+
+
+def test_logs_of_earlier_versions_are_read(tmp_path: Path) -> None:
+    """They may hold Infinity and NaN."""
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "epoch": 1, "loss": 1.5, "grad_norm": Infinity}\n')
+    assert read_metrics(tmp_path / "metrics.jsonl") == [{"step": 1, "epoch": 1, "loss": 1.5, "grad_norm": math.inf}]

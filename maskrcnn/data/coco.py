@@ -20,7 +20,7 @@ from torch import Tensor
 from maskrcnn.data.dataset import CellDataset, Transform
 from maskrcnn.data.hw3 import Hw3Folder
 from maskrcnn.data.picture import DEFAULT_PERCENTILES, read_image
-from maskrcnn.data.tiff import image_size
+from maskrcnn.data.reader import image_size
 from maskrcnn.errors import InputError, one_line_errors
 from maskrcnn.files import atomic_write
 from maskrcnn.structures import InstanceLabels

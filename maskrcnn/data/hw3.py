@@ -14,7 +14,7 @@ from torch import Tensor
 
 from maskrcnn.data.dataset import CellDataset, Transform
 from maskrcnn.data.picture import DEFAULT_PERCENTILES, read_image
-from maskrcnn.data.tiff import image_size, read_mask
+from maskrcnn.data.reader import image_size, read_mask
 from maskrcnn.errors import InputError
 from maskrcnn.structures import InstanceLabels
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from maskrcnn import pretrained
-from maskrcnn.data.tiff import check_channels
+from maskrcnn.data.colours import check_channels
 from maskrcnn.errors import InputError
 from maskrcnn.predict.augment import Augment
 from maskrcnn.predict.predictor import Diameter

@@ -118,15 +118,43 @@ def test_pages_of_another_type_or_compression_belong_to_the_stack(tmp_path: Path
     with tifffile.TiffWriter(tmp_path / "mixed.tif") as tiff:
         for page, compression in zip(pages, ("zlib", None, "lzw", "zlib"), strict=True):
             tiff.write(page, compression=compression, photometric="rgb" if page.ndim == 3 else "minisblack")
-        tiff.write(pages[0][::2, ::2])  # a thumbnail
+        tiff.write(pages[0][::2, ::2], subfiletype=1)  # a thumbnail
     pictures = open_pictures(tmp_path / "mixed.tif")
     assert [picture.name for picture in pictures] == [f"mixed.tif#{number}" for number in (1, 2, 3, 4)]
     for picture, page in zip(pictures, pages, strict=True):
         assert np.array_equal(picture.raw(0, 0, 70, 90), page)
 
 
+def test_pages_of_different_sizes_are_pictures(tmp_path: Path) -> None:
+    pages = [RNG.integers(0, 255, size, dtype=np.uint8) for size in ((70, 90), (40, 90), (200, 30), (70, 90))]
+    with tifffile.TiffWriter(tmp_path / "sizes.tif") as tiff:
+        for page in pages:
+            tiff.write(page, metadata=None)
+    pictures = open_pictures(tmp_path / "sizes.tif")
+    assert [picture.name for picture in pictures] == [f"sizes.tif#{number}" for number in (1, 2, 3, 4)]
+    for picture, page in zip(pictures, pages, strict=True):
+        assert np.array_equal(picture.raw(0, 0, *page.shape), page)
+    with pytest.raises(InputError, match=r"4 pictures \(pages or scenes\), expected one"):
+        read_image(tmp_path / "sizes.tif")
+
+
+def test_scenes_are_pictures_but_for_what_lies_beside_a_slide(tmp_path: Path) -> None:
+    scenes = {"A1": (2, 70, 90), "label image": (30, 20), "A2": (80, 60), "Macro": (40, 50), "map": (9, 9)}
+    arrays = {name: RNG.integers(0, 255, shape, dtype=np.uint8) for name, shape in scenes.items()}
+    path = tmp_path / "plate.ome.tif"
+    with tifffile.TiffWriter(path) as tiff:
+        for name, array in arrays.items():
+            tiff.write(array, metadata={"axes": "TYX"[3 - array.ndim :], "Name": name}, photometric="minisblack")
+    pictures = open_pictures(path)
+    assert [p.name for p in pictures] == [f"plate.ome.tif#{n} (scene {s})" for n, s in ((1, 1), (2, 1), (3, 2))]
+    for picture, page in zip(pictures, (*arrays["A1"], arrays["A2"]), strict=True):
+        assert np.array_equal(picture.raw(0, 0, *page.shape), page)
+    with pytest.raises(InputError, match="3 pictures"):
+        read_image(path)
+
+
 def test_pages_are_read_by_several_threads_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("maskrcnn.data.tiff_pages.SEGMENT_CACHE", 1 << 14)
+    monkeypatch.setattr("maskrcnn.data.tiff_segments.SEGMENT_CACHE", 1 << 14)
     stack = RNG.integers(0, 255, (8, 256, 256), dtype=np.uint8)
     path = write(tmp_path / "z.tif", stack, metadata={"axes": "ZYX"}, tile=(32, 32), compression="zlib")
     pictures = open_pictures(path, None)
@@ -168,6 +196,43 @@ def test_pages_of_an_ome_set_are_read_from_their_own_files(tmp_path: Path, compr
     paths[1].unlink()
     with pytest.raises(InputError, match="another file of its OME set, which is missing"):
         open_pictures(paths[0])
+
+
+@pytest.mark.parametrize("count", [2, 4])
+@pytest.mark.parametrize(
+    ("axes", "options"),
+    [
+        ("CYX", {"ome": True}),
+        ("CYX", {"imagej": True}),
+        ("CYX", {}),
+        ("", {}),
+        ("YXS", {"planarconfig": "contig"}),
+        ("SYX", {"planarconfig": "separate"}),
+        ("YXQ", {"dtype": "f4"}),
+    ],
+    ids=str,
+)
+def test_two_and_four_channels_are_no_grey_or_rgb_with_alpha(
+    tmp_path: Path, axes: str, options: dict, count: int
+) -> None:
+    """Where the file does not say that one is alpha: fluorescence has as many."""
+    options = dict(options)
+    planes = RNG.integers(0, 200, (count, 70, 90)).astype(options.pop("dtype", "u1"))
+    metadata = {"metadata": {"axes": axes}} if axes in ("CYX", "YXS", "SYX") and "imagej" not in options else {}
+    stored = np.moveaxis(planes, 0, 2) if axes.startswith("YX") else planes
+    path = write(tmp_path / "c.tif", stored, photometric="minisblack", **options, **metadata)
+    for read in (open_pictures, read_image):
+        with pytest.raises(InputError, match=rf"c\.tif: {count} channels; choose one to three of them with --channels"):
+            read(path)
+    for chosen in ([1], [1, 0], [0, 1], [count - 1, 0, 1]):
+        expected = np.zeros((70, 90, 3), np.uint8)
+        expected[:, :, : len(chosen)] = np.moveaxis(planes[chosen], 0, 2)
+        if len(chosen) == 1:
+            expected[:] = planes[chosen[0]][:, :, None]
+        percentiles = None if planes.dtype == np.uint8 else (0, 100)
+        picture = only(path, percentiles=percentiles, channels=chosen)
+        np.testing.assert_array_equal(picture.raw(0, 0, 70, 90), expected if len(chosen) > 1 else expected[:, :, 0])
+        assert_regions(picture, read_image(path, percentiles, chosen))
 
 
 @pytest.mark.parametrize("ome", [True, False])
@@ -273,9 +338,42 @@ def test_percentiles_by_digits_are_numpys(values: np.ndarray, percentiles: tuple
 def test_arrays_are_pictures_too() -> None:
     assert_regions(picture_of(RGB, None), torch.from_numpy(RGB))
     assert picture_of(GREY, (1, 99)).read(0, 0, 70, 90).shape == (70, 90, 3)
-    for bad in (np.zeros((3, 4, 5)), np.zeros((0, 4)), np.full((2, 2), np.inf), np.array([["a"]])):
+    for bad in (np.zeros((3, 4, 5)), np.zeros((3, 4, 2)), np.zeros((0, 4)), np.full((2, 2), np.inf), np.array([["a"]])):
         with pytest.raises(InputError, match="image"):
             picture_of(bad, None)
+    assert np.array_equal(
+        picture_of(np.zeros((3, 4, 5)) + np.arange(5), None, channels=[4, 1]).raw(0, 0, 1, 1), [[[4, 1, 0]]]
+    )
+
+
+@pytest.mark.parametrize("dtype", ["f2", "f4", "f8", "u2", "i2", "u4", "i4", "u8", "i8"])
+def test_arrays_of_either_byte_order_look_the_same(dtype: str) -> None:
+    for array in (GREY // 2, np.stack([GREY // 2, GREY // 3, GREY // 4], axis=2)):
+        for percentiles in (None, (1, 99)):
+            little, big = (picture_of(array.astype(order + dtype), percentiles) for order in "<>")
+            assert torch.equal(little.read(0, 0, 70, 90), big.read(0, 0, 70, 90))
+            assert torch.equal(little.rescaled(0.5).read(0, 0, 35, 45), big.rescaled(0.5).read(0, 0, 35, 45))
+
+
+def test_tensors_and_wide_floats_are_pictures_too() -> None:
+    array = (RGB // 4).astype(np.float32)
+    expected = picture_of(array, (1, 99)).read(0, 0, 70, 90)
+    tensor = torch.from_numpy(array)
+    kinds = [
+        tensor,
+        tensor.clone().requires_grad_(),
+        tensor.bfloat16(),
+        tensor.half(),
+        tensor.double().permute(0, 1, 2),
+    ]
+    for picture in (*kinds, array.astype(np.longdouble), array.astype(np.float16)):
+        assert torch.equal(picture_of(picture, (1, 99)).read(0, 0, 70, 90), expected)
+    assert picture_of(tensor.to(torch.float8_e5m2), None).read(0, 0, 70, 90).shape == (70, 90, 3)
+    for bad in (tensor.to_sparse(), torch.empty(70, 90, device="meta")):
+        with pytest.raises(InputError, match="that NumPy cannot hold"):
+            picture_of(bad, None)
+    with pytest.raises(InputError, match="complex64"):
+        picture_of(tensor.to(torch.complex64), None)
 
 
 @pytest.mark.parametrize("factor", [0.25, 0.37, 0.8, 1.3, 2.6, 4.0])

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from maskrcnn.data.picture import read_image
-from maskrcnn.data.tiff import MAX_ID, image_size, read_mask
+from maskrcnn.data.reader import MAX_ID, image_size, read_mask
 from maskrcnn.errors import InputError
 
 RNG = np.random.default_rng(0)
@@ -152,7 +152,7 @@ def test_foreign_files_are_named(tmp_path: Path, content: bytes) -> None:
 
 
 def test_files_with_more_than_a_picture(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="pages or channels"):
+    with pytest.raises(InputError, match="7 pictures"):
         read_image(write(tmp_path / "stack.tif", np.zeros((7, 20, 30), np.uint8), photometric="minisblack"))
     with pytest.raises(InputError, match="no such file"):
         read_image(tmp_path / "nothing.tif")

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from maskrcnn.data.colours import check_channels
 from maskrcnn.errors import InputError
 
 ANCHOR_SIZES = ((8.0, 4.0), (16.0,), (32.0,), (64.0,), (128.0,))
@@ -61,6 +62,9 @@ class DataOptions:
     percentiles: tuple[float, float] | None = (0.1, 99.9)
     """Each picture's intensities between these percentiles are stretched to 0..255; None: left as they are.
     Recorded in the checkpoint: inference does the same."""
+    channels: tuple[int, ...] | None = None
+    """Which channels (from 0) of pictures of several are red, green and blue; one alone is grey. Recorded in the
+    checkpoint: inference takes the same ones."""
     color_jitter: float = 0.2
     """Strength of the brightness, contrast and saturation jitter; 0: none."""
     appearance: Literal["light", "strong"] = "light"
@@ -101,7 +105,7 @@ class ModelOptions:
     of a ResNet-18's weights."""
     width: int = 64
     """Channels of the first ResNet stage."""
-    channels: int = 256
+    pyramid_channels: int = 256
     """Channels of the pyramid, the RPN and the mask head."""
     box_hidden: int = 1024
     """Width of the box head's fully connected layers."""
@@ -196,7 +200,7 @@ class TrainConfig:
             before = {"diameter": "none"}  # of runs before there was a choice
             return TrainConfig(
                 data_options=_data_options(before | values["data_options"]),
-                model_options=ModelOptions(**_tuples(values["model_options"])),
+                model_options=ModelOptions(**_tuples(_model_options(values["model_options"]))),
                 optim_options=OptimOptions(**_tuples(values["optim_options"])),
                 **{k: v for k, v in _tuples(values, paths=("out", "resume")).items() if not k.endswith("_options")},
             )
@@ -206,7 +210,8 @@ class TrainConfig:
     def check(self) -> None:
         """Raise InputError for values that no run can use."""
         data, model, optim = self.data_options, self.model_options, self.optim_options
-        scale = data.scale()
+        scale, pyramid = data.scale(), model.pyramid_channels
+        check_channels(data.channels)
         rules: list[tuple[str, object, bool, str]] = [
             ("--crop", data.crop, data.crop >= 32 and data.crop % 32 == 0, "a multiple of 32"),
             ("--val-fraction", data.val_fraction, 0 < data.val_fraction < 1, "between 0 and 1"),
@@ -221,7 +226,7 @@ class TrainConfig:
             ("--cache-gb", data.cache_gb, data.cache_gb >= 0, "at least 0"),
             ("--stages", model.stages, 1 <= model.stages <= 4, "1 to 4"),
             ("--width", model.width, model.width >= 32 and model.width % 32 == 0, "a multiple of 32"),
-            ("--channels", model.channels, model.channels >= 32 and model.channels % 32 == 0, "a multiple of 32"),
+            ("--pyramid-channels", pyramid, pyramid >= 32 and pyramid % 32 == 0, "a multiple of 32"),
             ("--box-hidden", model.box_hidden, model.box_hidden >= 1, "at least 1"),
             ("--mask-convs", model.mask_convs, model.mask_convs >= 0, "at least 0"),
             ("--detections-per-image", model.detections_per_image, model.detections_per_image >= 1, "at least 1"),
@@ -293,6 +298,11 @@ def _data_options(values: dict[str, Any]) -> DataOptions:
         value = values.get(key) or ()
         sources[key] = tuple(map(Path, [value] if isinstance(value, str) else value))
     return DataOptions(**{**_tuples(values, paths=("image_root",)), **sources})
+
+
+def _model_options(values: dict[str, Any]) -> dict[str, Any]:
+    """``channels`` was the earlier name of ``pyramid_channels``."""
+    return {"pyramid_channels" if name == "channels" else name: value for name, value in values.items()}
 
 
 def plain(value: Any) -> Any:

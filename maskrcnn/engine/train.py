@@ -88,6 +88,7 @@ def _train(config: TrainConfig, device: torch.device, saved: dict[str, Any] | No
         "config": config.to_dict(),
         "model_options": model_options,
         "percentiles": config.data_options.percentiles,
+        "channels": config.data_options.channels,
         "diameter": config.data_options.canonical_diameter(),
         "class_names": datasets.class_names,
     }

@@ -61,7 +61,8 @@ class InferConfig:
     level: int = 0
     """Level of a pyramid, 0 being the full size."""
     channels: tuple[int, ...] | None = None
-    """Which channels (from 0) of a file of several are red, green and blue; one alone is grey."""
+    """Which channels (from 0) of a file of several are red, green and blue; one alone is grey. Default: those of the
+    training."""
     overwrite: bool = False
     """Predict all pictures anew, also those that an earlier run has finished."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from maskrcnn.data.hw3 import IMAGE, read_test_release
 from maskrcnn.data.picture import Picture, open_pictures
+from maskrcnn.data.tiff import is_tiff, readable
 from maskrcnn.errors import InputError
 from maskrcnn.export.config import InferConfig
 
@@ -54,6 +55,9 @@ def _pages(path: Path, config: InferConfig, listed: set[str]) -> list[int]:
     """The numbers of a file's pictures, from its header; of those of an OME set, without what other ``listed`` files
     hold. One of a file that cannot be read, which will fail in its turn."""
     try:
+        with readable(path):
+            if not is_tiff(path):
+                return [0]
         pictures = open_pictures(path, level=config.level, channels=config.channels)
     except InputError:
         return [0]

@@ -75,6 +75,7 @@ class Predictor:
             that scale, and tiles and overlap are pixels there. None: it was trained at the pictures' own scale.
         score_threshold: the score from which a cell is to be believed, one for each class.
         mask_threshold: probability above which a point belongs to a cell.
+        channels: those of a picture's channels that are shown to the network, as in training; None: grey or RGB.
     """
 
     def __init__(
@@ -92,11 +93,12 @@ class Predictor:
         diameter: float | None = None,
         score_threshold: float | Sequence[float] = SCORE_THRESHOLD,
         mask_threshold: float = 0.5,
+        channels: Sequence[int] | None = None,
     ) -> None:
         self.model = model.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
         if box_score_threshold is not None:
             self.model.box_head.score_threshold = box_score_threshold
-        self.percentiles = percentiles
+        self.percentiles, self.channels = percentiles, None if channels is None else tuple(channels)
         self.class_names = tuple(class_names)
         self.device = device
         self.precision = precision
@@ -146,8 +148,9 @@ class Predictor:
 
     def _open(self, image: str | Path | np.ndarray | Tensor) -> Picture:
         if not isinstance(image, str | Path):
-            return picture_of(image.cpu().numpy() if isinstance(image, Tensor) else np.asarray(image), self.percentiles)
-        first, *others = open_pictures(image, self.percentiles)
+            array = image if isinstance(image, Tensor) else np.asarray(image)
+            return picture_of(array, self.percentiles, channels=self.channels)
+        first, *others = open_pictures(image, self.percentiles, channels=self.channels)
         if others:
             raise InputError(f"{image}: {1 + len(others)} pages; open_pictures gives each of them to Predictor.predict")
         return first
@@ -393,6 +396,7 @@ def load(
         augment,
         box_score_threshold,
         contents.get("diameter"),
+        channels=contents.get("channels"),
         **_thresholds(contents),
     )
 

@@ -59,6 +59,9 @@ def open_tiff(path: Path, level: int, channels: Sequence[int] | None, colours: b
         scenes = [(number, series) for number, series in every if _is_picture(series)] or every
         if not scenes:
             raise InputError(f"{path}: a TIFF without a picture")
+        counted = int((file.tiff.imagej_metadata or {}).get("images", 1))
+        if counted > 1 and len(file.tiff.pages) == 1 and scenes[0][1].kind != "imagej":
+            raise InputError(f"{path}: truncated, ImageJ counted {counted} pages")
         if colours:
             _say_if_turned(path, scenes[0][1].keyframe.tags.valueof("Orientation", 1))
         found = [
@@ -114,34 +117,22 @@ def _pictures(
     region: Region = segments.region
     if layout.rows:
         size, region = layout.rows, _of_rows(segments, layout.count)
-    convert = conversion(page, path) if colours else None
-    if is_palette(page) and layout.channel_axis is not None and not layout.of_samples:
-        convert = None  # a table for the display of each channel
-    mixed = convert is not None and (is_palette(page) or is_ycbcr(page))
-    count = 3 if mixed else layout.count
-    alpha = layout.of_samples and not mixed and _has_alpha(page, count)
-    chosen = chosen_channels(count, alpha, channels, path) if colours else list(range(count))
-    needed, picked = chosen, list(range(len(chosen)))
-    if layout.channel_axis is None:
-        needed, picked = [0], chosen
-    elif mixed:
-        needed, picked = list(range(layout.count)), chosen
+    show = _Shown.of(layout, page, channels, path) if colours else None
+    stored = list(range(layout.count)) if show is None else show.stored
 
     def reader(planes: Sequence[int]) -> ReadRegion:
         def read(top: int, left: int, height: int, width: int) -> Array:
             with file.lock, readable(path):
                 parts = [region(plane, top, left, height, width) for plane in planes]
                 pixels = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=2)
-                if convert is not None:
-                    pixels = convert(pixels)
-                if colours:
-                    return pick(pixels, picked)
+                if show is not None:
+                    return show(pixels)
                 return pixels if pixels.shape[2] > 1 else pixels[:, :, 0]
 
         return read
 
     found = []
-    for planes in layout.planes(needed):
+    for planes in layout.planes(stored):
         place, index = segments.place_of(planes[0])
         found.append(StoredPicture(reader(planes), size, place, path.name, index))
     return found
@@ -204,6 +195,37 @@ class _Layout:
         for outer in range(places.shape[0]):
             for inner in range(places.shape[2]):
                 yield places[outer, list(channels), inner].tolist()
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """How stored channels become the colours that are shown.
+
+    Attributes:
+        stored: the channels that are read.
+        convert: from what is stored to grey or RGB; None: they are that already.
+        picked: those of what is read and converted that are shown.
+    """
+
+    stored: list[int]
+    convert: Callable[[Array], Array] | None
+    picked: list[int]
+
+    @staticmethod
+    def of(layout: _Layout, page: tifffile.TiffPage, channels: Sequence[int] | None, path: Path) -> _Shown:
+        convert = conversion(page, path)
+        if is_palette(page) and layout.channel_axis is not None and not layout.of_samples:
+            convert = None  # a table for the display of each channel
+        mixed = convert is not None and (is_palette(page) or is_ycbcr(page))
+        count = 3 if mixed else layout.count
+        alpha = layout.of_samples and not mixed and _has_alpha(page, count)
+        chosen = chosen_channels(count, alpha, channels, path)
+        if mixed or layout.channel_axis is None:
+            return _Shown(list(range(layout.count)), convert, chosen)
+        return _Shown(chosen, convert, list(range(len(chosen))))  # planes that are not shown are not read
+
+    def __call__(self, pixels: Array) -> Array:
+        return pick(pixels if self.convert is None else self.convert(pixels), self.picked)
 
 
 def _has_alpha(page: tifffile.TiffPage, count: int) -> bool:

@@ -63,6 +63,8 @@ class Segments:
         self.headless = len(self.pages) == 1 and series.size > page.size
         if self.headless and not (page.is_memmappable and page.is_contiguous):
             raise InputError(f"{self.path}: a compressed stack with one header, expected one for each page")
+        if self.headless and page.dataoffsets[0] + series.nbytes > page.parent.filehandle.size:
+            raise InputError(f"{self.path}: truncated, the last of its pages lie behind the end of the file")
 
     def place_of(self, plane: int) -> tuple[Path, int]:
         """The file that a plane lies in, and its page's number there."""

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 import io
-from collections.abc import Iterator
+import struct
+import subprocess
+import sys
+import tracemalloc
+import warnings
+import zlib
+from collections.abc import Callable, Iterator
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -293,3 +300,125 @@ def test_holes_are_no_data_everywhere(tmp_path: Path) -> None:
         expected[:16, :16], expected[16:, 16:] = BYTES[:16, :16, 0], BYTES[16:32, 16:32, 0]
         np.testing.assert_array_equal(tifffile.imread(path), expected)
         assert_reads(path, expected)
+
+
+def damaged(content: bytes, rng: np.random.Generator, header: int) -> bytes:
+    """Cut off, or with some bytes replaced, half of them where headers are."""
+    if rng.random() < 0.2:
+        return content[: rng.integers(len(content))]
+    changed = bytearray(content)
+    for _ in range(rng.choice([1, 2, 4, 16])):
+        place = rng.integers(-header, header) % len(content) if rng.random() < 0.5 else rng.integers(len(content))
+        changed[place] = rng.choice([0, 1, 127, 128, 255, rng.integers(256)])
+    return bytes(changed)
+
+
+def complaint(read: Callable[[Path], object], path: Path) -> str | None:
+    """The message of the InputError that ``read`` raises, if it does."""
+    try:
+        read(path)
+    except InputError as error:
+        return str(error)
+    return None
+
+
+@pytest.mark.parametrize("kind", ["tiff", "raster"])
+def test_damaged_files_raise_one_line_or_are_read(tmp_path: Path, kind: str) -> None:
+    rng = np.random.default_rng(1)
+    files = [content for _, content, _ in rasters()]
+    if kind == "tiff":
+        files = []
+        for compression, layout in product((None, "lzw", "zlib", "jpeg"), ({"tile": (16, 16)}, {"rowsperstrip": 8})):
+            tifffile.imwrite(tmp_path / "whole", BYTES[:, :, :3], photometric="rgb", compression=compression, **layout)
+            files.append((tmp_path / "whole").read_bytes())
+        for options in (
+            {"imagej": True},
+            {"ome": True},
+            {"byteorder": ">", "bigtiff": True},
+            {"imagej": True, "truncate": True},
+        ):
+            tifffile.imwrite(tmp_path / "whole", np.stack([BYTES[:, :, 0]] * 3), photometric="minisblack", **options)
+            files.append((tmp_path / "whole").read_bytes())
+    path, read = tmp_path / "damaged", 0
+    for number in range(40 * len(files) if kind == "tiff" else 12 * len(files)):
+        path.write_bytes(damaged(files[number % len(files)], rng, 400 if kind == "tiff" else 40))
+        for look in (read_image, read_mask, lambda path: [p.read(0, 0, *p.size) for p in open_pictures(path)[:9]]):
+            said = complaint(look, path)
+            assert said is None or (str(path) in said and "\n" not in said)
+            read += said is None
+    assert read > 20  # where what was changed does not matter
+
+
+def png_that_claims(height: int, width: int) -> bytes:
+    content = bytearray(in_memory(Image.fromarray(BYTES[:, :, 0] > 0), format="PNG"))
+    content[16:24] = struct.pack(">II", width, height)
+    content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
+    return bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("height", "width"), [(0, 53), (37, 0), (2**31 - 1, 2**31 - 1), (2**31 - 1, 1), (1, 2**31 - 1)]
+)
+def test_sizes_that_cannot_be_are_refused_before_memory_is_taken(tmp_path: Path, height: int, width: int) -> None:
+    tiff, tiled, png = tmp_path / "a.tif", tmp_path / "t.tif", tmp_path / "a.png"
+    write_tiff(tiff, BYTES.tobytes(), {HEIGHT: height, WIDTH: width, BITS: 8})
+    tifffile.imwrite(tiled, BYTES[:, :, 0], tile=(16, 16), compression="zlib")
+    with tifffile.TiffFile(tiled, mode="r+") as file:
+        file.pages[0].tags["ImageLength"].overwrite(height)
+        file.pages[0].tags["ImageWidth"].overwrite(width)
+    png.write_bytes(png_that_claims(height, width))
+    tracemalloc.start()
+    for path, read in product((tiff, tiled, png), (open_pictures, read_image, read_mask, image_size)):
+        with pytest.raises(InputError, match=rf"{path.name}: ") as error:
+            read(path)
+        assert "\n" not in str(error.value)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1e7
+
+
+def test_a_stack_that_claims_more_pages_than_it_has(tmp_path: Path) -> None:
+    path = tmp_path / "s.tif"
+    tifffile.imwrite(path, np.stack([BYTES[:, :, 0]] * 3), imagej=True, truncate=True, metadata={"axes": "TYX"})
+    assert len(open_pictures(path)) == 3
+    path.write_bytes(path.read_bytes().replace(b"images=3\nframes=3", b"images=9\nframes=9"))
+    with pytest.raises(InputError, match="truncated, ImageJ counted 9 pages"):
+        open_pictures(path)
+
+
+def test_large_pictures_need_no_limit_changed_for_the_process(tmp_path: Path) -> None:
+    code = "import maskrcnn.data.picture, PIL.Image; print(PIL.Image.MAX_IMAGE_PIXELS)"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(run.stdout) == 1024**3 // 4 // 3
+    (tmp_path / "large.png").write_bytes(png_that_claims(13_000, 14_000))
+    with pytest.raises(Image.DecompressionBombError):
+        Image.open(tmp_path / "large.png")
+    with warnings.catch_warnings(action="error"):
+        assert image_size(tmp_path / "large.png") == (13_000, 14_000)
+
+
+def test_an_animation_is_refused(tmp_path: Path) -> None:
+    frames = [Image.fromarray(BYTES[:, :, channel]) for channel in range(3)]
+    for name in ("a.gif", "a.png", "a.webp"):
+        frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:])
+        with pytest.raises(InputError, match="an animation, expected one picture"):
+            open_pictures(tmp_path / name)
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="counts open files as Linux lists them")
+def test_files_are_closed_with_their_pictures(tmp_path: Path) -> None:
+    """Not when Python gets round to it: a folder may hold more of them than a process may have open."""
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, BYTES[:, :, 0], compression="zlib")
+    gc.collect()
+    gc.disable()
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    for _ in range(20):
+        read_image(path)
+        image_size(path)
+        assert open_pictures(path)
+        with pytest.raises(InputError):
+            open_pictures(path, channels=[7])
+    after = len(list(Path("/proc/self/fd").iterdir()))
+    gc.enable()
+    assert after <= before + 1

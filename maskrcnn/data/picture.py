@@ -209,7 +209,7 @@ def read_image(
 
 
 def picture_of(
-    array: Array | Tensor,
+    array: npt.ArrayLike | Tensor,
     percentiles: tuple[float, float] | None,
     name: str = "image",
     channels: Sequence[int] | None = None,
@@ -217,7 +217,8 @@ def picture_of(
     """A picture in memory: ``array`` is [H, W], [H, W, 3] or [H, W, 4] of integers or floats.
 
     Args:
-        array: in any byte order, or a tensor on any device. With four channels the last is alpha.
+        array: in any byte order, a tensor on any device, or what NumPy takes for an array. The last of four channels
+            is alpha.
         percentiles: see :class:`Picture`.
         name: for messages.
         channels: as of :func:`open_pictures`; with them ``array`` may be [H, W, any number].
@@ -225,8 +226,7 @@ def picture_of(
     Raises:
         InputError: another shape or type, no pixels, values that are not finite, or no such channel.
     """
-    if isinstance(array, Tensor):
-        array = _to_numpy(array, name)
+    array = _to_numpy(array, name)
     if array.ndim not in (2, 3) or 0 in array.shape:
         raise InputError(f"{name}: an array of shape {array.shape}, expected [H, W], [H, W, 3] or [H, W, 4]")
     pixels = array if array.ndim == 3 else array[:, :, None]
@@ -239,13 +239,16 @@ def picture_of(
     return _in_memory(shown, Path(name), name, percentiles)
 
 
-def _to_numpy(tensor: Tensor, name: str) -> Array:
-    narrow = tensor.is_floating_point() and tensor.dtype.itemsize <= 2  # NumPy has neither bfloat16 nor float8
+def _to_numpy(values: npt.ArrayLike | Tensor, name: str) -> Array:
     try:
-        values: Array = (tensor.detach().float() if narrow else tensor.detach()).cpu().numpy()
-    except (RuntimeError, TypeError) as error:  # sparse, quantized, without data
-        raise InputError(f"{name}: a tensor of {tensor.dtype} that NumPy cannot hold, expected a dense one") from error
-    return values
+        if not isinstance(values, Tensor):
+            return np.asarray(values)
+        narrow = values.is_floating_point() and values.dtype.itemsize <= 2  # NumPy has neither bfloat16 nor float8
+        found: Array = (values.detach().float() if narrow else values.detach()).cpu().numpy()
+    except (RuntimeError, TypeError, ValueError) as error:  # sparse, quantized, without data; rows of several lengths
+        kind = f"a tensor of {values.dtype}" if isinstance(values, Tensor) else f"a {type(values).__name__}"
+        raise InputError(f"{name}: {kind} that NumPy cannot hold, expected an array of integers or floats") from error
+    return found
 
 
 def _in_memory(array: Array, path: Path, name: str, percentiles: tuple[float, float] | None) -> Picture:

@@ -148,8 +148,7 @@ class Predictor:
 
     def _open(self, image: str | Path | np.ndarray | Tensor) -> Picture:
         if not isinstance(image, str | Path):
-            array = image if isinstance(image, Tensor) else np.asarray(image)
-            return picture_of(array, self.percentiles, channels=self.channels)
+            return picture_of(image, self.percentiles, channels=self.channels)
         first, *others = open_pictures(image, self.percentiles, channels=self.channels)
         if others:
             raise InputError(f"{image}: {1 + len(others)} pages; open_pictures gives each of them to Predictor.predict")

@@ -369,7 +369,7 @@ def test_tensors_and_wide_floats_are_pictures_too() -> None:
     for picture in (*kinds, array.astype(np.longdouble), array.astype(np.float16)):
         assert torch.equal(picture_of(picture, (1, 99)).read(0, 0, 70, 90), expected)
     assert picture_of(tensor.to(torch.float8_e5m2), None).read(0, 0, 70, 90).shape == (70, 90, 3)
-    for bad in (tensor.to_sparse(), torch.empty(70, 90, device="meta")):
+    for bad in (tensor.to_sparse(), torch.empty(70, 90, device="meta"), [[1], [2, 3]]):
         with pytest.raises(InputError, match="that NumPy cannot hold"):
             picture_of(bad, None)
     with pytest.raises(InputError, match="complex64"):

@@ -422,3 +422,21 @@ def test_files_are_closed_with_their_pictures(tmp_path: Path) -> None:
     after = len(list(Path("/proc/self/fd").iterdir()))
     gc.enable()
     assert after <= before + 1
+
+
+def test_a_preview_is_not_taken_for_the_photograph(tmp_path: Path) -> None:
+    """As cameras write their raw files: the preview first, which points to the picture."""
+    with tifffile.TiffWriter(tmp_path / "raw.dng") as tiff:
+        tiff.write(BYTES[:10, :10, :3], photometric="rgb", subfiletype=1, subifds=1, metadata=None)
+        tiff.write(BYTES[:, :, 0], photometric="cfa", metadata=None)
+    with pytest.raises(InputError, match=r"raw\.dng: colours stored as CFA"):
+        open_pictures(tmp_path / "raw.dng")
+
+
+@pytest.mark.parametrize("kind", ["separated", "cielab", "cfa"])
+def test_colours_of_another_kind_are_refused(tmp_path: Path, kind: str) -> None:
+    pixels = {"separated": BYTES, "cielab": BYTES[:, :, :3], "cfa": BYTES[:, :, 0]}[kind]
+    tifffile.imwrite(tmp_path / "a.tif", pixels, photometric=kind, metadata=None)
+    for read in (read_image, open_pictures):
+        with pytest.raises(InputError, match=f"colours stored as {kind.upper()}, expected grey or RGB"):
+            read(tmp_path / "a.tif")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -27,6 +28,8 @@ _BESIDES = ("label", "macro", "map", "overview", "thumbnail")
 """Names of pictures that scanners put beside that of the slide."""
 
 _REDUCED, _MASK = 1, 4  # bits of TIFF's NewSubfileType
+
+_MOST_PAGES = 1_000_000
 
 _MOST_UNNAMED = 4
 """An axis that the file does not explain holds channels, if there are no more; else pages."""
@@ -55,13 +58,11 @@ def open_tiff(path: Path, level: int, channels: Sequence[int] | None, colours: b
     """
     with readable(path):
         file = OpenTiff(tifffile.TiffFile(path), path)
+        _check_page_count(file.tiff, path)
         every = list(enumerate(file.tiff.series))
         scenes = [(number, series) for number, series in every if _is_picture(series)] or every
         if not scenes:
             raise InputError(f"{path}: a TIFF without a picture")
-        counted = int((file.tiff.imagej_metadata or {}).get("images", 1))
-        if counted > 1 and len(file.tiff.pages) == 1 and scenes[0][1].kind != "imagej":
-            raise InputError(f"{path}: truncated, ImageJ counted {counted} pages")
         if colours:
             _say_if_turned(path, scenes[0][1].keyframe.tags.valueof("Orientation", 1))
         found = [
@@ -78,6 +79,22 @@ def open_tiff(path: Path, level: int, channels: Sequence[int] | None, colours: b
         replace(page, name=f"{path.name}#{number}" + of_scene.format(scene))
         for number, (page, scene) in enumerate(found, start=1)
     ]
+
+
+def _check_page_count(tiff: tifffile.TiffFile, path: Path) -> None:
+    """Raise InputError for descriptions that count more pages than there can be.
+
+    Of an OME file, tifffile makes a list of so many; of ImageJ's stack with one header, it would give the first alone.
+    """
+    for pixels in re.findall(r"<(?:\w+:)?Pixels\b[^>]*", tiff.ome_metadata or ""):
+        counted = math.prod(map(int, re.findall(r"\bSize[CZT]\s*=\s*[\"'](\d+)", pixels)))
+        if counted > _MOST_PAGES:
+            raise InputError(f"{path}: {counted} pages by its OME header, expected at most {_MOST_PAGES}")
+    page = tiff.pages.first
+    counted = int((tiff.imagej_metadata or {}).get("images", 1))
+    behind = tiff.filehandle.size - page.dataoffsets[0] if page.dataoffsets else 0
+    if counted > 1 and len(tiff.pages) == 1 and counted * page.nbytes > behind:
+        raise InputError(f"{path}: truncated, ImageJ counted {counted} pages")
 
 
 def _is_picture(series: Any) -> bool:

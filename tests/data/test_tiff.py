@@ -241,6 +241,15 @@ def test_a_stack_that_claims_more_pages_than_it_has(tmp_path: Path) -> None:
         open_pictures(path)
 
 
+def test_an_ome_header_that_counts_pages_that_cannot_be(tmp_path: Path) -> None:
+    path = tmp_path / "0.ome.tif"
+    for size, message in (("3", "which is missing"), ("99999999", "99999999 pages by its OME header")):
+        description = OME.format(0).replace('SizeT="2"', f'SizeT="{size}"')
+        write(path, np.zeros((70, 90), np.uint16), description=description, metadata=None)
+        with pytest.raises(InputError, match=message):
+            open_pictures(path)
+
+
 def test_a_preview_is_not_taken_for_the_photograph(tmp_path: Path) -> None:
     """As cameras write their raw files: the preview first, which points to the picture."""
     with tifffile.TiffWriter(tmp_path / "raw.dng") as tiff:

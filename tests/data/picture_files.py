@@ -28,6 +28,13 @@ WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC = 256, 257, 258, 259, 262
 STRIP_OFFSETS, ORIENTATION, SAMPLES, ROWS_PER_STRIP, STRIP_BYTES = 273, 274, 277, 278, 279
 COLOR_MAP, EXTRA_SAMPLES = 320, 338
 
+OME = """<?xml version="1.0" encoding="UTF-8"?><OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06"
+ UUID="urn:uuid:{0}"><Image ID="Image:0"><Pixels ID="Pixels:0" DimensionOrder="XYZCT" Type="uint16" SizeX="90"
+ SizeY="70" SizeC="1" SizeZ="1" SizeT="2"><TiffData IFD="0" FirstT="0" PlaneCount="1"><UUID FileName="0.ome.tif">
+urn:uuid:0</UUID></TiffData><TiffData IFD="0" FirstT="1" PlaneCount="1"><UUID FileName="1.ome.tif">
+urn:uuid:1</UUID></TiffData></Pixels></Image></OME>"""
+"""The header of one of two files, each with one time of the same picture."""
+
 
 def packed(values: np.ndarray, bits: int) -> bytes:
     """Unsigned integers [h, w] or [h, w, samples], each in ``bits`` bits from the highest; rows end on whole bytes.

@@ -16,6 +16,7 @@ from tests.data.picture_files import (
     BITS,
     BYTES,
     HEIGHT,
+    OME,
     ORIENTATION,
     WIDTH,
     H,
@@ -29,13 +30,6 @@ from tests.data.picture_files import (
 
 RNG = np.random.default_rng(0)
 RGB = RNG.integers(0, 200, (70, 90, 3), dtype=np.uint8)
-
-
-OME = """<?xml version="1.0" encoding="UTF-8"?><OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06"
- UUID="urn:uuid:{0}"><Image ID="Image:0"><Pixels ID="Pixels:0" DimensionOrder="XYZCT" Type="uint16" SizeX="90"
- SizeY="70" SizeC="1" SizeZ="1" SizeT="2"><TiffData IFD="0" FirstT="0" PlaneCount="1"><UUID FileName="0.ome.tif">
-urn:uuid:0</UUID></TiffData><TiffData IFD="0" FirstT="1" PlaneCount="1"><UUID FileName="1.ome.tif">
-urn:uuid:1</UUID></TiffData></Pixels></Image></OME>"""
 
 
 def test_each_page_of_a_stack_is_a_picture_of_its_own(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ from maskrcnn.export.jobs import Job, find_jobs
 from maskrcnn.export.overlay import draw_overlay
 from maskrcnn.structures import Detections
 from tests.conftest import ROOT
-from tests.data.test_picture import OME
+from tests.data.picture_files import OME
 
 
 @pytest.fixture(scope="module")

@@ -49,7 +49,7 @@ def open_tiff(path: Path, level: int, channels: Sequence[int] | None, colours: b
 
     Args:
         path: any TIFF.
-        level: of a pyramid, 0 being the full size.
+        level: of a pyramid, 0 being the full size; pictures without that level are left out.
         channels: those to be shown; None: grey or RGB, without alpha.
         colours: False gives all channels, and values as they are stored: label masks are read so.
 
@@ -63,12 +63,16 @@ def open_tiff(path: Path, level: int, channels: Sequence[int] | None, colours: b
         scenes = [(number, series) for number, series in every if _is_picture(series)] or every
         if not scenes:
             raise InputError(f"{path}: a TIFF without a picture")
+        levels = max(len(series.levels) for _, series in scenes)
+        if not 0 <= level < levels:
+            raise InputError(f"--level is {level}; {path} has the levels 0 to {levels - 1}")
         if colours:
             _say_if_turned(path, scenes[0][1].keyframe.tags.valueof("Orientation", 1))
         found = [
             (page, scene)
             for scene, (number, series) in enumerate(scenes, start=1)
-            for page in _pictures(file, number, _level(series, level, path), channels, colours)
+            if level < len(series.levels)  # small pictures beside that of a slide may have fewer
+            for page in _pictures(file, number, series.levels[level], channels, colours)
         ]
     if len(found) == 1:
         return [found[0][0]]
@@ -107,16 +111,10 @@ def _is_picture(series: Any) -> bool:
 def _say_if_turned(path: Path, orientation: object) -> None:
     if orientation != 1:
         print(
-            f"warning: {path}: its orientation tag ({orientation}) is not applied, as ImageJ and napari do not; masks "
+            f"warning: {path}: its orientation tag ({orientation}) is not applied, as in ImageJ and napari; masks "
             "must fit the pixels as they are stored",
             file=sys.stderr,
         )
-
-
-def _level(series: Any, level: int, path: Path) -> Any:
-    if not 0 <= level < len(series.levels):
-        raise InputError(f"--level is {level}; {path} has the levels 0 to {len(series.levels) - 1}")
-    return series.levels[level]
 
 
 def _pictures(

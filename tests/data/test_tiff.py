@@ -196,6 +196,15 @@ def test_a_level_of_a_pyramid(tmp_path: Path) -> None:
             open_pictures(tmp_path / name, level=2)
 
 
+def test_scenes_without_a_level_are_left_out(tmp_path: Path) -> None:
+    with tifffile.TiffWriter(tmp_path / "two.ome.tif") as tiff:
+        tiff.write(RGB[:30, :40], photometric="rgb")
+        tiff.write(RGB, subifds=1, photometric="rgb")
+        tiff.write(np.ascontiguousarray(RGB[::2, ::2]), subfiletype=1, photometric="rgb")
+    assert [picture.size for picture in open_pictures(tmp_path / "two.ome.tif")] == [(30, 40), (70, 90)]
+    assert [picture.size for picture in open_pictures(tmp_path / "two.ome.tif", level=1)] == [(35, 45)]
+
+
 def test_complex_numbers_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="pixels of type complex64, expected integers or floats"):
         open_pictures(write(tmp_path / "c.tif", np.ones((20, 30), np.complex64)))

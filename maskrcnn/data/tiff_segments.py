@@ -80,7 +80,9 @@ class Segments:
             part = mapped[sample] if self.separate else mapped
             return np.asarray(part[top : top + height, left : left + width])
         across, down = -(-page.imagewidth // self.shape[1]), -(-page.imagelength // self.shape[0])
-        out = np.full((height, width, 1 if self.separate else page.samplesperpixel), page.nodata, page.dtype)
+        out = np.zeros((height, width, 1 if self.separate else page.samplesperpixel), page.dtype)
+        if page.nodata != 0:
+            out[...] = page.nodata
         for row in range(top // self.shape[0], (top + height - 1) // self.shape[0] + 1):
             for column in range(left // self.shape[1], (left + width - 1) // self.shape[1] + 1):
                 segment = self._segment(number, (sample * down + row) * across + column)

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 
+import imagecodecs
 import numpy as np
 import pytest
 import tifffile
@@ -161,3 +162,15 @@ def test_files_with_more_than_a_picture(tmp_path: Path) -> None:
         read_image(tmp_path / "nothing.tif")
     with pytest.raises(InputError, match="NaN or infinite"):
         read_image(write(tmp_path / "nan.tif", np.full((5, 5), np.nan, np.float32)))
+
+
+def test_a_blank_picture_may_be_as_small_as_it_gets(tmp_path: Path) -> None:
+    """The label image of a slide without a cell: 576 MB in 23 kB."""
+    tile = imagecodecs.zstd_encode(bytes(4 << 20))
+    tiles = iter([tile] * 144)
+    tifffile.imwrite(
+        tmp_path / "a.tif", tiles, shape=(12_000, 12_000), dtype=np.uint32, tile=(1024, 1024), compression="zstd"
+    )
+    (picture,) = open_pictures(tmp_path / "a.tif", None)
+    assert picture.size == (12_000, 12_000)
+    assert not picture.raw(1000, 9000, 500, 700).any()

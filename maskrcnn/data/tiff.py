@@ -109,7 +109,7 @@ def _is_picture(series: Any) -> bool:
 
 @cache
 def _say_if_turned(path: Path, orientation: object) -> None:
-    if orientation != 1:
+    if orientation in range(2, 9):
         print(
             f"warning: {path}: its orientation tag ({orientation}) is not applied, as in ImageJ and napari; masks "
             "must fit the pixels as they are stored",

@@ -58,7 +58,7 @@ def open_tiff(path: Path, level: int, channels: Sequence[int] | None, colours: b
     """
     with readable(path):
         file = OpenTiff(tifffile.TiffFile(path), path)
-        _check_page_count(file.tiff, path)
+        _check_header(file.tiff, path)
         every = list(enumerate(file.tiff.series))
         scenes = [(number, series) for number, series in every if _is_picture(series)] or every
         if not scenes:
@@ -85,11 +85,12 @@ def open_tiff(path: Path, level: int, channels: Sequence[int] | None, colours: b
     ]
 
 
-def _check_page_count(tiff: tifffile.TiffFile, path: Path) -> None:
-    """Raise InputError for descriptions that count more pages than there can be.
+def _check_header(tiff: tifffile.TiffFile, path: Path) -> None:
+    """Raise InputError for a first page that cannot be, and for descriptions that count more pages than there can be.
 
     Of an OME file, tifffile makes a list of so many; of ImageJ's stack with one header, it would give the first alone.
     """
+    _check_page(tiff.pages.first, path)
     for pixels in re.findall(r"<(?:\w+:)?Pixels\b[^>]*", tiff.ome_metadata or ""):
         counted = math.prod(map(int, re.findall(r"\bSize[CZT]\s*=\s*[\"'](\d+)", pixels)))
         if counted > _MOST_PAGES:
@@ -99,6 +100,11 @@ def _check_page_count(tiff: tifffile.TiffFile, path: Path) -> None:
     behind = tiff.filehandle.size - page.dataoffsets[0] if page.dataoffsets else 0
     if counted > 1 and len(tiff.pages) == 1 and counted * page.nbytes > behind:
         raise InputError(f"{path}: truncated, ImageJ counted {counted} pages")
+
+
+def _check_page(page: tifffile.TiffPage, path: Path) -> None:
+    bytes_per_pixel = page.samplesperpixel * page.bitspersample / 8
+    check_claim(path, (page.imagelength, page.imagewidth), bytes_per_pixel, page.parent.filehandle.size)
 
 
 def _is_picture(series: Any) -> bool:
@@ -126,7 +132,7 @@ def _pictures(
     check_type(path, series.dtype)
     page = series.keyframe
     size = page.imagelength, page.imagewidth
-    check_claim(path, size, page.samplesperpixel * page.bitspersample / 8, page.parent.filehandle.size)
+    _check_page(page, path)
     layout = _Layout.of(series, path)
     segments = Segments(file, number, series)
     region: Region = segments.region

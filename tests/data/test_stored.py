@@ -94,7 +94,9 @@ def test_sizes_that_cannot_be_are_refused_before_memory_is_taken(tmp_path: Path,
     png.write_bytes(png_that_claims(height, width))
     tracemalloc.start()
     for path, read in product((tiff, tiled, png), (open_pictures, read_image, read_mask, image_size)):
-        with pytest.raises(InputError, match=rf"{path.name}: ") as error:
+        with pytest.raises(
+            InputError, match=rf"{path.name}: (\d+x\d+ pixels by its header|not a picture that can be read)"
+        ) as error:
             read(path)
         assert "\n" not in str(error.value)
     peak = tracemalloc.get_traced_memory()[1]

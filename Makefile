@@ -28,7 +28,7 @@ demo: $(VENV)/.built
 	$(PY) infer.py --images maskrcnn/pretrained/examples --out $(DEMO)/nuclei --format overlay labels csv
 	@ls -l $(DEMO)/nuclei/overlays
 	$(PY) -m maskrcnn.data.synthetic $(DEMO)/data --train 96 --test 12 --size 192 --seed 0
-	$(PY) train.py --data $(DEMO)/data --out $(DEMO) --depth 18 --stages 3 --channels 128 --box-hidden 512 --crop 128 \
+	$(PY) train.py --data $(DEMO)/data --out $(DEMO) --depth 18 --stages 3 --pyramid-channels 128 --box-hidden 512 --crop 128 \
 		--epochs 20 --lr 5e-4 --val-every 20 --mask-loss bce+dice --val-fraction 0.15 --roi-batch-per-image 96 \
 		--roi-positive-fraction 0.15
 	$(PY) infer.py --checkpoint $(DEMO)/best.pt --data $(DEMO)/data

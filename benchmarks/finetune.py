@@ -79,7 +79,8 @@ def main() -> None:
     for key in keys:
         value = network[key]
         texts = [",".join(f"{size:g}" for size in level) for level in value] if key == "anchor_sizes" else value
-        same += [f"--{key.replace('_', '-')}", *map(str, texts if isinstance(texts, list | tuple) else [texts])]
+        flag = "pyramid-channels" if key == "channels" else key.replace("_", "-")
+        same += [f"--{flag}", *map(str, texts if isinstance(texts, list | tuple) else [texts])]
     rows = []
     for number in options.pictures:
         for seed in options.seeds:

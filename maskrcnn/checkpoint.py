@@ -25,6 +25,7 @@ DESCRIPTION = (
     "config",
     "model_options",
     "percentiles",
+    "channels",
     "diameter",
     "class_names",
     "thresholds",

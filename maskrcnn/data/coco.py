@@ -20,7 +20,7 @@ from torch import Tensor
 from maskrcnn.data.dataset import CellDataset, Transform
 from maskrcnn.data.hw3 import Hw3Folder
 from maskrcnn.data.picture import DEFAULT_PERCENTILES, read_image
-from maskrcnn.data.tiff import image_size
+from maskrcnn.data.reader import image_size
 from maskrcnn.errors import InputError, one_line_errors
 from maskrcnn.files import atomic_write
 from maskrcnn.structures import InstanceLabels
@@ -61,7 +61,7 @@ class CocoDataset(CellDataset):
     Args:
         path: the annotation file.
         image_root: folder of the pictures; default: the folder of the file.
-        percentiles, transform: see :class:`maskrcnn.data.hw3.Hw3Folder`.
+        percentiles, transform, channels: see :class:`maskrcnn.data.hw3.Hw3Folder`.
         num_classes: default: the number of categories.
 
     Raises:
@@ -76,11 +76,12 @@ class CocoDataset(CellDataset):
         percentiles: tuple[float, float] | None = DEFAULT_PERCENTILES,
         transform: Transform | None = None,
         num_classes: int | None = None,
+        channels: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         self.path = Path(path)
         self.image_root = Path(image_root) if image_root is not None else self.path.parent
-        self.percentiles, self.transform = percentiles, transform
+        self.percentiles, self.channels, self.transform = percentiles, channels, transform
         contents = _read_json(self.path)
         try:
             categories = sorted(contents["categories"], key=lambda c: c["id"])
@@ -110,7 +111,7 @@ class CocoDataset(CellDataset):
 
     def read_image(self, index: int) -> Tensor:
         path = self.image_root / self.names[index]
-        image = read_image(path, self.percentiles)
+        image = read_image(path, self.percentiles, self.channels)
         height, width = self._size(index)
         if image.shape[:2] != (height, width):
             found = f"{image.shape[0]}x{image.shape[1]}"

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from maskrcnn.data.dataset import CellDataset, Transform
 from maskrcnn.data.picture import DEFAULT_PERCENTILES, read_image
-from maskrcnn.data.tiff import image_size, read_mask
+from maskrcnn.data.reader import image_size, read_mask
 from maskrcnn.errors import InputError
 from maskrcnn.structures import InstanceLabels
 
@@ -33,6 +33,7 @@ class Hw3Folder(CellDataset):
         transform: for ``dataset[i, seed]``.
         names: pictures to use; default: all, sorted. ``image_id`` is the place among all of them, from 1.
         num_classes: default: the highest class that has a file.
+        channels: those of the pictures that are shown, see :func:`maskrcnn.data.picture.open_pictures`.
 
     Raises:
         InputError: for a missing or empty folder, a folder without ``image.tif``, or a class file of no known class;
@@ -46,11 +47,12 @@ class Hw3Folder(CellDataset):
         transform: Transform | None = None,
         names: Sequence[str] | None = None,
         num_classes: int | None = None,
+        channels: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         root = Path(root)
         self.folder = root / "train" if (root / "train").is_dir() else root
-        self.percentiles, self.transform = percentiles, transform
+        self.percentiles, self.channels, self.transform = percentiles, channels, transform
         found = _picture_folders(self.folder)
         self._class_files = {name: _class_files(self.folder / name, num_classes) for name in found}
         highest = max((k for files in self._class_files.values() for k in files), default=0)
@@ -70,7 +72,7 @@ class Hw3Folder(CellDataset):
 
     def read_image(self, index: int) -> Tensor:
         path = self.folder / self.names[index] / IMAGE
-        image = read_image(path, self.percentiles)
+        image = read_image(path, self.percentiles, self.channels)
         size = self.labels(index).size
         if image.shape[:2] != size:
             raise InputError(f"{path}: {image.shape[0]}x{image.shape[1]} pixels, expected {size[0]}x{size[1]}")

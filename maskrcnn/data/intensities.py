@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from maskrcnn.data.tiff import Array
+from maskrcnn.data.stored import Array
 
 
 def stretch(values: Array, low: float, high: float) -> npt.NDArray[np.uint8]:
@@ -48,7 +48,9 @@ def percentiles_of(bands: Callable[[], Iterator[Array]], percentiles: Sequence[f
                     counts[index] = counts[0]  # nothing tells the percentiles apart yet
                     continue
                 inside = keys if first else keys[keys >> np.array(bits, keys.dtype) == prefix]
-                digits = (inside >> np.array(bits - digit, keys.dtype)) & np.array((1 << digit) - 1, keys.dtype)
+                digits = inside
+                if bits > digit or not first:  # else the values are of one digit
+                    digits = (inside >> np.array(bits - digit, keys.dtype)) & np.array((1 << digit) - 1, keys.dtype)
                 counts[index] += np.bincount(digits.astype(np.int64), minlength=1 << digit)
         if first:
             total = int(counts[0].sum())

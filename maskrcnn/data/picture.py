@@ -1,7 +1,8 @@
 """Pictures that are read by region: a slide of 50,000 x 50,000 pixels is never in memory as a whole.
 
-A file holds one picture, or a stack of pages that are pictures of their own. TIFFs are decoded strip by strip or tile
-by tile (any compression, BigTIFF, OME-TIFF, a level of a pyramid); PNG and JPEG have no regions and are decoded whole.
+Training and prediction take their pixels from here, and so the same ones. A file holds one picture, or pages and scenes
+that are pictures of their own. TIFFs are decoded strip by strip or tile by tile (any compression, BigTIFF, OME-TIFF, a
+level of a pyramid); PNG and JPEG have no regions and are decoded whole.
 """
 
 from __future__ import annotations
@@ -13,23 +14,14 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import tifffile
 import torch
 from PIL import Image
 from torch import Tensor
 
+from maskrcnn.data.colours import chosen_channels, pick
 from maskrcnn.data.intensities import percentiles_of, stretch
-from maskrcnn.data.tiff import (
-    Array,
-    as_colours,
-    check_channels,
-    chosen_channels,
-    decode,
-    decode_pillow,
-    is_tiff,
-    readable,
-)
-from maskrcnn.data.tiff_pages import OpenTiff, ReadRegion, page_size, series_pages
+from maskrcnn.data.reader import only_picture, open_stored
+from maskrcnn.data.stored import Array, ReadRegion
 from maskrcnn.errors import InputError
 
 DEFAULT_PERCENTILES = (0.1, 99.9)
@@ -82,7 +74,7 @@ class Picture:
             if pixels.dtype.kind == "u" and pixels.dtype.itemsize <= 2:
                 if self._table is None:
                     self._table = stretch(np.arange(np.iinfo(pixels.dtype).max + 1), *self._range)
-                values = self._table[pixels]
+                values = self._table.take(pixels)
             else:
                 values = stretch(pixels, *self._range)
         if values.ndim == 2:
@@ -114,7 +106,7 @@ class Picture:
         """
         if top < 0 or left < 0 or height < 1 or width < 1 or top + height > self.size[0] or left + width > self.size[1]:
             raise ValueError(f"{self.name}: region {top, left, height, width} of a picture of {self.size}")
-        pixels = self._read(top, left, height, width)
+        pixels = _native(self._read(top, left, height, width))
         if pixels.dtype.kind == "f" and not np.isfinite(pixels).all():
             raise InputError(f"{self.path}: holds NaN or infinite pixels, expected finite values")
         return pixels
@@ -136,6 +128,12 @@ class Picture:
         if low == high:
             low, high = percentiles_of(self._bands, (0, 100))
         return low, high
+
+
+def _native(pixels: Array) -> Array:
+    """In this machine's byte order, floats of at most 64 bits: what the arithmetic of intensities is for."""
+    wide = pixels.dtype.kind == "f" and pixels.dtype.itemsize > 8
+    return pixels.astype(np.float64 if wide else pixels.dtype.newbyteorder("="), copy=False)
 
 
 class _RescaledPicture(Picture):
@@ -177,88 +175,84 @@ def open_pictures(
     level: int = 0,
     channels: Sequence[int] | None = None,
 ) -> list[Picture]:
-    """The pictures of a file: one, or one a page of a stack (time, depth, or pages that the file does not explain).
+    """The pictures of a file: one, or one for each page of a stack (time, depth, or pages that the file does not
+    explain) and each scene.
 
     Args:
-        path: TIFF, PNG or JPEG.
+        path: TIFF, PNG, JPEG or JPEG 2000.
         percentiles: see :class:`Picture`.
         level: of a pyramid, 0 being the full size.
         channels: which of the file's channels (from 0) are shown as red, green and blue; one alone is shown as grey, of
-            two the blue stays black. None: grey, RGB or RGBA, whose alpha is dropped.
+            two the blue stays black. None: grey or RGB, without alpha.
 
     Raises:
-        InputError: the file is missing, damaged or of unknown axes; it has no such level or channel; it has more
-            than four channels and none were chosen.
+        InputError: the file is missing, damaged or of unknown axes; it has no such level or channel; it has two, four
+            or more channels and none were chosen.
     """
-    path = Path(path)
-    check_channels(channels)
-    with readable(path):
-        if is_tiff(path):
-            return _open_tiff(path, percentiles, level, channels)
-        if level != 0:
-            raise InputError(f"--level is {level}; {path} has one level, 0")
-        pixels = decode_pillow(path, colour=True)
-    return [_in_memory(pixels, path, path.name, percentiles, channels)]
+    stored = open_stored(path, level, channels)
+    return [Picture(one.path, one.name, one.size, one.read, percentiles) for one in stored]
 
 
-def read_image(path: str | os.PathLike[str], percentiles: tuple[float, float] | None = DEFAULT_PERCENTILES) -> Tensor:
-    """Read a whole picture as RGB, uint8 [H, W, 3].
+def read_image(
+    path: str | os.PathLike[str],
+    percentiles: tuple[float, float] | None = DEFAULT_PERCENTILES,
+    channels: Sequence[int] | None = None,
+) -> Tensor:
+    """Read the one picture of a file as a whole, as RGB, uint8 [H, W, 3].
 
-    An alpha channel is dropped, whatever it holds (an HW3 picture has one of constant 255 that its header does not
-    declare).
-
-    Args:
-        path: a TIFF (any compression, 8 or 16 bit, integer or float), PNG or JPEG.
-        percentiles: see :class:`Picture`.
-
-    Raises:
-        InputError: for a missing, truncated or foreign file, several pages, or a channel count other than 1 to 4.
+    The pixels are those that :func:`open_pictures` gives by region. Args and errors as there; a file of several
+    pictures raises InputError too.
     """
-    path = Path(path)
-    picture = _in_memory(decode(path, colour=True), path, path.name, percentiles, None)
+    stored = only_picture(path, channels)
+    picture = _in_memory(stored.whole(), stored.path, stored.name, percentiles)
     return picture.read(0, 0, *picture.size)
 
 
-def picture_of(array: Array, percentiles: tuple[float, float] | None, name: str = "image") -> Picture:
+def picture_of(
+    array: npt.ArrayLike | Tensor,
+    percentiles: tuple[float, float] | None,
+    name: str = "image",
+    channels: Sequence[int] | None = None,
+) -> Picture:
     """A picture in memory: ``array`` is [H, W], [H, W, 3] or [H, W, 4] of integers or floats.
 
-    Raises InputError for another shape or type, no pixels, or values that are not finite.
+    Args:
+        array: in any byte order, a tensor on any device, or what NumPy takes for an array. The last of four channels
+            is alpha.
+        percentiles: see :class:`Picture`.
+        name: for messages.
+        channels: as of :func:`open_pictures`; with them ``array`` may be [H, W, any number].
+
+    Raises:
+        InputError: another shape or type, no pixels, values that are not finite, or no such channel.
     """
-    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] > 4) or 0 in array.shape:
+    array = _to_numpy(array, name)
+    if array.ndim not in (2, 3) or 0 in array.shape:
+        raise InputError(f"{name}: an array of shape {array.shape}, expected [H, W], [H, W, 3] or [H, W, 4]")
+    pixels = array if array.ndim == 3 else array[:, :, None]
+    count = pixels.shape[2]
+    if channels is None and count not in (1, 3, 4):
         raise InputError(f"{name}: an array of shape {array.shape}, expected [H, W], [H, W, 3] or [H, W, 4]")
     if array.dtype.kind not in "buif" or (array.dtype.kind == "f" and not np.isfinite(array).all()):
         raise InputError(f"{name}: an array of {array.dtype}, expected integers or finite floats")
-    return _in_memory(array, Path(name), name, percentiles, None)
+    shown = pick(pixels, chosen_channels(count, count == 4, channels, Path(name)))
+    return _in_memory(shown, Path(name), name, percentiles)
 
 
-def _in_memory(
-    array: Array, path: Path, name: str, percentiles: tuple[float, float] | None, channels: Sequence[int] | None
-) -> Picture:
-    pixels = array if array.ndim == 3 else array[:, :, None]
-    wanted = chosen_channels(pixels.shape[2], channels, path)
-    chosen = pixels[:, :, : len(wanted)] if wanted == list(range(len(wanted))) else pixels[:, :, wanted]
+def _to_numpy(values: npt.ArrayLike | Tensor, name: str) -> Array:
+    try:
+        if not isinstance(values, Tensor):
+            return np.asarray(values)
+        narrow = values.is_floating_point() and values.dtype.itemsize <= 2  # NumPy has neither bfloat16 nor float8
+        found: Array = (values.detach().float() if narrow else values.detach()).cpu().numpy()
+    except (RuntimeError, TypeError, ValueError) as error:  # sparse, quantized, without data; rows of several lengths
+        kind = f"a tensor of {values.dtype}" if isinstance(values, Tensor) else f"a {type(values).__name__}"
+        raise InputError(f"{name}: {kind} that NumPy cannot hold, expected an array of integers or floats") from error
+    return found
 
+
+def _in_memory(array: Array, path: Path, name: str, percentiles: tuple[float, float] | None) -> Picture:
     def read(top: int, left: int, height: int, width: int) -> Array:
-        return as_colours(chosen[top : top + height, left : left + width])
+        return array[top : top + height, left : left + width]
 
     return Picture(path, name, (array.shape[0], array.shape[1]), read, percentiles)
-
-
-def _open_tiff(
-    path: Path, percentiles: tuple[float, float] | None, level: int, channels: Sequence[int] | None
-) -> list[Picture]:
-    tiff = tifffile.TiffFile(path)
-    if not tiff.series:
-        raise InputError(f"{path}: a TIFF without a picture")
-    first: Any = tiff.series[0]
-    # pages that differ in type or compression are series of their own; smaller ones are thumbnails and labels
-    stacked = [number for number, series in enumerate(tiff.series) if page_size(series) == page_size(first)]
-    if any(other.size > first.size for number, other in enumerate(tiff.series) if number not in stacked):
-        raise InputError(f"{path}: {len(tiff.series)} pictures, the first is not the largest, expected one picture")
-    file = OpenTiff(tiff, path)
-    pages = [page for number in stacked for page in series_pages(file, number, level, channels)]
-    if not tiff.is_ome and len(stacked) > 1:
-        pages.sort(key=lambda page: page.index)
-    names = [path.name] if len(pages) == 1 else [f"{path.name}#{number}" for number in range(1, len(pages) + 1)]
-    size = page_size(first.levels[level])
-    return [Picture(page.path, name, size, page.read, percentiles) for name, page in zip(names, pages, strict=True)]

@@ -1,112 +1,162 @@
-"""Decoding files and label masks: TIFF as microscopes and image tools write it, and PNG or JPEG.
-
-Whatever is wrong with a file comes out as one :class:`~maskrcnn.errors.InputError` that names it.
-"""
+"""Which pictures a TIFF holds: its scenes, stacks, channels and levels, as microscopes and image tools write them."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import math
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import tifffile
-import torch
-from PIL import Image
-from torch import Tensor
 
+from maskrcnn.data.colours import chosen_channels, conversion, is_palette, is_ycbcr, pick
+from maskrcnn.data.stored import Array, ReadRegion, StoredPicture, check_claim, check_type, readable
+from maskrcnn.data.tiff_segments import OpenTiff, Segments
 from maskrcnn.errors import InputError
 
-Image.MAX_IMAGE_PIXELS = None  # slides are large, no decompression bombs
+Region = Callable[[int, int, int, int, int], Array]
+"""(plane, top, left, height, width) -> [height, width, samples]."""
 
-Array = npt.NDArray[Any]
+_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
-MAX_ID = 2**31 - 1
-_TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-_CHANNEL_AXES = "SCQ"  # samples, channels, and tifffile's name for an axis that the file does not explain
+_BESIDES = ("label", "macro", "map", "overview", "thumbnail")
+"""Names of pictures that scanners put beside that of the slide."""
 
+_REDUCED, _MASK = 1, 4  # bits of TIFF's NewSubfileType
 
-def read_mask(path: str | os.PathLike[str]) -> Tensor:
-    """Read a label mask: one instance id a pixel, 0 = background, gaps allowed, stored as integers or as floats.
+_MOST_PAGES = 1_000_000
 
-    Returns:
-        int32 [H, W].
-
-    Raises:
-        InputError: for a file that cannot be read, more than one channel, or ids that are negative, fractional, NaN
-            or above 2^31 - 1.
-    """
-    values = decode(Path(path), colour=False)
-    if values.ndim != 2:
-        raise InputError(f"{path}: {values.shape[2]} channels, expected one instance id a pixel")
-    with np.errstate(invalid="ignore"):
-        ids = values.astype(np.int32)
-        exact = np.array_equal(ids, values) and (ids.size == 0 or ids.min() >= 0)
-    if not exact:
-        raise InputError(f"{path}: {_what_is_wrong(values)}, expected instance ids 0, 1, 2, ... up to {MAX_ID}")
-    return torch.from_numpy(np.ascontiguousarray(ids))
-
-
-def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
-    """(height, width) in pixels, from the file's header, without decoding the picture."""
-    path = Path(path)
-    with readable(path):
-        if is_tiff(path):
-            with tifffile.TiffFile(path) as tiff:
-                series = _first_series(tiff, path)
-                height, width = (series.shape[series.axes.index(axis)] for axis in "YX")
-        else:
-            with Image.open(path) as picture:
-                width, height = picture.size
-    return int(height), int(width)
-
-
-@contextmanager
-def readable(path: Path) -> Iterator[None]:
-    """Name the file in whatever a decoder raises: each codec has its own exceptions for a damaged file."""
-    if not path.is_file():
-        raise InputError(f"{path}: no such file")
-    try:
-        yield
-    except InputError:
-        raise
-    except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise InputError(f"{path}: not a picture that can be read (damaged or another format): {reason}") from error
+_MOST_UNNAMED = 4
+"""An axis that the file does not explain holds channels, if there are no more; else pages."""
 
 
 def is_tiff(path: Path) -> bool:
     """Whether the file begins as TIFFs do, whatever its name."""
     with path.open("rb") as file:
-        return file.read(4) in _TIFF_MAGIC
+        return file.read(4) in _MAGIC
 
 
-def decode(path: Path, colour: bool) -> Array:
-    """The pixels as stored, [H, W] or [H, W, channels]; ``colour`` resolves palettes and inverted greys."""
+def open_tiff(path: Path, level: int, channels: Sequence[int] | None, colours: bool) -> list[StoredPicture]:
+    """The pictures of a file: of every scene, and of every page of a stack.
+
+    An orientation that the header gives is not applied: ImageJ, QuPath, napari and tifffile, with which masks for TIFFs
+    are made, show pixels in the order in which they are stored.
+
+    Args:
+        path: any TIFF.
+        level: of a pyramid, 0 being the full size; pictures without that level are left out.
+        channels: those to be shown; None: grey or RGB, without alpha.
+        colours: False gives all channels, and values as they are stored: label masks are read so.
+
+    Raises:
+        InputError: for a file that is damaged, of unknown axes or other colours, and as of :func:`chosen_channels`.
+    """
     with readable(path):
-        pixels = _decode_tiff(path, colour) if is_tiff(path) else decode_pillow(path, colour)
-    if pixels.ndim == 3 and pixels.shape[2] == 1:
-        pixels = pixels[:, :, 0]
-    if 0 in pixels.shape:
-        raise InputError(f"{path}: has no pixels")
-    if pixels.dtype.kind not in "buif":
-        raise InputError(f"{path}: pixels of type {pixels.dtype}, expected integers or floats")
-    return pixels
+        file = OpenTiff(tifffile.TiffFile(path), path)
+        _check_header(file.tiff, path)
+        every = list(enumerate(file.tiff.series))
+        scenes = [(number, series) for number, series in every if _is_picture(series)] or every
+        if not scenes:
+            raise InputError(f"{path}: a TIFF without a picture")
+        levels = max(len(series.levels) for _, series in scenes)
+        if not 0 <= level < levels:
+            raise InputError(f"--level is {level}; {path} has the levels 0 to {levels - 1}")
+        if colours:
+            _say_if_turned(path, scenes[0][1].keyframe.tags.valueof("Orientation", 1))
+        found = [
+            (page, scene)
+            for scene, (number, series) in enumerate(scenes, start=1)
+            if level < len(series.levels)  # small pictures beside that of a slide may have fewer
+            for page in _pictures(file, number, series.levels[level], channels, colours)
+        ]
+    if len(found) == 1:
+        return [found[0][0]]
+    of_scene = " (scene {})" if file.tiff.is_ome and len(scenes) > 1 else ""
+    if not of_scene and len(scenes) > 1:  # pages that differ in size, type or compression are series of their own
+        found.sort(key=lambda page: page[0].page)
+    return [
+        replace(page, name=f"{path.name}#{number}" + of_scene.format(scene))
+        for number, (page, scene) in enumerate(found, start=1)
+    ]
 
 
-def _decode_tiff(path: Path, colour: bool) -> Array:
-    with tifffile.TiffFile(path) as tiff:
-        series = _first_series(tiff, path)
-        check_complete(series, path)
-        pixels = series.asarray()
-        axes = "".join(a for a, n in zip(series.axes, series.shape, strict=True) if n > 1 or a in "YX")
-        pixels = pixels.reshape([n for a, n in zip(series.axes, series.shape, strict=True) if n > 1 or a in "YX"])
-        if len(axes) == 3 and axes.index("Y") == 1:
-            pixels = np.moveaxis(pixels, 0, 2)
-        return resolve_photometric(pixels, series.keyframe, path) if colour else pixels
+def _check_header(tiff: tifffile.TiffFile, path: Path) -> None:
+    """Raise InputError for a first page that cannot be, and for descriptions that count more pages than there can be.
+
+    Of an OME file, tifffile makes a list of so many; of ImageJ's stack with one header, it would give the first alone.
+    """
+    _check_page(tiff.pages.first, path)
+    for pixels in re.findall(r"<(?:\w+:)?Pixels\b[^>]*", tiff.ome_metadata or ""):
+        counted = math.prod(map(int, re.findall(r"\bSize[CZT]\s*=\s*[\"'](\d+)", pixels)))
+        if counted > _MOST_PAGES:
+            raise InputError(f"{path}: {counted} pages by its OME header, expected at most {_MOST_PAGES}")
+    page = tiff.pages.first
+    counted = int((tiff.imagej_metadata or {}).get("images", 1))
+    behind = tiff.filehandle.size - page.dataoffsets[0] if page.dataoffsets else 0
+    if counted > 1 and len(tiff.pages) == 1 and counted * page.nbytes > behind:
+        raise InputError(f"{path}: truncated, ImageJ counted {counted} pages")
+
+
+def _check_page(page: tifffile.TiffPage, path: Path) -> None:
+    bytes_per_pixel = page.samplesperpixel * page.bitspersample / 8
+    check_claim(path, (page.imagelength, page.imagewidth), bytes_per_pixel, page.parent.filehandle.size)
+
+
+def _is_picture(series: Any) -> bool:
+    """Whether it is one by itself: no thumbnail, mask or label of a slide."""
+    name = str(series.name).lower().removesuffix(" image")
+    return name not in _BESIDES and not int(series.keyframe.subfiletype) & (_REDUCED | _MASK)
+
+
+@cache
+def _say_if_turned(path: Path, orientation: object) -> None:
+    if orientation in range(2, 9):
+        print(
+            f"warning: {path}: its orientation tag ({orientation}) is not applied, as in ImageJ and napari; masks "
+            "must fit the pixels as they are stored",
+            file=sys.stderr,
+        )
+
+
+def _pictures(
+    file: OpenTiff, number: int, series: Any, channels: Sequence[int] | None, colours: bool
+) -> list[StoredPicture]:
+    """Those of one series, at one level of its pyramid."""
+    path = file.path
+    check_complete(series, path)
+    check_type(path, series.dtype)
+    page = series.keyframe
+    size = page.imagelength, page.imagewidth
+    _check_page(page, path)
+    layout = _Layout.of(series, path)
+    segments = Segments(file, number, series)
+    region: Region = segments.region
+    if layout.rows:
+        size, region = layout.rows, _of_rows(segments, layout.count)
+    show = _Shown.of(layout, page, channels, path) if colours else None
+    stored = list(range(layout.count)) if show is None else show.stored
+
+    def reader(planes: Sequence[int]) -> ReadRegion:
+        def read(top: int, left: int, height: int, width: int) -> Array:
+            with file.lock, readable(path):
+                parts = [region(plane, top, left, height, width) for plane in planes]
+                pixels = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=2)
+                if show is not None:
+                    return show(pixels)
+                return pixels if pixels.shape[2] > 1 else pixels[:, :, 0]
+
+        return read
+
+    found = []
+    for planes in layout.planes(stored):
+        place, index = segments.place_of(planes[0])
+        found.append(StoredPicture(reader(planes), size, place, path.name, index))
+    return found
 
 
 def check_complete(series: Any, path: Path) -> None:
@@ -119,78 +169,99 @@ def check_complete(series: Any, path: Path) -> None:
             raise InputError(f"{path}: truncated, its last pixels lie behind the end of the file")
 
 
-def _first_series(tiff: tifffile.TiffFile, path: Path) -> Any:
-    """The file's picture: its first series of pages, if that is one picture of known axes and the largest."""
-    if not tiff.series:
-        raise InputError(f"{path}: a TIFF without a picture")
-    series = tiff.series[0]
-    axes = [a for a, n in zip(series.axes, series.shape, strict=True) if n > 1 or a in "YX"]
-    extra = [a for a in axes if a not in "YX"]
-    if "Y" not in axes or "X" not in axes or len(extra) > 1 or axes[-3:].index("Y") > axes[-3:].index("X"):
-        raise InputError(f"{path}: axes {series.axes} of size {series.shape}, expected one picture of height x width")
-    if extra and (extra[0] not in _CHANNEL_AXES or series.shape[series.axes.index(extra[0])] > 4):
-        count = series.shape[series.axes.index(extra[0])]
-        raise InputError(f"{path}: {count} pages or channels (axes {series.axes}), expected one grey or RGB picture")
-    if any(other.size > series.size for other in tiff.series[1:]):
-        raise InputError(f"{path}: {len(tiff.series)} pictures, the first is not the largest, expected one picture")
-    return series
+@dataclass(frozen=True)
+class _Layout:
+    """What the axes of a series mean.
+
+    Attributes:
+        lengths: of the axes before height and width.
+        channel_axis: which of them counts channels; None: none does.
+        count: channels of a picture.
+        of_samples: whether the channels are the samples of a TIFF's pixels.
+        rows: (H, W) where each row of the picture is a page of its own, else None.
+    """
+
+    lengths: tuple[int, ...]
+    channel_axis: int | None
+    count: int
+    of_samples: bool
+    rows: tuple[int, int] | None = None
+
+    @staticmethod
+    def of(series: Any, path: Path) -> _Layout:
+        axes = [(a, n) for a, n in zip(series.axes, series.shape, strict=True) if n > 1 or a in "YX"]
+        names, lengths = "".join(a for a, _ in axes), tuple(n for _, n in axes)
+        at_y = names.find("Y")
+        behind = names[at_y + 2 :]
+        if at_y < 0 or names[at_y : at_y + 2] != "YX" or behind not in ("", "S", "C", "Q"):
+            raise InputError(f"{path}: axes {series.axes} of size {series.shape}, expected pictures of height x width")
+        if behind:
+            return _Layout(lengths[:at_y], None, lengths[-1], True)
+        if names == "QYX" and lengths[2] <= _MOST_UNNAMED < min(lengths[:2]):  # an array [H, W, C] without a word
+            return _Layout((), None, lengths[2], False, lengths[:2])
+        named = [index for index, axis in enumerate(names[:at_y]) if axis in "SC"]
+        if not named and at_y > 0 and names[at_y - 1] == "Q" and lengths[at_y - 1] <= _MOST_UNNAMED:
+            named = [at_y - 1]
+        axis = named[-1] if named else None
+        count = 1 if axis is None else lengths[axis]
+        return _Layout(lengths[:at_y], axis, count, axis is not None and names[axis] == "S")
+
+    def planes(self, channels: Sequence[int]) -> Iterator[list[int]]:
+        """For each picture the places of its ``channels`` among all planes."""
+        if self.channel_axis is None:
+            yield from ([plane] for plane in range(math.prod(self.lengths)))
+            return
+        before, after = self.lengths[: self.channel_axis], self.lengths[self.channel_axis + 1 :]
+        places = np.arange(math.prod(self.lengths)).reshape(math.prod(before), self.count, math.prod(after))
+        for outer in range(places.shape[0]):
+            for inner in range(places.shape[2]):
+                yield places[outer, list(channels), inner].tolist()
 
 
-def resolve_photometric(pixels: Array, page: Any, path: Path) -> Array:
-    """Palettes to RGB, and inverted greys to rising ones (floats to their negatives); other colours than RGB raise."""
-    kind = page.photometric
-    if kind == tifffile.PHOTOMETRIC.PALETTE and page.colormap is not None:
-        return (np.moveaxis(page.colormap, 0, 1)[pixels] >> 8).astype(np.uint8)
-    if kind == tifffile.PHOTOMETRIC.MINISWHITE:
-        if pixels.dtype == bool:
-            return ~pixels
-        return -pixels if pixels.dtype.kind == "f" else np.iinfo(pixels.dtype).max - pixels
-    if kind in (tifffile.PHOTOMETRIC.SEPARATED, tifffile.PHOTOMETRIC.CIELAB, tifffile.PHOTOMETRIC.ICCLAB):
-        raise InputError(f"{path}: colours stored as {kind.name}, expected grey or RGB")
-    return pixels
+@dataclass(frozen=True)
+class _Shown:
+    """How stored channels become the colours that are shown.
+
+    Attributes:
+        stored: the channels that are read.
+        convert: from what is stored to grey or RGB; None: they are that already.
+        picked: those of what is read and converted that are shown.
+    """
+
+    stored: list[int]
+    convert: Callable[[Array], Array] | None
+    picked: list[int]
+
+    @staticmethod
+    def of(layout: _Layout, page: tifffile.TiffPage, channels: Sequence[int] | None, path: Path) -> _Shown:
+        convert = conversion(page, path)
+        if is_palette(page) and layout.channel_axis is not None and not layout.of_samples:
+            convert = None  # a table for the display of each channel
+        mixed = convert is not None and (is_palette(page) or is_ycbcr(page))
+        count = 3 if mixed else layout.count
+        alpha = layout.of_samples and not mixed and _has_alpha(page, count)
+        chosen = chosen_channels(count, alpha, channels, path)
+        if mixed or layout.channel_axis is None:
+            return _Shown(list(range(layout.count)), convert, chosen)
+        return _Shown(chosen, convert, list(range(len(chosen))))  # planes that are not shown are not read
+
+    def __call__(self, pixels: Array) -> Array:
+        return pick(pixels if self.convert is None else self.convert(pixels), self.picked)
 
 
-def decode_pillow(path: Path, colour: bool) -> Array:
-    """The pixels of a PNG or JPEG, [H, W] or [H, W, channels]; ``colour`` resolves palettes."""
-    with Image.open(path) as picture:
-        if colour and picture.mode in ("P", "PA", "CMYK", "YCbCr", "LAB", "HSV"):
-            return np.asarray(picture.convert("RGB"))
-        return np.asarray(picture)
+def _has_alpha(page: tifffile.TiffPage, count: int) -> bool:
+    """Whether the last sample says how opaque a pixel is. A fourth beside RGB does, though headers may not say so."""
+    if count == 4 and page.photometric in (tifffile.PHOTOMETRIC.RGB, tifffile.PHOTOMETRIC.YCBCR):
+        return True
+    alphas = (tifffile.EXTRASAMPLE.ASSOCALPHA, tifffile.EXTRASAMPLE.UNASSALPHA)
+    return count in (2, 4) and bool(page.extrasamples) and page.extrasamples[-1] in alphas
 
 
-def check_channels(channels: Sequence[int] | None) -> None:
-    """Raises InputError unless there are one to three, from 0."""
-    if channels is not None and not 1 <= len(channels) <= 3:
-        raise InputError(f"--channels: {len(channels)} given, expected one to three")
-    if channels is not None and min(channels) < 0:
-        raise InputError(f"--channels: {min(channels)} given, expected 0 or more")
+def _of_rows(segments: Segments, count: int) -> Region:
+    """Reads [height, width, count] where page ``y`` is [width, count], row ``y``."""
 
+    def region(_: int, top: int, left: int, height: int, width: int) -> Array:
+        rows = range(top, top + height)
+        return np.stack([segments.region(row, left, 0, width, count)[:, :, 0] for row in rows])
 
-def chosen_channels(count: int, channels: Sequence[int] | None, path: Path) -> list[int]:
-    """The channels to be shown: those asked for, or of grey (with alpha) the first and of RGB (with alpha) three."""
-    if channels is None:
-        if count > 4:
-            raise InputError(f"{path}: {count} channels; choose one to three of them with --channels (from 0)")
-        return [0] if count <= 2 else [0, 1, 2]
-    if wrong := [channel for channel in channels if not 0 <= channel < count]:
-        raise InputError(f"--channels: {path} has the channels 0 to {count - 1}, no {wrong[0]}")
-    return list(channels)
-
-
-def as_colours(pixels: Array) -> Array:
-    """[h, w, 1] -> [h, w]; two channels get a black third."""
-    if pixels.shape[2] == 1:
-        return pixels[:, :, 0]
-    if pixels.shape[2] == 2:
-        return np.concatenate([pixels, np.zeros_like(pixels[:, :, :1])], axis=2)
-    return pixels
-
-
-def _what_is_wrong(values: Array) -> str:
-    if values.dtype.kind == "f" and not np.isfinite(values).all():
-        return "holds NaN or infinite ids"
-    if values.min() < 0:
-        return f"holds the negative id {values.min():g}"
-    if values.max() > MAX_ID:
-        return f"holds the id {values.max():g}"
-    return f"holds the fractional id {values[values != np.floor(values)][0]:g}"
+    return region

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from maskrcnn.data.colours import check_channels
 from maskrcnn.device import Precision
 from maskrcnn.errors import InputError
 from maskrcnn.model.losses import MaskLoss
@@ -81,6 +82,9 @@ class DataOptions:
     percentiles: tuple[Percentile, Percentile] | None = (0.1, 99.9)
     """Each picture's intensities between these percentiles are stretched to 0..255; None: left as they are.
     Recorded in the checkpoint: inference does the same."""
+    channels: tuple[Annotated[int, Range(0, 65535)], ...] | None = None
+    """Which channels (from 0) of pictures of several are red, green and blue; one alone is grey. Recorded in the
+    checkpoint: inference takes the same ones."""
     color_jitter: Annotated[float, Range(0, 1, open_high=True)] = 0.2
     """Strength of the brightness, contrast and saturation jitter; 0: none."""
     appearance: Literal["light", "strong"] = "light"
@@ -121,7 +125,7 @@ class ModelOptions:
     of a ResNet-18's weights."""
     width: Width = 64
     """Channels of the first ResNet stage."""
-    channels: Channels = 256
+    pyramid_channels: Channels = 256
     """Channels of the pyramid, the RPN and the mask head."""
     box_hidden: BoxHidden = 1024
     """Width of the box head's fully connected layers."""
@@ -217,13 +221,17 @@ class TrainConfig:
             for name in ("data", "val"):  # older versions name one source, or None
                 value = data.get(name)
                 data[name] = [] if value is None else [value] if isinstance(value, str) else value
-            return from_plain(TrainConfig, {**values, "data_options": data})
+            model = dict(values["model_options"])
+            if "channels" in model:  # the earlier name
+                model["pyramid_channels"] = model.pop("channels")
+            return from_plain(TrainConfig, {**values, "data_options": data, "model_options": model})
         except (InputError, KeyError, TypeError) as error:
             raise InputError(f"options of a run that were written by another version or are damaged: {error}") from None
 
     def check(self) -> None:
         """Raise InputError for values that no run can use."""
         check_options(self)
+        check_channels(self.data_options.channels)
         data, (low, high) = self.data_options, self.data_options.scale()
         merged, percentiles = data.merge_classes is not None, data.percentiles
         rules: list[tuple[str, object, bool, str]] = [

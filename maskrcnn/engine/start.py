@@ -41,7 +41,8 @@ OF_NETWORK = (
 def adopt_start(config: TrainConfig) -> TrainConfig:
     """``config`` with the network, diameter and percentiles of the checkpoint that ``--from`` names.
 
-    Raises InputError for options that ask for others (an option at its default asks for nothing).
+    And with its channels, unless others are asked for: the new pictures may have theirs elsewhere. Raises InputError
+    for options that ask for others (an option at its default asks for nothing).
     """
     assert config.from_ is not None
     if config.model_options.backbone_weights is not None:
@@ -49,11 +50,15 @@ def adopt_start(config: TrainConfig) -> TrainConfig:
     start = load_checkpoint(config.from_)
     network = {"aligned": False, "stages": 4, "anchor_sizes": ANCHOR_SIZES, **start["model_options"]}
     has: dict[str, Any] = {name: network[name] for name in OF_NETWORK if name in network}
+    if "channels" in has:
+        has["pyramid_channels"] = has.pop("channels")
     has["anchor_sizes"] = tuple(",".join(f"{size:g}" for size in level) for level in network["anchor_sizes"])
     diameter, percentiles = start.get("diameter"), start["percentiles"]
+    channels = config.data_options.channels or start.get("channels")  # other pictures may have theirs elsewhere
     seen: dict[str, Any] = {
         "diameter": "none" if diameter is None else diameter,
         "percentiles": None if percentiles is None else tuple(percentiles),
+        "channels": channels if channels is None else tuple(channels),
     }
     _check_not_asked(config.model_options, has, config.from_)
     _check_not_asked(config.data_options, seen, config.from_)
@@ -110,7 +115,7 @@ def choose_model_options(config: TrainConfig, num_classes: int, saved: dict[str,
         "stride_in_1x1": options.stride_in_1x1,
         "stages": options.stages,
         "width": options.width,
-        "channels": options.channels,
+        "channels": options.pyramid_channels,
         "box_hidden": options.box_hidden,
         "mask_convs": options.mask_convs,
         "anchor_sizes": config.anchor_sizes(),

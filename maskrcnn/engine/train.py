@@ -88,6 +88,7 @@ def start_run(
             "config": config.to_dict(),
             "model_options": options,
             "percentiles": config.data_options.percentiles,
+            "channels": config.data_options.channels,
             "diameter": config.data_options.canonical_diameter(),
             "class_names": datasets.class_names,
             "pictures": {"train": datasets.train.names, "val": datasets.val.names},

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from maskrcnn import pretrained
-from maskrcnn.data.tiff import check_channels
+from maskrcnn.data.colours import check_channels
 from maskrcnn.device import Precision
 from maskrcnn.errors import InputError
 from maskrcnn.options import Fraction, Range, check_options
@@ -62,7 +62,8 @@ class InferConfig:
     level: Annotated[int, Range(0, 64)] = 0
     """Level of a pyramid, 0 being the full size."""
     channels: tuple[Annotated[int, Range(0, 65535)], ...] | None = None
-    """Which channels (from 0) of a file of several are red, green and blue; one alone is grey."""
+    """Which channels (from 0) of a file of several are red, green and blue; one alone is grey. Default: those of the
+    training."""
     overwrite: bool = False
     """Predict all pictures anew, also those that an earlier run has finished."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

@@ -9,7 +9,7 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -91,6 +91,9 @@ def infer(config: InferConfig) -> Outcome:
                 f"--diameter is {config.diameter}, but {config.checkpoint} was trained at the pictures' own scale; "
                 "expected none"
             )
+        if config.channels is None:
+            config = replace(config, channels=predictor.channels)
+        jobs = find_jobs(config)
         folder = config.out if config.out is not None else default_folder(config.checkpoint)
         todo = distributed.from_main(lambda: _prepare(config, folder, jobs))
         own = todo[distributed.rank() :: distributed.world_size()]

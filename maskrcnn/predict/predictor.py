@@ -66,6 +66,7 @@ class Predictor:
         diameter: the median diameter of cells, in pixels, that the network was trained for: pictures are brought to
             that scale, and tiles and overlap are pixels there. None: it was trained at the pictures' own scale.
         score_threshold: the score from which a cell is to be believed, one for each class.
+        channels: those of a picture's channels that are shown to the network, as in training; None: grey or RGB.
 
     One predictor may serve several threads at once: what a call needs is an argument of the call.
     """
@@ -86,8 +87,9 @@ class Predictor:
         diameter: Annotated[float, Range(0, 1_000_000, open_low=True)] | None = None,
         score_threshold: Fraction | Sequence[Fraction] = SCORE_THRESHOLD,
         mask_threshold: Fraction = 0.5,
+        channels: Sequence[Annotated[int, Range(0, 65535)]] | None = None,
     ) -> None:
-        self.percentiles = percentiles
+        self.percentiles, self.channels = percentiles, None if channels is None else tuple(channels)
         self.class_names = tuple(class_names)
         self.augment: Augment = augment
         self.diameter = diameter
@@ -136,8 +138,8 @@ class Predictor:
 
     def _open(self, image: str | Path | np.ndarray | Tensor) -> Picture:
         if not isinstance(image, str | Path):
-            return picture_of(image.cpu().numpy() if isinstance(image, Tensor) else np.asarray(image), self.percentiles)
-        first, *others = open_pictures(image, self.percentiles)
+            return picture_of(image, self.percentiles, channels=self.channels)
+        first, *others = open_pictures(image, self.percentiles, channels=self.channels)
         if others:
             raise InputError(f"{image}: {1 + len(others)} pages; open_pictures gives each of them to Predictor.predict")
         return first
@@ -300,6 +302,7 @@ def load(
         augment,
         box_score_threshold,
         contents.get("diameter"),
+        channels=contents.get("channels"),
         **_thresholds(contents),
     )
 

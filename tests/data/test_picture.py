@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tracemalloc
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -17,31 +16,13 @@ from hypothesis.extra import numpy as stn
 from PIL import Image
 
 from maskrcnn.data.intensities import percentiles_of
-from maskrcnn.data.picture import Picture, open_pictures, picture_of, read_image
+from maskrcnn.data.picture import open_pictures, picture_of, read_image
 from maskrcnn.errors import InputError
+from tests.data.picture_files import assert_regions, only, write
 
 RNG = np.random.default_rng(0)
 RGB = RNG.integers(0, 200, (70, 90, 3), dtype=np.uint8)
 GREY = RNG.integers(0, 40000, (70, 90), dtype=np.uint16)
-REGIONS = [(0, 0, 70, 90), (0, 0, 1, 1), (69, 89, 1, 1), (13, 5, 40, 50), (32, 48, 38, 42)]
-
-
-def write(path: Path, array: np.ndarray, **options: object) -> Path:
-    tifffile.imwrite(path, array, **options)
-    return path
-
-
-def only(path: Path, **options: object) -> Picture:
-    (picture,) = open_pictures(path, **options)  # type: ignore[arg-type]
-    return picture
-
-
-def assert_regions(picture: Picture, whole: torch.Tensor) -> None:
-    assert picture.size == tuple(whole.shape[:2])
-    for top, left, height, width in REGIONS:
-        region = picture.read(top, left, height, width)
-        assert region.dtype == torch.uint8
-        assert torch.equal(region, whole[top : top + height, left : left + width])
 
 
 @pytest.mark.parametrize("percentiles", [None, (0.1, 99.9), (5.0, 60.0)])
@@ -98,112 +79,6 @@ def test_jpeg_tiles(tmp_path: Path) -> None:
     assert_regions(only(path, percentiles=None), torch.from_numpy(tifffile.imread(path)))
 
 
-def test_each_page_of_a_stack_is_a_picture_of_its_own(tmp_path: Path) -> None:
-    stack = RNG.integers(0, 255, (6, 70, 90), dtype=np.uint8)
-    stack[2] //= 5  # a darker page is stretched by its own percentiles
-    pictures = open_pictures(write(tmp_path / "z.tif", stack, metadata={"axes": "ZYX"}))
-    assert [p.name for p in pictures] == [f"z.tif#{i}" for i in range(1, 7)]
-    for picture, page in zip(pictures, stack, strict=True):
-        alone = write(tmp_path / "page.tif", page)
-        assert_regions(picture, read_image(alone))
-
-
-def test_pages_of_another_type_or_compression_belong_to_the_stack(tmp_path: Path) -> None:
-    pages = [
-        RNG.integers(0, 255, (70, 90), dtype=np.uint8),
-        RNG.integers(0, 60000, (70, 90), dtype=np.uint16),
-        RNG.integers(0, 255, (70, 90, 3), dtype=np.uint8),
-        RNG.integers(0, 255, (70, 90), dtype=np.uint8),
-    ]
-    with tifffile.TiffWriter(tmp_path / "mixed.tif") as tiff:
-        for page, compression in zip(pages, ("zlib", None, "lzw", "zlib"), strict=True):
-            tiff.write(page, compression=compression, photometric="rgb" if page.ndim == 3 else "minisblack")
-        tiff.write(pages[0][::2, ::2])  # a thumbnail
-    pictures = open_pictures(tmp_path / "mixed.tif")
-    assert [picture.name for picture in pictures] == [f"mixed.tif#{number}" for number in (1, 2, 3, 4)]
-    for picture, page in zip(pictures, pages, strict=True):
-        assert np.array_equal(picture.raw(0, 0, 70, 90), page)
-
-
-def test_pages_are_read_by_several_threads_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("maskrcnn.data.tiff_pages.SEGMENT_CACHE", 1 << 14)
-    stack = RNG.integers(0, 255, (8, 256, 256), dtype=np.uint8)
-    path = write(tmp_path / "z.tif", stack, metadata={"axes": "ZYX"}, tile=(32, 32), compression="zlib")
-    pictures = open_pictures(path, None)
-
-    def same(turn: int) -> bool:
-        page = turn % len(stack)
-        return np.array_equal(pictures[page].raw(16, 16, 200, 200), stack[page, 16:216, 16:216])
-
-    with ThreadPoolExecutor(8) as pool:
-        assert all(pool.map(same, range(200)))
-
-
-@pytest.mark.parametrize("imagej", [True, False])
-def test_a_stack_with_one_header_has_all_of_its_pages(tmp_path: Path, imagej: bool) -> None:
-    """ImageJ writes those above 4 GiB so."""
-    stack = RNG.integers(0, 40000, (2, 3, 70, 90), dtype=np.uint16)
-    path = write(tmp_path / "s.tif", stack, imagej=imagej, truncate=True, metadata={"axes": "ZCYX"})
-    pictures = open_pictures(path)
-    assert len(pictures) == 2
-    for picture, page in zip(pictures, stack, strict=True):
-        assert np.array_equal(picture.raw(13, 5, 40, 50), np.moveaxis(page, 0, 2)[13:53, 5:55])
-
-
-OME = """<?xml version="1.0" encoding="UTF-8"?><OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06"
- UUID="urn:uuid:{0}"><Image ID="Image:0"><Pixels ID="Pixels:0" DimensionOrder="XYZCT" Type="uint16" SizeX="90"
- SizeY="70" SizeC="1" SizeZ="1" SizeT="2"><TiffData IFD="0" FirstT="0" PlaneCount="1"><UUID FileName="0.ome.tif">
-urn:uuid:0</UUID></TiffData><TiffData IFD="0" FirstT="1" PlaneCount="1"><UUID FileName="1.ome.tif">
-urn:uuid:1</UUID></TiffData></Pixels></Image></OME>"""
-
-
-@pytest.mark.parametrize("compression", [None, "zlib"])
-def test_pages_of_an_ome_set_are_read_from_their_own_files(tmp_path: Path, compression: str | None) -> None:
-    stack = RNG.integers(0, 40000, (2, 70, 90), dtype=np.uint16)
-    paths = [tmp_path / f"{number}.ome.tif" for number in range(2)]
-    for number, path in enumerate(paths):
-        write(path, stack[number], description=OME.format(number), metadata=None, compression=compression)
-    for path in paths:
-        assert np.array_equal([picture.raw(0, 0, 70, 90) for picture in open_pictures(path)], stack)
-    paths[1].unlink()
-    with pytest.raises(InputError, match="another file of its OME set, which is missing"):
-        open_pictures(paths[0])
-
-
-@pytest.mark.parametrize("ome", [True, False])
-def test_channels_are_chosen(tmp_path: Path, ome: bool) -> None:
-    planes = RNG.integers(0, 60000, (2, 5, 70, 90), dtype=np.uint16)
-    path = tmp_path / ("c.ome.tif" if ome else "c.tif")
-    write(path, planes, metadata={"axes": "TCYX"}, ome=ome, imagej=not ome, photometric="minisblack")
-    with pytest.raises(InputError, match="5 channels; choose one to three"):
-        open_pictures(path)
-    with pytest.raises(InputError, match="has the channels 0 to 4, no 5"):
-        open_pictures(path, channels=[5])
-    for chosen in ([3], [4, 0, 2], [1, 2]):
-        pictures = open_pictures(path, channels=chosen, percentiles=None)
-        assert len(pictures) == 2
-        for picture, frame in zip(pictures, planes, strict=True):
-            expected = np.rint(frame[chosen].astype(np.float32) * np.float32(255 / 65535)).astype(np.uint8)
-            colours = np.zeros((70, 90, 3), np.uint8)
-            colours[:, :, : len(chosen)] = np.moveaxis(expected, 0, 2)
-            if len(chosen) == 1:
-                colours[:] = expected[0][:, :, None]
-            assert_regions(picture, torch.from_numpy(colours))
-
-
-def test_a_level_of_a_pyramid(tmp_path: Path) -> None:
-    small = np.ascontiguousarray(RGB[::2, ::2])
-    for name, options in (("svs.tif", {}), ("p.ome.tif", {"metadata": {"axes": "YXS"}})):
-        with tifffile.TiffWriter(tmp_path / name) as tiff:
-            tiff.write(RGB, tile=(16, 16), subifds=1, photometric="rgb", **options)
-            tiff.write(small, tile=(16, 16), subfiletype=1, photometric="rgb")
-        assert torch.equal(only(tmp_path / name, percentiles=None).read(0, 0, 70, 90), torch.from_numpy(RGB))
-        level = only(tmp_path / name, percentiles=None, level=1)
-        assert torch.equal(level.read(0, 0, 35, 45), torch.from_numpy(small))
-        with pytest.raises(InputError, match="has the levels 0 to 1"):
-            open_pictures(tmp_path / name, level=2)
-
-
 def test_what_cannot_be_used_is_said(tmp_path: Path) -> None:
     path = write(tmp_path / "t.tif", RGB, photometric="rgb", compression="zlib", rowsperstrip=8)
     path.write_bytes(path.read_bytes()[:-200])
@@ -219,11 +94,6 @@ def test_what_cannot_be_used_is_said(tmp_path: Path) -> None:
         open_pictures(tmp_path / "text.png")
     with pytest.raises(ValueError, match="region"):
         only(write(tmp_path / "g.tif", GREY)).read(60, 0, 20, 20)
-
-
-def test_complex_numbers_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="pixels of type complex64, expected integers or floats"):
-        open_pictures(write(tmp_path / "c.tif", np.ones((20, 30), np.complex64)))
 
 
 def test_a_region_costs_what_it_shows(tmp_path: Path) -> None:
@@ -273,9 +143,42 @@ def test_percentiles_by_digits_are_numpys(values: np.ndarray, percentiles: tuple
 def test_arrays_are_pictures_too() -> None:
     assert_regions(picture_of(RGB, None), torch.from_numpy(RGB))
     assert picture_of(GREY, (1, 99)).read(0, 0, 70, 90).shape == (70, 90, 3)
-    for bad in (np.zeros((3, 4, 5)), np.zeros((0, 4)), np.full((2, 2), np.inf), np.array([["a"]])):
+    for bad in (np.zeros((3, 4, 5)), np.zeros((3, 4, 2)), np.zeros((0, 4)), np.full((2, 2), np.inf), np.array([["a"]])):
         with pytest.raises(InputError, match="image"):
             picture_of(bad, None)
+    assert np.array_equal(
+        picture_of(np.zeros((3, 4, 5)) + np.arange(5), None, channels=[4, 1]).raw(0, 0, 1, 1), [[[4, 1, 0]]]
+    )
+
+
+@pytest.mark.parametrize("dtype", ["f2", "f4", "f8", "u2", "i2", "u4", "i4", "u8", "i8"])
+def test_arrays_of_either_byte_order_look_the_same(dtype: str) -> None:
+    for array in (GREY // 2, np.stack([GREY // 2, GREY // 3, GREY // 4], axis=2)):
+        for percentiles in (None, (1, 99)):
+            little, big = (picture_of(array.astype(order + dtype), percentiles) for order in "<>")
+            assert torch.equal(little.read(0, 0, 70, 90), big.read(0, 0, 70, 90))
+            assert torch.equal(little.rescaled(0.5).read(0, 0, 35, 45), big.rescaled(0.5).read(0, 0, 35, 45))
+
+
+def test_tensors_and_wide_floats_are_pictures_too() -> None:
+    array = (RGB // 4).astype(np.float32)
+    expected = picture_of(array, (1, 99)).read(0, 0, 70, 90)
+    tensor = torch.from_numpy(array)
+    kinds = [
+        tensor,
+        tensor.clone().requires_grad_(),
+        tensor.bfloat16(),
+        tensor.half(),
+        tensor.double().permute(0, 1, 2),
+    ]
+    for picture in (*kinds, array.astype(np.longdouble), array.astype(np.float16)):
+        assert torch.equal(picture_of(picture, (1, 99)).read(0, 0, 70, 90), expected)
+    assert picture_of(tensor.to(torch.float8_e5m2), None).read(0, 0, 70, 90).shape == (70, 90, 3)
+    for bad in (tensor.to_sparse(), torch.empty(70, 90, device="meta"), [[1], [2, 3]]):
+        with pytest.raises(InputError, match="that NumPy cannot hold"):
+            picture_of(bad, None)
+    with pytest.raises(InputError, match="complex64"):
+        picture_of(tensor.to(torch.complex64), None)
 
 
 @pytest.mark.parametrize("factor", [0.25, 0.37, 0.8, 1.3, 2.6, 4.0])
@@ -301,3 +204,25 @@ def test_a_picture_rescaled_by_nothing_is_itself() -> None:
     assert picture.rescaled(1.004) is picture
     assert picture.rescaled(0.001).size == (1, 1)
     assert picture.rescaled(0.001).read(0, 0, 1, 1).shape == (1, 1, 3)
+
+
+def test_other_depths_span_the_whole_range(tmp_path: Path) -> None:
+    ramp = np.linspace(300, 900, 600).reshape(20, 30)
+    for dtype in (np.uint16, np.int32, np.float32, np.float64):
+        image = read_image(write(tmp_path / f"{np.dtype(dtype)}.tif", ramp.astype(dtype)), (0, 100))
+        assert image.dtype == torch.uint8
+        assert (image.min(), image.max()) == (0, 255)
+        assert (image[:, :, 0].float() - torch.linspace(0, 255, 600).reshape(20, 30)).abs().max() <= 1
+
+
+def test_percentiles_are_numpys_and_keep_the_hue(tmp_path: Path) -> None:
+    dark = (RGB // 8).astype(np.uint8)
+    dark[0, 0] = 255  # a hot pixel
+    image = read_image(write(tmp_path / "dark.tif", dark, photometric="rgb"), (1, 99)).numpy()
+    low, high = np.percentile(dark, (1, 99), method="inverted_cdf")
+    expected = np.clip(np.rint((dark.astype(float) - low) * 255 / (high - low)), 0, 255)
+    assert np.abs(image - expected).max() <= 1
+
+
+def test_a_picture_of_one_value_is_black(tmp_path: Path) -> None:
+    assert not read_image(write(tmp_path / "flat.tif", np.full((9, 9), 77, np.uint8))).any()

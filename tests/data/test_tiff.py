@@ -1,160 +1,271 @@
-"""Readers of pictures and masks, on files of every kind that microscopes write, and on broken ones."""
+"""What a TIFF holds: stacks, scenes, channels, levels, pyramids, holes."""
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tifffile
 import torch
-from PIL import Image
 
-from maskrcnn.data.picture import read_image
-from maskrcnn.data.tiff import MAX_ID, image_size, read_mask
+from maskrcnn.data.picture import open_pictures, read_image
 from maskrcnn.errors import InputError
+from tests.data.picture_files import (
+    BITS,
+    BYTES,
+    HEIGHT,
+    OME,
+    ORIENTATION,
+    WIDTH,
+    H,
+    W,
+    assert_reads,
+    assert_regions,
+    only,
+    write,
+    write_tiff,
+)
 
 RNG = np.random.default_rng(0)
-RGB = RNG.integers(0, 256, (20, 30, 3), dtype=np.uint8)
-GREY = RNG.integers(0, 256, (20, 30), dtype=np.uint8)
+RGB = RNG.integers(0, 200, (70, 90, 3), dtype=np.uint8)
 
 
-def write(path: Path, array: np.ndarray, **options: object) -> Path:
-    tifffile.imwrite(path, array, **options)
-    return path
+def test_each_page_of_a_stack_is_a_picture_of_its_own(tmp_path: Path) -> None:
+    stack = RNG.integers(0, 255, (6, 70, 90), dtype=np.uint8)
+    stack[2] //= 5  # a darker page is stretched by its own percentiles
+    pictures = open_pictures(write(tmp_path / "z.tif", stack, metadata={"axes": "ZYX"}))
+    assert [p.name for p in pictures] == [f"z.tif#{i}" for i in range(1, 7)]
+    for picture, page in zip(pictures, stack, strict=True):
+        alone = write(tmp_path / "page.tif", page)
+        assert_regions(picture, read_image(alone))
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        {"compression": "zlib"},
-        {"compression": "lzw", "predictor": True},
-        {"compression": "deflate", "predictor": True},
-        {"tile": (16, 16)},
-        {"bigtiff": True},
-        {"byteorder": ">"},
-        {"rowsperstrip": 7},
-    ],
-)
-def test_colour_comes_back_as_written(tmp_path: Path, options: dict) -> None:
-    path = write(tmp_path / "image.tif", RGB, photometric="rgb", **options)
-    assert torch.equal(read_image(path, percentiles=None), torch.from_numpy(RGB))
-    assert image_size(path) == (20, 30)
+def test_pages_of_another_type_or_compression_belong_to_the_stack(tmp_path: Path) -> None:
+    pages = [
+        RNG.integers(0, 255, (70, 90), dtype=np.uint8),
+        RNG.integers(0, 60000, (70, 90), dtype=np.uint16),
+        RNG.integers(0, 255, (70, 90, 3), dtype=np.uint8),
+        RNG.integers(0, 255, (70, 90), dtype=np.uint8),
+    ]
+    with tifffile.TiffWriter(tmp_path / "mixed.tif") as tiff:
+        for page, compression in zip(pages, ("zlib", None, "lzw", "zlib"), strict=True):
+            tiff.write(page, compression=compression, photometric="rgb" if page.ndim == 3 else "minisblack")
+        tiff.write(pages[0][::2, ::2], subfiletype=1)  # a thumbnail
+    pictures = open_pictures(tmp_path / "mixed.tif")
+    assert [picture.name for picture in pictures] == [f"mixed.tif#{number}" for number in (1, 2, 3, 4)]
+    for picture, page in zip(pictures, pages, strict=True):
+        assert np.array_equal(picture.raw(0, 0, 70, 90), page)
 
 
-def test_planes_one_after_another(tmp_path: Path) -> None:
-    path = write(tmp_path / "image.tif", np.moveaxis(RGB, 2, 0), photometric="rgb", planarconfig="separate")
-    assert torch.equal(read_image(path, None), torch.from_numpy(RGB))
+def test_pages_of_different_sizes_are_pictures(tmp_path: Path) -> None:
+    pages = [RNG.integers(0, 255, size, dtype=np.uint8) for size in ((70, 90), (40, 90), (200, 30), (70, 90))]
+    with tifffile.TiffWriter(tmp_path / "sizes.tif") as tiff:
+        for page in pages:
+            tiff.write(page, metadata=None)
+    pictures = open_pictures(tmp_path / "sizes.tif")
+    assert [picture.name for picture in pictures] == [f"sizes.tif#{number}" for number in (1, 2, 3, 4)]
+    for picture, page in zip(pictures, pages, strict=True):
+        assert np.array_equal(picture.raw(0, 0, *page.shape), page)
+    with pytest.raises(InputError, match=r"4 pictures \(pages or scenes\), expected one"):
+        read_image(tmp_path / "sizes.tif")
 
 
-def test_alpha_is_dropped(tmp_path: Path) -> None:
-    rgba = np.concatenate([RGB, GREY[:, :, None]], axis=2)
-    for extra in ("unassalpha", "assocalpha", "unspecified"):
-        path = write(tmp_path / f"{extra}.tif", rgba, photometric="rgb", extrasamples=[extra], compression="lzw")
-        assert torch.equal(read_image(path, None), torch.from_numpy(RGB))
-
-
-def test_grey_becomes_three_equal_channels(tmp_path: Path) -> None:
-    image = read_image(write(tmp_path / "grey.tif", GREY), None)
-    assert image.shape == (20, 30, 3)
-    assert all(torch.equal(image[:, :, c], torch.from_numpy(GREY)) for c in range(3))
-    inverted = read_image(write(tmp_path / "inverted.tif", GREY, photometric="miniswhite"), None)
-    assert torch.equal(inverted, 255 - image)
-
-
-def test_other_depths_span_the_whole_range(tmp_path: Path) -> None:
-    ramp = np.linspace(300, 900, 600).reshape(20, 30)
-    for dtype in (np.uint16, np.int32, np.float32, np.float64):
-        image = read_image(write(tmp_path / f"{np.dtype(dtype)}.tif", ramp.astype(dtype)), (0, 100))
-        assert image.dtype == torch.uint8
-        assert (image.min(), image.max()) == (0, 255)
-        assert (image[:, :, 0].float() - torch.linspace(0, 255, 600).reshape(20, 30)).abs().max() <= 1
-
-
-def test_percentiles_are_numpys_and_keep_the_hue(tmp_path: Path) -> None:
-    dark = (RGB // 8).astype(np.uint8)
-    dark[0, 0] = 255  # a hot pixel
-    image = read_image(write(tmp_path / "dark.tif", dark, photometric="rgb"), (1, 99)).numpy()
-    low, high = np.percentile(dark, (1, 99), method="inverted_cdf")
-    expected = np.clip(np.rint((dark.astype(float) - low) * 255 / (high - low)), 0, 255)
-    assert np.abs(image - expected).max() <= 1
-
-
-def test_a_picture_of_one_value_is_black(tmp_path: Path) -> None:
-    assert not read_image(write(tmp_path / "flat.tif", np.full((9, 9), 77, np.uint8))).any()
-
-
-def test_png_jpeg_and_palettes(tmp_path: Path) -> None:
-    for name in ("a.png", "a.jpg"):
-        Image.fromarray(RGB).save(tmp_path / name)
-        assert read_image(tmp_path / name, None).shape == (20, 30, 3)
-        assert image_size(tmp_path / name) == (20, 30)
-    assert torch.equal(read_image(tmp_path / "a.png", None), torch.from_numpy(RGB))
-    Image.fromarray(RGB).quantize(16).save(tmp_path / "palette.png")
-    assert read_image(tmp_path / "palette.png", None).shape == (20, 30, 3)
-
-
-@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int32, np.uint32, np.float32, np.float64])
-def test_masks_of_any_type_with_gaps(tmp_path: Path, dtype: type) -> None:
-    mask = np.zeros((20, 30), dtype)
-    mask[2:5, 3:9], mask[10:12, 20:25] = 7, 201
-    plane = read_mask(write(tmp_path / "class1.tif", mask, compression="lzw"))
-    assert plane.dtype == torch.int32
-    assert np.array_equal(plane.numpy(), mask.astype(np.int32))
-
-
-@pytest.mark.parametrize(
-    ("value", "message"),
-    [(-1.0, "negative id -1"), (2.5, "fractional id 2.5"), (np.nan, "NaN"), (np.inf, "NaN or inf"), (1e12, "id 1e")],
-)
-def test_ids_that_are_none(tmp_path: Path, value: float, message: str) -> None:
-    mask = np.zeros((5, 5))
-    mask[2, 2] = value
-    path = write(tmp_path / "class1.tif", mask)
-    with pytest.raises(InputError, match=message) as error:
-        read_mask(path)
-    assert str(path) in str(error.value)
-
-
-def test_the_largest_id(tmp_path: Path) -> None:
-    mask = np.zeros((5, 5))
-    mask[2, 2] = MAX_ID
-    assert read_mask(write(tmp_path / "class1.tif", mask)).max() == MAX_ID
-
-
-def test_a_mask_of_three_channels(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="3 channels"):
-        read_mask(write(tmp_path / "class1.tif", RGB, photometric="rgb"))
-
-
-@pytest.mark.parametrize("keep", [0, 3, 60, 400, -10])
-@pytest.mark.parametrize("compression", [None, "lzw", "zlib"])
-def test_truncated_files_are_named(tmp_path: Path, keep: int, compression: str | None) -> None:
-    whole = write(tmp_path / "whole.tif", RGB, photometric="rgb", compression=compression).read_bytes()
-    path = tmp_path / "cut.tif"
-    path.write_bytes(whole[:keep])
-    with pytest.raises(InputError) as error:
+def test_scenes_are_pictures_but_for_what_lies_beside_a_slide(tmp_path: Path) -> None:
+    scenes = {"A1": (2, 70, 90), "label image": (30, 20), "A2": (80, 60), "Macro": (40, 50), "map": (9, 9)}
+    arrays = {name: RNG.integers(0, 255, shape, dtype=np.uint8) for name, shape in scenes.items()}
+    path = tmp_path / "plate.ome.tif"
+    with tifffile.TiffWriter(path) as tiff:
+        for name, array in arrays.items():
+            tiff.write(array, metadata={"axes": "TYX"[3 - array.ndim :], "Name": name}, photometric="minisblack")
+    pictures = open_pictures(path)
+    assert [p.name for p in pictures] == [f"plate.ome.tif#{n} (scene {s})" for n, s in ((1, 1), (2, 1), (3, 2))]
+    for picture, page in zip(pictures, (*arrays["A1"], arrays["A2"]), strict=True):
+        assert np.array_equal(picture.raw(0, 0, *page.shape), page)
+    with pytest.raises(InputError, match="3 pictures"):
         read_image(path)
-    assert str(path) in str(error.value)
-    assert "\n" not in str(error.value)
 
 
+def test_pages_are_read_by_several_threads_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("maskrcnn.data.tiff_segments.SEGMENT_CACHE", 1 << 14)
+    stack = RNG.integers(0, 255, (8, 256, 256), dtype=np.uint8)
+    path = write(tmp_path / "z.tif", stack, metadata={"axes": "ZYX"}, tile=(32, 32), compression="zlib")
+    pictures = open_pictures(path, None)
+
+    def same(turn: int) -> bool:
+        page = turn % len(stack)
+        return np.array_equal(pictures[page].raw(16, 16, 200, 200), stack[page, 16:216, 16:216])
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(same, range(200)))
+
+
+@pytest.mark.parametrize("imagej", [True, False])
+def test_a_stack_with_one_header_has_all_of_its_pages(tmp_path: Path, imagej: bool) -> None:
+    """ImageJ writes those above 4 GiB so."""
+    stack = RNG.integers(0, 40000, (2, 3, 70, 90), dtype=np.uint16)
+    path = write(tmp_path / "s.tif", stack, imagej=imagej, truncate=True, metadata={"axes": "ZCYX"})
+    pictures = open_pictures(path)
+    assert len(pictures) == 2
+    for picture, page in zip(pictures, stack, strict=True):
+        assert np.array_equal(picture.raw(13, 5, 40, 50), np.moveaxis(page, 0, 2)[13:53, 5:55])
+
+
+@pytest.mark.parametrize("compression", [None, "zlib"])
+def test_pages_of_an_ome_set_are_read_from_their_own_files(tmp_path: Path, compression: str | None) -> None:
+    stack = RNG.integers(0, 40000, (2, 70, 90), dtype=np.uint16)
+    paths = [tmp_path / f"{number}.ome.tif" for number in range(2)]
+    for number, path in enumerate(paths):
+        write(path, stack[number], description=OME.format(number), metadata=None, compression=compression)
+    for path in paths:
+        assert np.array_equal([picture.raw(0, 0, 70, 90) for picture in open_pictures(path)], stack)
+    paths[1].unlink()
+    with pytest.raises(InputError, match="another file of its OME set, which is missing"):
+        open_pictures(paths[0])
+
+
+@pytest.mark.parametrize("count", [2, 4])
 @pytest.mark.parametrize(
-    "content", [b"", b"hello, this is text", b"II*\0" + b"\xff" * 100, b"\x89PNG\r\n\x1a\n" + b"x" * 50]
+    ("axes", "options"),
+    [
+        ("CYX", {"ome": True}),
+        ("CYX", {"imagej": True}),
+        ("CYX", {}),
+        ("", {}),
+        ("YXS", {"planarconfig": "contig"}),
+        ("SYX", {"planarconfig": "separate"}),
+        ("YXQ", {"dtype": "f4"}),
+    ],
+    ids=str,
 )
-def test_foreign_files_are_named(tmp_path: Path, content: bytes) -> None:
-    path = tmp_path / "image.tif"
-    path.write_bytes(content)
-    for read in (read_image, read_mask, image_size):
-        with pytest.raises(InputError, match=r"image\.tif"):
+def test_two_and_four_channels_are_no_grey_or_rgb_with_alpha(
+    tmp_path: Path, axes: str, options: dict, count: int
+) -> None:
+    """Where the file does not say that one is alpha: fluorescence has as many."""
+    options = dict(options)
+    planes = RNG.integers(0, 200, (count, 70, 90)).astype(options.pop("dtype", "u1"))
+    metadata = {"metadata": {"axes": axes}} if axes in ("CYX", "YXS", "SYX") and "imagej" not in options else {}
+    stored = np.moveaxis(planes, 0, 2) if axes.startswith("YX") else planes
+    path = write(tmp_path / "c.tif", stored, photometric="minisblack", **options, **metadata)
+    for read in (open_pictures, read_image):
+        with pytest.raises(InputError, match=rf"c\.tif: {count} channels; choose one to three of them with --channels"):
             read(path)
+    for chosen in ([1], [1, 0], [0, 1], [count - 1, 0, 1]):
+        expected = np.zeros((70, 90, 3), np.uint8)
+        expected[:, :, : len(chosen)] = np.moveaxis(planes[chosen], 0, 2)
+        if len(chosen) == 1:
+            expected[:] = planes[chosen[0]][:, :, None]
+        percentiles = None if planes.dtype == np.uint8 else (0, 100)
+        picture = only(path, percentiles=percentiles, channels=chosen)
+        np.testing.assert_array_equal(picture.raw(0, 0, 70, 90), expected if len(chosen) > 1 else expected[:, :, 0])
+        assert_regions(picture, read_image(path, percentiles, chosen))
 
 
-def test_files_with_more_than_a_picture(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="pages or channels"):
-        read_image(write(tmp_path / "stack.tif", np.zeros((7, 20, 30), np.uint8), photometric="minisblack"))
-    with pytest.raises(InputError, match="no such file"):
-        read_image(tmp_path / "nothing.tif")
-    with pytest.raises(InputError, match="NaN or infinite"):
-        read_image(write(tmp_path / "nan.tif", np.full((5, 5), np.nan, np.float32)))
+@pytest.mark.parametrize("ome", [True, False])
+def test_channels_are_chosen(tmp_path: Path, ome: bool) -> None:
+    planes = RNG.integers(0, 60000, (2, 5, 70, 90), dtype=np.uint16)
+    path = tmp_path / ("c.ome.tif" if ome else "c.tif")
+    write(path, planes, metadata={"axes": "TCYX"}, ome=ome, imagej=not ome, photometric="minisblack")
+    with pytest.raises(InputError, match="5 channels; choose one to three"):
+        open_pictures(path)
+    with pytest.raises(InputError, match="has the channels 0 to 4, no 5"):
+        open_pictures(path, channels=[5])
+    for chosen in ([3], [4, 0, 2], [1, 2]):
+        pictures = open_pictures(path, channels=chosen, percentiles=None)
+        assert len(pictures) == 2
+        for picture, frame in zip(pictures, planes, strict=True):
+            expected = np.rint(frame[chosen].astype(np.float32) * np.float32(255 / 65535)).astype(np.uint8)
+            colours = np.zeros((70, 90, 3), np.uint8)
+            colours[:, :, : len(chosen)] = np.moveaxis(expected, 0, 2)
+            if len(chosen) == 1:
+                colours[:] = expected[0][:, :, None]
+            assert_regions(picture, torch.from_numpy(colours))
+
+
+def test_a_level_of_a_pyramid(tmp_path: Path) -> None:
+    small = np.ascontiguousarray(RGB[::2, ::2])
+    for name, options in (("svs.tif", {}), ("p.ome.tif", {"metadata": {"axes": "YXS"}})):
+        with tifffile.TiffWriter(tmp_path / name) as tiff:
+            tiff.write(RGB, tile=(16, 16), subifds=1, photometric="rgb", **options)
+            tiff.write(small, tile=(16, 16), subfiletype=1, photometric="rgb")
+        assert torch.equal(only(tmp_path / name, percentiles=None).read(0, 0, 70, 90), torch.from_numpy(RGB))
+        level = only(tmp_path / name, percentiles=None, level=1)
+        assert torch.equal(level.read(0, 0, 35, 45), torch.from_numpy(small))
+        with pytest.raises(InputError, match="has the levels 0 to 1"):
+            open_pictures(tmp_path / name, level=2)
+
+
+def test_scenes_without_a_level_are_left_out(tmp_path: Path) -> None:
+    with tifffile.TiffWriter(tmp_path / "two.ome.tif") as tiff:
+        tiff.write(RGB[:30, :40], photometric="rgb")
+        tiff.write(RGB, subifds=1, photometric="rgb")
+        tiff.write(np.ascontiguousarray(RGB[::2, ::2]), subfiletype=1, photometric="rgb")
+    assert [picture.size for picture in open_pictures(tmp_path / "two.ome.tif")] == [(30, 40), (70, 90)]
+    assert [picture.size for picture in open_pictures(tmp_path / "two.ome.tif", level=1)] == [(35, 45)]
+
+
+def test_complex_numbers_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="pixels of type complex64, expected integers or floats"):
+        open_pictures(write(tmp_path / "c.tif", np.ones((20, 30), np.complex64)))
+
+
+def test_a_turned_tiff_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """ImageJ, napari and tifffile show it as it is stored."""
+    path = tmp_path / "turned.tif"
+    write_tiff(path, BYTES[:, :, 0].tobytes(), {HEIGHT: H, WIDTH: W, BITS: 8, ORIENTATION: 6})
+    assert_reads(path, BYTES[:, :, 0])
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1
+    assert "turned.tif: its orientation tag (6) is not applied" in said[0]
+
+
+def test_holes_are_no_data_everywhere(tmp_path: Path) -> None:
+    """Tiles that a sparse file leaves out have the value that GDAL says."""
+    path = tmp_path / "sparse.tif"
+    tiles = [BYTES[:16, :16, 0], None, None, BYTES[16:32, 16:32, 0]]
+    for nodata in (None, 9):
+        tags = [] if nodata is None else [(42113, "s", 0, str(nodata), True)]
+        tifffile.imwrite(
+            path, iter(tiles), shape=(32, 32), dtype=np.uint8, tile=(16, 16), compression="zlib", extratags=tags
+        )
+        expected = np.full((32, 32), nodata or 0, np.uint8)
+        expected[:16, :16], expected[16:, 16:] = BYTES[:16, :16, 0], BYTES[16:32, 16:32, 0]
+        np.testing.assert_array_equal(tifffile.imread(path), expected)
+        assert_reads(path, expected)
+
+
+def test_a_stack_that_claims_more_pages_than_it_has(tmp_path: Path) -> None:
+    path = tmp_path / "s.tif"
+    tifffile.imwrite(path, np.stack([BYTES[:, :, 0]] * 3), imagej=True, truncate=True, metadata={"axes": "TYX"})
+    assert len(open_pictures(path)) == 3
+    path.write_bytes(path.read_bytes().replace(b"images=3\nframes=3", b"images=9\nframes=9"))
+    with pytest.raises(InputError, match="truncated, ImageJ counted 9 pages"):
+        open_pictures(path)
+
+
+def test_an_ome_header_that_counts_pages_that_cannot_be(tmp_path: Path) -> None:
+    path = tmp_path / "0.ome.tif"
+    for size, message in (("3", "which is missing"), ("99999999", "99999999 pages by its OME header")):
+        description = OME.format(0).replace('SizeT="2"', f'SizeT="{size}"')
+        write(path, np.zeros((70, 90), np.uint16), description=description, metadata=None)
+        with pytest.raises(InputError, match=message):
+            open_pictures(path)
+
+
+def test_a_preview_is_not_taken_for_the_photograph(tmp_path: Path) -> None:
+    """As cameras write their raw files: the preview first, which points to the picture."""
+    with tifffile.TiffWriter(tmp_path / "raw.dng") as tiff:
+        tiff.write(BYTES[:10, :10, :3], photometric="rgb", subfiletype=1, subifds=1, metadata=None)
+        tiff.write(BYTES[:, :, 0], photometric="cfa", metadata=None)
+    with pytest.raises(InputError, match=r"raw\.dng: colours stored as CFA"):
+        open_pictures(tmp_path / "raw.dng")
+
+
+@pytest.mark.parametrize("kind", ["separated", "cielab", "cfa"])
+def test_colours_of_another_kind_are_refused(tmp_path: Path, kind: str) -> None:
+    pixels = {"separated": BYTES, "cielab": BYTES[:, :, :3], "cfa": BYTES[:, :, 0]}[kind]
+    tifffile.imwrite(tmp_path / "a.tif", pixels, photometric=kind, metadata=None)
+    for read in (read_image, open_pictures):
+        with pytest.raises(InputError, match=f"colours stored as {kind.upper()}, expected grey or RGB"):
+            read(tmp_path / "a.tif")

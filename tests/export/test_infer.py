@@ -32,7 +32,7 @@ from maskrcnn.export.jobs import Job, find_jobs
 from maskrcnn.export.overlay import draw_overlay
 from maskrcnn.structures import Detections
 from tests.conftest import ROOT
-from tests.data.test_picture import OME
+from tests.data.picture_files import OME
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +149,7 @@ def test_a_link_to_a_picture_is_a_picture(tmp_path: Path) -> None:
 
 def test_pictures_are_not_decoded_to_be_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small_pictures(tmp_path)
-    monkeypatch.setattr("maskrcnn.data.picture.decode_pillow", lambda *_, **__: pytest.fail("decoded"))
+    monkeypatch.setattr("maskrcnn.data.raster._decode", lambda *_, **__: pytest.fail("decoded"))
     assert len(find_jobs(InferConfig(Path("best.pt"), images=(tmp_path,)))) == 2
 
 

@@ -10,7 +10,7 @@ import tifffile
 import torch
 from PIL import Image
 
-from maskrcnn.data.tiff import read_mask
+from maskrcnn.data.reader import read_mask
 from maskrcnn.export import labels as labels_module
 from maskrcnn.export.labels import needs_bigtiff, write_class_labels, write_labels
 from tests.export.cells import apart, crowd, detections_of, masks_of

@@ -1,11 +1,11 @@
-"""Pages of a TIFF, decoded strip by strip or tile by tile where a region needs them."""
+"""The pixels of a TIFF's pages, decoded strip by strip or tile by tile where a region needs them."""
 
 from __future__ import annotations
 
 import os
 import threading
+import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,24 +13,13 @@ from typing import Any
 import numpy as np
 import tifffile
 
-from maskrcnn.data.tiff import Array, as_colours, check_complete, chosen_channels, readable, resolve_photometric
+from maskrcnn.data.stored import Array
 from maskrcnn.errors import InputError
 
 SEGMENT_CACHE = 256 << 20
 """Bytes of decoded strips and tiles that an open file keeps: neighbouring regions share them."""
 
-_CHANNEL_AXES = "SC"  # samples of a pixel, channels
-_UNNAMED_AXIS = "Q"  # tifffile's name for an axis that the file does not explain: channels if there are up to 4
-
 _JPEG = (6, 7, 34892, 33007)  # TIFF's numbers of compressions that keep their tables apart
-
-ReadRegion = Callable[[int, int, int, int], Array]
-"""(top, left, height, width) -> the stored pixels [h, w] or [h, w, channels]."""
-
-
-def page_size(series: Any) -> tuple[int, int]:
-    """(H, W) in pixels."""
-    return series.keyframe.imagelength, series.keyframe.imagewidth
 
 
 @dataclass
@@ -43,6 +32,9 @@ class OpenTiff:
     cache: OrderedDict[tuple[int, int, int], Array] = field(default_factory=OrderedDict)
     cached: int = 0
 
+    def __post_init__(self) -> None:
+        weakref.finalize(self, self.tiff.close)  # as soon as no picture of it is left
+
     def keep(self, key: tuple[int, int, int], segment: Array) -> None:
         """Keep a decoded segment, and let go of the ones that were not used for the longest time."""
         self.cache[key] = segment
@@ -51,86 +43,28 @@ class OpenTiff:
             self.cached -= self.cache.popitem(last=False)[1].nbytes
 
 
-@dataclass(frozen=True)
-class Page:
-    """One picture of a file: how it is read, the file that holds it (``path``, or another one of its OME set), and its
-    place among that file's pages."""
+class Segments:
+    """The planes of a series: its pages, or where a page has its samples one after another, those.
 
-    read: ReadRegion
-    path: Path
-    index: int
-
-
-def series_pages(file: OpenTiff, number: int, level: int, channels: Sequence[int] | None) -> list[Page]:
-    """The pages of series ``number``, at a level of its pyramid."""
-    path, series = file.path, file.tiff.series[number]
-    if not 0 <= level < len(series.levels):
-        raise InputError(f"--level is {level}; {path} has the levels 0 to {len(series.levels) - 1}")
-    series = series.levels[level]
-    if series.dtype.kind not in "buif":
-        raise InputError(f"{path}: pixels of type {series.dtype}, expected integers or floats")
-    check_complete(series, path)
-    axes = [(a, n) for a, n in zip(series.axes, series.shape, strict=True) if n > 1 or a in "YX"]
-    names = "".join(a for a, _ in axes)
-    at_y = names.find("Y")
-    if at_y < 0 or names[at_y : at_y + 2] != "YX" or names[at_y + 2 :] not in ("", "S", "C", "Q"):
-        raise InputError(f"{path}: axes {series.axes} of size {series.shape}, expected pictures of height x width")
-    leading, trailing = axes[:at_y], axes[at_y + 2 :]
-    channel_axis = next(
-        (a for a, n in [*trailing, *reversed(leading)] if a in _CHANNEL_AXES or (a == _UNNAMED_AXIS and n <= 4)), None
-    )
-    if trailing and channel_axis != trailing[0][0]:
-        raise InputError(f"{path}: axes {series.axes} of size {series.shape}, expected pictures of height x width")
-    count = dict(axes).get(channel_axis, 1) if channel_axis else 1
-    chosen = chosen_channels(count, channels, path)
-    segments = _Segments(file, number, series)
-    pages = [n for a, n in leading if a != channel_axis]
-    lengths = [n for _, n in leading]
-    found = []
-    for page in range(int(np.prod(pages)) if pages else 1):
-        index = list(np.unravel_index(page, pages)) if pages else []
-        planes = []
-        for channel in chosen:
-            rest = iter(index)
-            place = [channel if a == channel_axis else int(next(rest)) for a, _ in leading]
-            planes.append(int(np.ravel_multi_index(place, lengths)) if leading else 0)
-        read = segments.reader(planes[:1] if trailing else planes, chosen if trailing else None)
-        found.append(Page(read, *segments.place_of(planes[0])))
-    return found
-
-
-class _Segments:
-    """The strips or tiles of a series' pages, decoded where a region needs them; the last ones are kept."""
+    Attributes:
+        separate: whether the samples of a page are planes of their own.
+    """
 
     def __init__(self, file: OpenTiff, number: int, series: Any) -> None:
         self.file, self.path, self.number = file, file.path, number
-        path = file.path
         self.pages, self.keyframe = series.pages, series.keyframe
         self.maps: dict[str, Array] = {}
         page = self.keyframe
         if page.imagedepth > 1:
-            raise InputError(f"{path}: a volume in one page, expected pictures of height x width")
+            raise InputError(f"{self.path}: a volume in one page, expected pictures of height x width")
         self.shape = (page.tilelength, page.tilewidth) if page.is_tiled else (page.rowsperstrip, page.imagewidth)
         self.separate = page.planarconfig == tifffile.PLANARCONFIG.SEPARATE and page.samplesperpixel > 1
         self.planes_per_page = page.samplesperpixel if self.separate else 1
         self.headless = len(self.pages) == 1 and series.size > page.size
         if self.headless and not (page.is_memmappable and page.is_contiguous):
-            raise InputError(f"{path}: a compressed stack with one header, expected one for each page")
-
-    def reader(self, planes: Sequence[int], samples: Sequence[int] | None) -> ReadRegion:
-        """Reads ``planes`` (counted through all pages) as channels, or of the one plane given, its ``samples``."""
-
-        def read(top: int, left: int, height: int, width: int) -> Array:
-            with self.file.lock, readable(self.path):
-                if samples is not None:
-                    pixels = self.region(planes[0], top, left, height, width)[:, :, samples]
-                else:
-                    pixels = np.concatenate([self.region(p, top, left, height, width) for p in planes], axis=2)
-            single = pixels[:, :, 0] if pixels.shape[2] == 1 else pixels
-            resolved = resolve_photometric(single, self.keyframe, self.path)
-            return as_colours(resolved if resolved.ndim == 3 else resolved[:, :, None])
-
-        return read
+            raise InputError(f"{self.path}: a compressed stack with one header, expected one for each page")
+        if self.headless and page.dataoffsets[0] + series.nbytes > page.parent.filehandle.size:
+            raise InputError(f"{self.path}: truncated, the last of its pages lie behind the end of the file")
 
     def place_of(self, plane: int) -> tuple[Path, int]:
         """The file that a plane lies in, and its page's number there."""
@@ -147,11 +81,13 @@ class _Segments:
             return np.asarray(part[top : top + height, left : left + width])
         across, down = -(-page.imagewidth // self.shape[1]), -(-page.imagelength // self.shape[0])
         out = np.zeros((height, width, 1 if self.separate else page.samplesperpixel), page.dtype)
+        if page.nodata != 0:
+            out[...] = page.nodata
         for row in range(top // self.shape[0], (top + height - 1) // self.shape[0] + 1):
             for column in range(left // self.shape[1], (left + width - 1) // self.shape[1] + 1):
                 segment = self._segment(number, (sample * down + row) * across + column)
                 if segment is None:
-                    continue  # a hole of a sparse file, which is 0
+                    continue  # a hole of a sparse file
                 y, x = row * self.shape[0], column * self.shape[1]
                 y1, x1 = max(y, top), max(x, left)
                 y2, x2 = min(y + segment.shape[0], top + height), min(x + segment.shape[1], left + width)
@@ -166,7 +102,7 @@ class _Segments:
             return None
         samples, rows, columns = (getattr(self.keyframe, n) for n in ("samplesperpixel", "imagelength", "imagewidth"))
         shape = (samples, rows, columns, 1) if self.separate else (rows, columns, samples)
-        dtype = np.dtype(self.file.tiff.byteorder + self.keyframe.dtype.char)
+        dtype = np.dtype(page.parent.byteorder + self.keyframe.dtype.char)
         file = page.parent.filehandle.path
         if file not in self.maps:
             self.maps[file] = np.memmap(file, np.uint8, "r")

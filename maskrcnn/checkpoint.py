@@ -1,4 +1,4 @@
-"""Checkpoints: files that are whole or not there, and read without running any code of theirs."""
+"""Checkpoints: written as a whole or not at all, checked when they are read, which runs no code of theirs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checkpoints: files that are whole or not there, and read without running any code of theirs."""
+"""Checkpoints: written as a whole or not at all, checked when they are read, which runs no code of theirs."""
 
 from __future__ import annotations
 
@@ -40,6 +40,7 @@ _ENTRIES: dict[str, Any] = {
     "model_options": dict[str, Any],
     "config": dict[str, Any],
     "percentiles": tuple[Percentile, Percentile] | None,
+    "channels": tuple[Annotated[int, Range(0, 65535)], ...] | None,
     "diameter": Annotated[float, Range(0, 1_000_000, open_low=True)] | None,
     "class_names": tuple[str, ...],
     "thresholds": dict[
@@ -51,6 +52,8 @@ _ENTRIES: dict[str, Any] = {
     "epoch": _Count,
     "step_in_epoch": _Count,
     "step": _Count,
+    "validated": Annotated[int, Range(-1, 2**62)],
+    "pictures": dict[Literal["train", "val"], list[str]],
     "processes": Annotated[int, Range(1, 1_000_000)],
 }
 _OPTIMIZER_STATE: dict[type[torch.optim.Optimizer], set[str]] = {

@@ -37,6 +37,7 @@ class PackConfig:
             raise InputError(f"--out is {self.out}; expected a name that ends with .safetensors")
         contents = load_checkpoint(self.checkpoint)
         build_model(contents, self.checkpoint)  # raises InputError where the weights do not fit
+        contents["config"] = TrainConfig.from_dict(contents["config"]).to_dict()  # or the options
         pack_checkpoint(contents, self.out)
         print(f"{self.out}: {self.out.stat().st_size / 1e6:.1f} MB")
 

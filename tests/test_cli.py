@@ -171,6 +171,15 @@ def test_pack(tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert " MB" in capsys.readouterr().out
     packed, best = (load_checkpoint(path) for path in (tmp_path / "cells.safetensors", tiny_run / "best.pt"))
     assert packed["class_names"] == best["class_names"]
+    best["config"]["data_options"]["data"] = 5
+    save_checkpoint(tmp_path / "odd.pt", best)
+    with pytest.raises(SystemExit):
+        main(["pack", "--checkpoint", str(tmp_path / "odd.pt"), "--out", str(tmp_path / "odd.safetensors")])
+    assert "--data is 5; expected a list, each a path" in capsys.readouterr().err
+    best["config"]["data_options"]["data"] = "a/cells"  # as earlier versions had it
+    save_checkpoint(tmp_path / "old.pt", best)
+    main(["pack", "--checkpoint", str(tmp_path / "old.pt"), "--out", str(tmp_path / "old.safetensors")])
+    assert load_checkpoint(tmp_path / "old.safetensors")["config"]["data_options"]["data"] == ["cells"]
     with pytest.raises(SystemExit):
         main(["pack", "--checkpoint", str(tiny_run / "best.pt"), "--out", str(tmp_path / "cells.pt")])
     assert "ends with .safetensors" in capsys.readouterr().err

@@ -8,12 +8,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
 from maskrcnn import distributed
-from maskrcnn.checkpoint import load_checkpoint
+from maskrcnn.checkpoint import load_checkpoint, versions
 from maskrcnn.device import choose_device, default_workers
 from maskrcnn.engine.config import TrainConfig
 from maskrcnn.engine.curves import plot_metrics
@@ -174,7 +173,6 @@ def run_folder(config: TrainConfig) -> Path:
 
 
 def write_config(config: TrainConfig, folder: Path) -> None:
-    """Write ``config.json``: the options, the command and what it ran with."""
-    versions = {"torch": torch.__version__, "numpy": np.__version__, "python": sys.version.split()[0]}
-    contents = {**config.to_dict(), "command": sys.argv, "versions": versions}
+    """Write ``config.json``: the options, the command and the versions that it ran with."""
+    contents = {**config.to_dict(), "command": sys.argv, "versions": versions()}
     write_text(folder / "config.json", to_json(contents, indent=2) + "\n")

@@ -299,7 +299,7 @@ def test_processes_share_out_the_same_list(
                 (tmp_path / name).write_text("{}")
         return made
 
-    def stop(_config: object, _predictor: object, jobs: Sequence[Job], _folder: Path) -> None:
+    def stop(_config: object, _predictor: object, jobs: Sequence[Job], *_: object) -> None:
         taken.extend(job.key for job in jobs)
         raise KeyboardInterrupt
 

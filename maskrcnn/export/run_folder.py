@@ -73,7 +73,7 @@ def begin(config: InferConfig, folder: Path, jobs: Sequence[Job]) -> list[Job]:
     digest = hashlib.sha256(locate(config.checkpoint).read_bytes()).hexdigest()
     text = json.dumps({"checkpoint": digest, **{name: getattr(config, name) for name in COMPARED}}, indent=2) + "\n"
     with writing(folder):
-        done = {record.stem for record in (folder / CELLS).glob("*.json")}
+        done = {record.stem for record in (folder / CELLS).glob("*.json") if record.is_file()}
     other = _other_options(folder / OPTIONS, json.loads(text)) if done else ""
     if other and not config.overwrite:
         raise InputError(f"{folder}: holds results of {other}; choose another --out, or --overwrite")

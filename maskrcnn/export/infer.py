@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from maskrcnn import distributed
 from maskrcnn.data.picture import Picture
-from maskrcnn.device import choose_device, keep_freed_memory
+from maskrcnn.device import choose_device
 from maskrcnn.errors import InputError, writing
 from maskrcnn.export.config import InferConfig
 from maskrcnn.export.failures import Failures
@@ -55,10 +55,8 @@ def infer(config: InferConfig) -> Outcome:
     config.check()
     device = choose_device(config.device)
     with distributed.processes(device, PATIENCE), ExitStack() as held:
-        if device.type == "cpu":
-            keep_freed_memory()
-        jobs = find_jobs(config)
         predictor = _load(config)
+        jobs = find_jobs(config)
         truth = None if config.truth is None else Truth(config.truth, len(predictor.class_names), jobs)
         folder = config.out if config.out is not None else default_folder(config.checkpoint)
 

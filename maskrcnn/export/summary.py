@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from maskrcnn.data.hw3 import TestImage
+from maskrcnn.data.hw3 import IMAGE, TestImage
 from maskrcnn.errors import InputError
 from maskrcnn.export.coco import write_results
 from maskrcnn.export.config import InferConfig
@@ -119,7 +119,8 @@ def _report_pictures(
             cells = None if truth is None else truth.read(job, picture.size)
         except Exception as error:
             failures.report_lacks(job, "its true cells", error)
-        yield ReportPicture(picture.name, picture.size, record["results"], thumbnail, cells)
+        name = f"{job.key}/{IMAGE}" if job.path.name == IMAGE else picture.name
+        yield ReportPicture(name, picture.size, record["results"], thumbnail, cells)
 
 
 def _say_diameters(diameters: Sequence[float | None]) -> None:

@@ -70,7 +70,9 @@ def test_truth_that_cannot_be_used_costs_the_scores_of_its_picture(
         rows = {row["picture"]: row["error"] for row in csv.DictReader(file)}
     assert "has 50x60 pixels, but" in rows[larger.name]
     assert "class1.tif" in rows[damaged.name]
-    assert '"pictures":2,' in (tmp_path / "out" / "report.html").read_text()
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert '"pictures":2,' in page
+    assert f'title="{larger.name}/image.tif"' in page  # pictures that are all called image.tif are told apart
     assert len(list((tmp_path / "out" / "cells").iterdir())) == 4
 
 

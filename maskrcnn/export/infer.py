@@ -19,6 +19,7 @@ from maskrcnn.errors import InputError, writing
 from maskrcnn.export.config import InferConfig
 from maskrcnn.export.failures import Failures
 from maskrcnn.export.jobs import Job, Opener, find_jobs, source_of
+from maskrcnn.export.names import printable
 from maskrcnn.export.picture_files import write_picture
 from maskrcnn.export.run_folder import CELLS, begin, default_folder
 from maskrcnn.export.summary import finish, shown_from
@@ -118,7 +119,9 @@ def _predict_all(
 
 def _predict(predictor: Predictor, picture: Picture, config: InferConfig) -> Detections:
     """The cells of a picture, with a bar for its tiles where that takes long."""
-    with tqdm(desc=picture.name, unit="tile", leave=False, disable=not distributed.is_main(), delay=2) as bar:
+    with tqdm(
+        desc=printable(picture.name), unit="tile", leave=False, disable=not distributed.is_main(), delay=2
+    ) as bar:
 
         def show(done: int, total: int) -> None:
             bar.total = total

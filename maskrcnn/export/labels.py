@@ -1,4 +1,4 @@
-"""Label images of the cells in a picture: one number per pixel, in tiles, for pictures that do not fit into memory too."""
+"""Label images of the cells in a picture: one number per pixel, in tiles, also of pictures larger than the memory."""
 
 from __future__ import annotations
 

@@ -103,10 +103,19 @@ def _is_done(folder: Path, job: Job, config: InferConfig) -> bool:
 def read_record(folder: Path, key: str) -> dict[str, Any] | None:
     """A picture's record; None where it is missing or damaged: the picture is predicted (anew) then."""
     record = _read_json(record_of(folder, key))
-    parts = {"name": str, "height": int, "width": int, "results": list}
-    if not isinstance(record, dict) or not {"source", "diameter", *parts} <= set(record):
+    kinds = {"name": str, "source": list, "height": int, "width": int, "diameter": float | int | None, "results": list}
+    if not isinstance(record, dict) or any(not isinstance(record.get(name, ...), kind) for name, kind in kinds.items()):
         return None
-    return record if all(isinstance(record[part], kind) for part, kind in parts.items()) else None
+    size = [record["height"], record["width"]]
+    return record if all(_is_result(result, size) for result in record["results"]) else None
+
+
+def _is_result(result: Any, size: list[int]) -> bool:
+    """Whether it is a cell of a picture of ``size`` [H, W] as :meth:`maskrcnn.structures.Detections.to_coco` has it."""
+    if not isinstance(result, dict) or not {"category_id", "bbox", "score", "segmentation"} <= set(result):
+        return False
+    rle = result["segmentation"]
+    return isinstance(rle, dict) and rle.get("size") == size and isinstance(rle.get("counts"), str)
 
 
 def _read_json(path: Path) -> Any:

@@ -134,3 +134,12 @@ def test_a_relative_picture_has_the_name_of_its_folder(tmp_path: Path, monkeypat
         monkeypatch.chdir(tmp_path / folder)
         (job,) = find_jobs(InferConfig(Path("best.pt"), images=(Path(path),)))
         assert job.key == "cells"
+
+
+def test_a_folder_that_may_not_be_read_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def denied(_: Path) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "iterdir", denied)
+    with pytest.raises(InputError, match=f"--images {tmp_path}: cannot be listed: Permission denied"):
+        find_jobs(InferConfig(Path("best.pt"), images=(tmp_path,)))

@@ -29,3 +29,11 @@ def test_the_legend_has_room_for_scores_by_class() -> None:
     picture = np.asarray(draw_overlay(image, replace(two_cells(), size=(300, 300)), names, (0.2, 0.5, 0.7, 0.75)))
     assert (picture[-20:, -6:] == 32).all()
     assert (picture[-20:, -200:] > 200).any()
+
+
+def test_names_of_classes_may_be_anything() -> None:
+    """Pillow measures no text of several lines, and draws none that is not Unicode."""
+    image = torch.zeros(48, 64, 3, dtype=torch.uint8)
+    names = ["two\nlines", "not Unicode \udcff", "\0"]
+    legend = np.asarray(draw_overlay(image, two_cells(), names))[-22:]
+    assert (legend > 200).any()

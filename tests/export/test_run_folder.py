@@ -136,15 +136,20 @@ def _finished(folder: Path, run: Path) -> InferConfig:
     return config
 
 
-@pytest.mark.parametrize("contents", [b"", b'{"name": "a', b"{}", b"[1, 2]", b"\xff\xfe", b"[" * 100_000, None])
+DAMAGED = [b"", b'{"name": "a', b"{}", b"[1, 2]", b"\xff\xfe", b"[" * 100_000, b"half", b"other cells"]
+
+
+@pytest.mark.parametrize("contents", DAMAGED)
 @pytest.mark.usefixtures("quick")
-def test_a_damaged_record_is_predicted_anew(tiny_run: Path, tmp_path: Path, contents: bytes | None) -> None:
+def test_a_damaged_record_is_predicted_anew(tiny_run: Path, tmp_path: Path, contents: bytes) -> None:
     config = _finished(tmp_path, tiny_run)
     damaged, *others = sorted((tmp_path / "out" / "cells").iterdir())
     results = (tmp_path / "out" / "test-results.json").read_bytes()
     before = {path: path.stat().st_mtime_ns for path in others}
     complete = damaged.read_bytes()
-    damaged.write_bytes(complete[: len(complete) // 2] if contents is None else contents)
+    other = {**json.loads(complete), "results": [{"score": 1}]}
+    of = {b"half": complete[: len(complete) // 2], b"other cells": json.dumps(other).encode()}
+    damaged.write_bytes(of.get(contents, contents))
     assert not infer(config).failures
     assert damaged.read_bytes() == complete
     assert {path: path.stat().st_mtime_ns for path in others} == before

@@ -138,7 +138,7 @@ function drawHistogram(element, axis, values, pale) {
       const title = count ? { title: `${axis.text(bin)}: ${plural(count, "cell", "cells")}` } : {};
       return make("i", { class: pale(axis.stop(bin)) ? "pale" : "", style: `height:${height}%`, ...title });
     });
-    const note = most ? `at most ${plural(most, "cell", "cells")} a bar` : "no cells";
+    const note = most ? `at most ${plural(most, "cell", "cells")} per bar` : "no cells";
     return make(
       "div",
       { class: `row k${i + 1}` },

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from maskrcnn.data.hw3 import IMAGE, Hw3Folder
-from maskrcnn.data.tiff import image_size
+from maskrcnn.data.hw3 import Hw3Folder
 from maskrcnn.errors import InputError
 from maskrcnn.export.jobs import Job
 
@@ -44,13 +43,12 @@ class Truth:
 
         Raises InputError for labels that cannot be read, or that are not of the picture's ``size``.
         """
-        path = self.dataset.folder / job.key / IMAGE
-        true_size = image_size(path)
-        if true_size != size:
-            raise InputError(
-                f"--truth: {path} has {true_size[0]}x{true_size[1]} pixels, but {job.path} {size[0]}x{size[1]}"
-            )
         labels = self.dataset.read_labels(self.index[job.key])
+        if labels.size != size:
+            (height, width), (h, w) = labels.size, size
+            raise InputError(
+                f"--truth: {self.dataset.folder / job.key} has {height}x{width} pixels, but {job.path} {h}x{w}"
+            )
         classes = [1] * len(labels.classes) if self.merge_classes else labels.classes.tolist()
         return [
             {"category_id": category, "segmentation": {**rle, "counts": rle["counts"].decode()}, "area": area}

@@ -10,6 +10,8 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from maskrcnn.evaluation.coco_match import DenseCOCOeval
+
 COCO_MAX_DETECTIONS = 100
 """Detections per image that COCO counts. Pictures of cells often hold more: a perfect detector and one that stops at
 100 score alike there."""
@@ -49,7 +51,8 @@ def precision_of(
         ground_truth.createIndex()
         # loadRes changes what it is given, and refuses an empty list
         detections = ground_truth.loadRes([dict(r) for r in results]) if results else COCO()
-        evaluation = COCOeval(ground_truth, detections, iou_type)
+        evaluation = DenseCOCOeval(ground_truth, detections, iou_type)
+        evaluation.params.areaRng, evaluation.params.areaRngLbl = evaluation.params.areaRng[:1], ["all"]
         evaluation.params.maxDets = sorted({COCO_MAX_DETECTIONS, detections_per_image})
         if not results:
             return _precision_without_results(evaluation), evaluation

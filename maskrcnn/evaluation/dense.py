@@ -205,6 +205,13 @@ def dense_metrics(
         taken as one, as StarDist and Cellpose have them; and ``AP50``, the arithmetic mean over the classes that have
         cells (MoNuSAC 2020 ranked by a weighted mean; here all classes count alike).
     """
+    return dense_scores(count_cells(truth, results, score_threshold))
+
+
+def count_cells(
+    truth: dict[str, Any], results: list[dict[str, Any]], score_threshold: float | Sequence[float] = 0.5
+) -> dict[str, list[Counts]]:
+    """The counts of each picture for ``class1``, ``class2``, ... and ``any``, which :func:`dense_metrics` adds up."""
     cells_of, found_of = defaultdict(list), defaultdict(list)
     classes = [category["id"] for category in truth["categories"]]
     scores_of = [score_threshold] * len(classes) if isinstance(score_threshold, float | int) else score_threshold
@@ -228,10 +235,15 @@ def dense_metrics(
                     size,
                 )
             )
+    return counts
+
+
+def dense_scores(counts: dict[str, list[Counts]]) -> dict[str, float]:
+    """The scores of :func:`dense_metrics` from what :func:`count_cells` gives."""
     scores = {name: summarize(of_pictures) for name, of_pictures in counts.items()}
     metrics: dict[str, float] = {}
     for key in scores["any"]:
-        values = [scores[f"class{k}"][key] for k in classes]
+        values = [of_name[key] for name, of_name in scores.items() if name != "any"]
         metrics[key] = mean_of_known(np.array(values))
         metrics |= {f"{key}/{name}": of_name[key] for name, of_name in scores.items()}
     return metrics

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from skimage.measure import find_contours, label
 
 from maskrcnn.export.labels import classes_of
+from maskrcnn.export.names import printable
 from maskrcnn.export.overlay import COLORS
 from maskrcnn.files import atomic_write
 from maskrcnn.structures import Detections
@@ -27,7 +28,7 @@ def write_geojson(
     class_names: Sequence[str],
     colors: Sequence[tuple[int, int, int]] = COLORS,
 ) -> None:
-    """Write a FeatureCollection (RFC 7946), a feature a cell, with outlines in pixels of the picture.
+    """Write a FeatureCollection (RFC 7946), one feature per cell, with outlines in pixels of the picture.
 
     What QuPath 0.4 or newer reads: ``objectType`` "detection", ``classification`` with name and colour, ``name`` (the
     cell's id) and the measurement "score". The id, also the feature's own, is i + 1 for detection i as in the label
@@ -57,7 +58,10 @@ def write_geojson(
                 "properties": {
                     "objectType": "detection",
                     "name": str(index + 1),
-                    "classification": {"name": class_names[number], "color": list(colors[number % len(colors)])},
+                    "classification": {
+                        "name": printable(class_names[number]),
+                        "color": list(colors[number % len(colors)]),
+                    },
                     "measurements": {"score": round(float(detections.scores[index]), 6)},
                 },
             }

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import count
 from pathlib import Path
 
+import tifffile
+
+from maskrcnn import distributed
 from maskrcnn.data.hw3 import IMAGE, read_test_release
 from maskrcnn.data.picture import Picture, open_pictures
-from maskrcnn.data.tiff import is_tiff, readable
 from maskrcnn.errors import InputError
 from maskrcnn.export.config import InferConfig
+from maskrcnn.export.names import printable, result_keys
 
-PICTURES = (".tif", ".tiff", ".png", ".jpg", ".jpeg")
+PICTURES = frozenset(
+    [f".{name.rpartition('.')[2]}" for name in tifffile.TIFF.FILE_EXTENSIONS]
+    + [".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".webp", ".jp2", ".ppm", ".pgm"]
+)
+"""Endings of the files of a folder that are taken for pictures: all that tifffile gives to TIFFs (``.svs``, ``.ndpi``,
+``.lsm``, ``.btf``, ...), and what Pillow reads. A file that is named itself may have any ending."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +42,7 @@ def find_jobs(config: InferConfig) -> list[Job]:
     """The pictures of ``--data`` or ``--images`` in order; raises InputError where there are none."""
     if config.data is not None:
         tests = read_test_release(config.data)
-        keys = _keys([test.path for test in tests], [1] * len(tests))
+        keys = result_keys([test.path for test in tests], [1] * len(tests))
         return [
             Job(key, test.file_name, test.path, 0, test.image_id, (test.height, test.width))
             for (key,), test in zip(keys, tests, strict=True)
@@ -42,7 +50,7 @@ def find_jobs(config: InferConfig) -> list[Job]:
     listed = [path for entry in config.images for path in _pictures_in(entry)]
     paths = list({os.path.abspath(path): path for path in listed}.values())  # a folder may be given twice
     own_pages = [_pages(path, config, {os.path.realpath(other) for other in paths}) for path in paths]
-    keys = _keys(paths, list(map(len, own_pages)))
+    keys = result_keys(paths, list(map(len, own_pages)))
     pages = [
         (key, path, page)
         for names, path, numbers in zip(keys, paths, own_pages, strict=True)
@@ -55,11 +63,8 @@ def _pages(path: Path, config: InferConfig, listed: set[str]) -> list[int]:
     """The numbers of a file's pictures, from its header; of those of an OME set, without what other ``listed`` files
     hold. One of a file that cannot be read, which will fail in its turn."""
     try:
-        with readable(path):
-            if not is_tiff(path):
-                return [0]
         pictures = open_pictures(path, level=config.level, channels=config.channels)
-    except InputError:
+    except Exception:  # decoders have all kinds
         return [0]
     return [
         number
@@ -69,36 +74,35 @@ def _pages(path: Path, config: InferConfig, listed: set[str]) -> list[int]:
 
 
 def _pictures_in(entry: Path) -> list[Path]:
-    if entry.is_file():
+    """The file ``entry``, or the pictures in a folder: files by their endings, or of its folders those of image.tif.
+
+    Hidden files are left out; what else is left out is told in one line.
+    """
+    if os.path.isfile(entry):
         return [entry]
-    if not entry.is_dir():
+    if not os.path.isdir(entry):
         raise InputError(f"--images {entry}: no such file or folder")
-    found = sorted(path for path in entry.iterdir() if path.suffix.lower() in PICTURES) or sorted(
-        entry.glob(f"*/{IMAGE}")
-    )
+    try:
+        paths = sorted(path for path in entry.iterdir() if not path.name.startswith("."))
+    except OSError as error:
+        raise InputError(f"--images {entry}: cannot be listed: {error.strerror}") from error
+    # a link to nowhere is a picture, which will fail in its turn; a pipe is none
+    files = [path for path in paths if os.path.isfile(path) or not os.path.exists(path)]
+    found = [path for path in files if path.suffix.lower() in PICTURES]
+    found = found or [path / IMAGE for path in paths if os.path.isfile(path / IMAGE)]
     if not found:
-        raise InputError(f"--images {entry}: no picture ({', '.join(PICTURES)}) in this folder")
+        kinds = "TIFF, PNG, JPEG, BMP, WebP or JPEG 2000"
+        raise InputError(f"--images {entry}: no picture ({kinds}, by its ending) in this folder")
+    taken = set(found)
+    _tell_left_out(entry, [path for path in paths if not {path, path / IMAGE} & taken])
     return found
 
 
-def _keys(paths: Sequence[Path], pages: Sequence[int]) -> list[list[str]]:
-    """Of each file the names that its pages' results get: its own without the ending, of ``<name>/image.tif`` the
-    folder's; in a stack the page's number follows.
-
-    Where that names two files, the ending stays; where it still does, a number follows.
-    """
-    stems = [path.parent.name if path.name == IMAGE else path.stem for path in paths]
-    counts = Counter(stems)
-    taken: set[str] = set()
-    keys = []
-    for stem, path, number in zip(stems, paths, pages, strict=True):
-        name = stem if counts[stem] == 1 else path.name
-        ends = [f"-{page + 1}" if number > 1 else "" for page in range(number)]
-        names = (name if copy == 1 else f"{name}-{copy}" for copy in count(1))
-        free = next(name for name in names if not any(name + end in taken for end in ends))
-        keys.append([free + end for end in ends])
-        taken.update(keys[-1])
-    return keys
+def _tell_left_out(folder: Path, paths: Sequence[Path]) -> None:
+    kinds = Counter("folder" if os.path.isdir(path) else path.suffix or "without an ending" for path in paths)
+    if kinds and distributed.is_main():
+        counts = ", ".join(f"{number} {printable(kind)}" for kind, number in kinds.most_common())
+        print(f"note: {printable(str(folder))}: left out what is no picture by its ending: {counts}", file=sys.stderr)
 
 
 def source_of(job: Job) -> list[str | int] | None:
@@ -107,7 +111,7 @@ def source_of(job: Job) -> list[str | int] | None:
         status = job.path.stat()
     except OSError:
         return None
-    return [os.path.abspath(job.path), job.page, status.st_size, status.st_mtime_ns]
+    return [printable(os.path.abspath(job.path)), job.page, status.st_size, status.st_mtime_ns]
 
 
 class Opener:

@@ -1,4 +1,4 @@
-"""Label images of the cells in a picture: a number a pixel, in tiles, for pictures that do not fit into memory too."""
+"""Label images of the cells in a picture: one number per pixel, in tiles, also of pictures larger than the memory."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def write_labels(path: Path, detections: Detections) -> None:
 
 
 def write_class_labels(folder: Path, detections: Detections, num_classes: int) -> list[Path]:
-    """Write ``class1.tif``, ``class2.tif``, ... in the HW3 layout, one label image a class, into ``folder``.
+    """Write ``class1.tif``, ``class2.tif``, ... in the HW3 layout, one label image per class, into ``folder``.
 
     Each is as :func:`write_labels` writes it, but holds the cells of its class alone, so that cells of two classes may
     overlap. The numbers are the same, hence with gaps: detection i is i + 1 in the file of its class. A class without

@@ -1,4 +1,4 @@
-"""Cells as polygons: small integers in SVG's path language, a few dozen characters a cell."""
+"""Cells as polygons: small integers in SVG's path language, a few dozen characters per cell."""
 
 from __future__ import annotations
 

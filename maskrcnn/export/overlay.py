@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from skimage.segmentation import find_boundaries
 from torch import Tensor
 
+from maskrcnn.export.names import printable
 from maskrcnn.structures import Detections
 
 # Okabe & Ito's palette (safe for colour-blind readers), the strongest on both dark and pink pictures first.
@@ -57,7 +58,7 @@ def _with_legend(
 ) -> Image.Image:
     height, width = canvas.shape[:2]
     counts = torch.bincount(labels, minlength=len(class_names) + 1).tolist()
-    entries = [(f"{name}: {counts[i + 1]}", COLORS[i % len(COLORS)]) for i, name in enumerate(class_names)]
+    entries = [(f"{printable(name)}: {counts[i + 1]}", COLORS[i % len(COLORS)]) for i, name in enumerate(class_names)]
     result = Image.new("RGB", (width, height + LEGEND_HEIGHT), (32, 32, 32))
     result.paste(Image.fromarray(canvas), (0, 0))
     draw, font = ImageDraw.Draw(result), ImageFont.load_default(size=13)

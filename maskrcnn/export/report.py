@@ -12,7 +12,7 @@ import io
 import json
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -21,12 +21,11 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from maskrcnn.evaluation.coco_ap import COCO_MAX_DETECTIONS, coco_metrics
-from maskrcnn.evaluation.dense import THRESHOLDS, Counts, count, summarize
+from maskrcnn.export.names import printable
 from maskrcnn.export.outlines import outline_paths
 from maskrcnn.export.overlay import COLORS
+from maskrcnn.export.report_scores import ReportScores
 from maskrcnn.files import atomic_write
-from maskrcnn.structures.rle import label_image, label_planes
 
 JPEG_BYTES = 48_000
 """Size of a thumbnail at most: a hundred pictures full of cells stay below 15 MB, base64 and outlines included."""
@@ -49,7 +48,8 @@ class ReportPicture:
         results: its COCO results: ``category_id`` (1-based), ``bbox``, ``score`` and ``segmentation`` (RLE with text
             counts in the picture's own size).
         thumbnail: the picture, reduced; uint8 [h, w, 3] where it is an array. About 1024 pixels on the longest side.
-        truth: its COCO annotations (``category_id`` and ``segmentation`` as above); None where they are not known.
+        truth: its COCO annotations (``category_id`` and ``segmentation`` as above, ``area``); None where they are not
+            known.
     """
 
     name: str
@@ -65,7 +65,7 @@ def write_report(
     class_names: Sequence[str],
     title: str = "Cells",
     subtitle: str = "",
-    score_threshold: float = 0.5,
+    score_threshold: float | Sequence[float] = 0.5,
 ) -> None:
     """Write the page, beside first and then renamed.
 
@@ -75,28 +75,34 @@ def write_report(
             come first, else they keep their order.
         class_names: names of classes 1..K.
         title, subtitle: plain text.
-        score_threshold: cells below are hidden until the reader moves the slider. The scores against the truth are
-            computed with this one and stay.
+        score_threshold: one for all or one for each class. Cells below the lowest are hidden until the reader moves the
+            slider. The scores against the truth are those of ``maskrcnn evaluate`` at these thresholds, and stay.
 
     Raises:
         InputError: the file cannot be written.
         ValueError: a class that has no name, or a segmentation of another size than its picture.
     """
-    scores = _Scores(len(class_names), score_threshold)
+    lowest = [score_threshold] * len(class_names) if isinstance(score_threshold, float | int) else score_threshold
+    scores = ReportScores(len(class_names), lowest)
     cards: list[tuple[float, str]] = []
     for index, picture in enumerate(pictures):
         _check(picture, len(class_names))
-        score = None if picture.truth is None else scores.add(picture)
+        score = None if picture.truth is None else scores.add(picture.size, picture.truth, picture.results)
         badness = math.inf if score is None or score["value"] is None else score["value"]
         cards.append((badness, _card(picture, index, score)))
     classes = [
-        {"name": name, "color": "rgb({} {} {})".format(*COLORS[k % len(COLORS)])} for k, name in enumerate(class_names)
+        {
+            "name": printable(name),
+            "color": "rgb({} {} {})".format(*COLORS[k % len(COLORS)]),
+            "scoreThreshold": lowest[k],
+        }
+        for k, name in enumerate(class_names)
     ]
     data = {
         "classes": classes,
-        "scoreThreshold": round(score_threshold * SCORE_UNITS),
+        "scoreThreshold": round(min(lowest) * SCORE_UNITS),
         "scoreUnits": SCORE_UNITS,
-        "scores": scores.summary() if scores.images else None,
+        "scores": scores.summary(),
     }
     page = Template(_page("report.html")).substitute(
         title=html.escape(title),
@@ -107,7 +113,7 @@ def write_report(
         cards="\n".join(card for _, card in sorted(cards, key=lambda card: card[0])),
     )
     with atomic_write(path) as beside:
-        beside.write_bytes(page.encode("utf-8", "replace"))  # names of files need not be Unicode
+        beside.write_bytes(page.encode("utf-8", "backslashreplace"))
 
 
 def _page(name: str) -> str:
@@ -140,14 +146,14 @@ def _card(picture: ReportPicture, index: int, score: dict[str, Any] | None) -> s
         truth = {"classes": [cell["category_id"] for cell in picture.truth], "paths": paths}
     data = {
         "index": index,
-        "name": picture.name,
+        "name": printable(picture.name),
         "size": list(picture.size),
         "grid": [max(1, round(side * scale)) for side in picture.size],
         "score": score,
         "cells": cells,
         "truth": truth,
     }
-    name = html.escape(picture.name)
+    name = html.escape(printable(picture.name))
     return (
         f'<figure class="card"><button class="open" type="button" aria-label="Open {name}">'
         f'<img loading="lazy" decoding="async" width="{width}" height="{height}" alt="" '
@@ -179,78 +185,3 @@ def _jpeg(thumbnail: Image.Image | npt.NDArray[np.uint8]) -> tuple[bytes, tuple[
 def _json(data: dict[str, Any]) -> str:
     """JSON that may stand inside a script element."""
     return json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
-
-
-@dataclass
-class _Scores:
-    """Collects what the scores against the truth follow from: run lengths, and counts by picture and class."""
-
-    num_classes: int
-    score_threshold: float
-    images: list[dict[str, Any]] = field(default_factory=list)
-    annotations: list[dict[str, Any]] = field(default_factory=list)
-    results: list[dict[str, Any]] = field(default_factory=list)
-    counts: list[list[Counts]] = field(default_factory=list)  # by picture, by class
-    limit: int = COCO_MAX_DETECTIONS
-
-    def add(self, picture: ReportPicture) -> dict[str, Any]:
-        """The picture's own TP / (TP + FP + FN) at IoU 0.5, None where there is no cell; a pair is of one class."""
-        image_id = len(self.images) + 1
-        height, width = picture.size
-        self.images.append({"id": image_id, "file_name": picture.name, "height": height, "width": width})
-        for cell in picture.truth or ():
-            number = len(self.annotations) + 1
-            self.annotations.append({"iscrowd": 0, **cell, "id": number, "image_id": image_id})
-        self.results.extend({**result, "image_id": image_id} for result in picture.results)
-        self.limit = max(self.limit, len(picture.results))
-        self.counts.append([self._count(picture, k) for k in range(1, self.num_classes + 1)])
-        return _found(self.counts[-1])
-
-    def summary(self) -> dict[str, Any]:
-        """Scores over all pictures with truth, overall and by class; None for a class without a true cell."""
-        names = range(1, self.num_classes + 1)
-        categories = [{"id": k, "name": str(k)} for k in names]
-        truth = {"images": self.images, "annotations": self.annotations, "categories": categories}
-        coco = coco_metrics(truth, self.results, self.limit)
-        suffix = "" if self.limit == COCO_MAX_DETECTIONS else f"@{self.limit}"
-        by_class = [
-            {
-                "ap": _known(coco[f"AP{suffix}/class{k}"]),
-                "ap50": _known(coco[f"AP50{suffix}/class{k}"]),
-                **_found([picture[k - 1] for picture in self.counts]),
-                "value": _known(summarize([picture[k - 1] for picture in self.counts])["AP50"]),
-            }
-            for k in names
-        ]
-        return {
-            "pictures": len(self.images),
-            "scoreThreshold": self.score_threshold,
-            "limit": self.limit,
-            "ap": _known(coco[f"AP{suffix}"]),
-            "ap50": _known(coco[f"AP50{suffix}"]),
-            **_found([counts for picture in self.counts for counts in picture]),
-            "classes": by_class,
-        }
-
-    def _count(self, picture: ReportPicture, category: int) -> Counts:
-        """As :func:`maskrcnn.evaluation.evaluate.dense_metrics` counts the cells of a class in a picture."""
-        cells = [cell["segmentation"] for cell in picture.truth or () if cell["category_id"] == category]
-        found = [r for r in picture.results if r["category_id"] == category and r["score"] >= self.score_threshold]
-        if not cells and not found:
-            return Counts(0, 0, np.zeros(len(THRESHOLDS), np.int64), 0, 0.0)
-        found = sorted(found, key=lambda result: result["score"])  # label_image shows the last one
-        labels = label_image([result["segmentation"] for result in found], picture.size)
-        return count(label_planes(cells, picture.size), labels)
-
-
-def _found(counts: Sequence[Counts]) -> dict[str, Any]:
-    matched = sum(int(one.matched[THRESHOLDS.index(0.5)]) for one in counts)
-    missed = sum(one.num_truth for one in counts) - matched
-    wrong = sum(one.num_predicted for one in counts) - matched
-    union = matched + missed + wrong
-    return {"value": matched / union if union else None, "found": matched, "missed": missed, "wrong": wrong}
-
-
-def _known(value: float) -> float | None:
-    """Without the -1 of classes that have no cell."""
-    return value if value >= 0 else None

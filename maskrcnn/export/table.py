@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from skimage.measure import regionprops
 from torch import Tensor
 
 from maskrcnn.export.labels import classes_of
+from maskrcnn.export.names import printable
 from maskrcnn.files import atomic_write
 from maskrcnn.structures import Detections
 from maskrcnn.structures.rle import cell_boxes, cell_window
@@ -24,12 +25,15 @@ BLOCK = 1024
 MEASURES = ("centroid_x", "centroid_y", "area", "x1", "y1", "x2", "y2", "perimeter", "eccentricity", "mean_intensity")
 COLUMNS = ("id", "class", "class_name", "score", *MEASURES)
 
+FORMULA = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+"""What a formula begins with; the last four are the full-width forms, which Japanese input methods give."""
+
 ReadRegion = Callable[[int, int, int, int], Tensor | npt.NDArray[Any]]
 """(top, left, height, width), all within the picture -> its pixels there, [height, width] or [height, width, 3]."""
 
 
 def write_table(path: Path, detections: Detections, class_names: Sequence[str], read_region: ReadRegion) -> None:
-    """Write a CSV with a row a cell, in the order of the detections.
+    """Write a CSV with one row per cell, in the order of the detections.
 
     Columns: ``id`` (i + 1 for detection i, as in the label image and GeoJSON), ``class`` (1..K), ``class_name``,
     ``score``; in pixels ``centroid_x`` and ``centroid_y``, ``area`` (number of pixels), ``x1``, ``y1``, ``x2``, ``y2``
@@ -39,7 +43,8 @@ def write_table(path: Path, detections: Detections, class_names: Sequence[str], 
     single pixel has its centroid at i + 0.5 and its bounds at i and i + 1. Cells are measured whole, also where others
     overlap them.
 
-    A cell without pixels keeps its row: its area is 0, the other measures are empty.
+    A cell without pixels keeps its row: its area is 0, the other measures are empty. Names of classes are written as
+    :func:`write_csv` says.
 
     Args:
         path: the file; it is replaced when the new one is complete.
@@ -54,12 +59,39 @@ def write_table(path: Path, detections: Detections, class_names: Sequence[str], 
     """
     classes = classes_of(detections, len(class_names))
     rows = _measure(detections.to_rle(), read_region)
+    cells = zip(classes, detections.scores.tolist(), rows, strict=True)
+    write_csv(
+        path,
+        COLUMNS,
+        (
+            (index, number, class_names[number - 1], round(score, 6), *(row.get(name, "") for name in MEASURES))
+            for index, (number, score, row) in enumerate(cells, start=1)
+        ),
+    )
+
+
+def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[str | float]]) -> None:
+    """Write a CSV (UTF-8) whose texts no spreadsheet takes for a formula.
+
+    Names of classes and files are other people's, and Excel, LibreOffice and Google Sheets run a cell that begins with
+    ``=``, ``+``, ``-`` or ``@``, quoted or not. As OWASP recommends ("CSV Injection"), such a text gets an apostrophe
+    in front, which no spreadsheet runs, and all texts are in quotes, so that no ``,`` or ``;`` in them begins another
+    cell; tabs and line ends are :func:`~maskrcnn.export.names.printable`'s escapes. :func:`pandas.read_csv` gives
+    numbers as numbers, empty cells as NaN, and each text as it was but for that apostrophe and these escapes.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
     with atomic_write(path) as beside, beside.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(COLUMNS)
-        for index, (number, score, row) in enumerate(zip(classes, detections.scores.tolist(), rows, strict=True)):
-            measures = [row.get(name, "") for name in MEASURES]
-            writer.writerow([index + 1, number, class_names[number - 1], round(score, 6), *measures])
+        csv.writer(file).writerow(columns)
+        writer = csv.writer(file, quoting=csv.QUOTE_NONNUMERIC)
+        for row in rows:
+            writer.writerow([_no_formula(value) if isinstance(value, str) else value for value in row])
+
+
+def _no_formula(text: str) -> str:
+    shown = printable(text)
+    return f"'{shown}" if shown.lstrip().startswith(FORMULA) else shown
 
 
 def _measure(rles: list[dict[str, Any]], read_region: ReadRegion) -> list[dict[str, float]]:

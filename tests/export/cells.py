@@ -100,3 +100,15 @@ def reader_of(picture: np.ndarray, calls: list[tuple[int, int, int, int]] | None
 def read_table(path: Path) -> list[dict[str, str]]:
     with path.open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
+
+
+def two_cells(count: int = 2) -> Detections:
+    """A cell of class 1 and one of class 3 of a lower score, which overlap."""
+    boxes = torch.tensor([[4.0, 4.0, 20.0, 24.0], [10.0, 8.0, 40.0, 30.0]])[:count]
+    return Detections(
+        boxes,
+        torch.tensor([0.9, 0.8])[:count],
+        torch.tensor([1, 3])[:count],
+        torch.ones(count, 28, 28),
+        (48, 64),
+    )

@@ -94,3 +94,10 @@ def test_a_cell_without_pixels_is_no_feature_and_the_others_keep_their_ids(tmp_p
     write_geojson(tmp_path / "a.geojson", crowd(), NAMES)
     features = json.loads((tmp_path / "a.geojson").read_text(encoding="utf-8"))["features"]
     assert [feature["id"] for feature in features] == [i for i in range(1, 61) if i != 8]
+
+
+def test_names_of_classes_may_be_anything(tmp_path: Path) -> None:
+    write_geojson(tmp_path / "a.geojson", apart(), ["\udcff", '"}]', "two\nlines"])
+    features = json.loads((tmp_path / "a.geojson").read_text())["features"]
+    names = {feature["properties"]["classification"]["name"] for feature in features}
+    assert names == {r"\udcff", '"}]', r"two\nlines"}

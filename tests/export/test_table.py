@@ -67,3 +67,30 @@ def test_the_picture_is_read_once_a_block(tmp_path: Path) -> None:
         assert float(row["mean_intensity"]) == pytest.approx((mask_left[1] + 20) / 10 - 0.45, abs=0.6)
     with pytest.raises(ValueError, match=r"read_region: gave an array of shape \(1, 2, 3\)"):
         write_table(tmp_path / "a.csv", cells, NAMES, lambda *_: np.zeros((1, 2, 3), np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("name", "written"),
+    [
+        ('=HYPERLINK("http://x","y")', '\'=HYPERLINK("http://x","y")'),
+        ("+1", "'+1"),
+        ("-1+1|cmd", "'-1+1|cmd"),
+        ("@SUM(A1)", "'@SUM(A1)"),
+        ("  =1", "'  =1"),
+        ("\t=1", r"\t=1"),
+        ("\uff1d1", "'\uff1d1"),
+        ("a;=1,=2\n=3", r"a;=1,=2\n=3"),
+        ("a-b", "a-b"),
+        ("\ud800", r"\ud800"),
+    ],
+)
+def test_names_are_no_formulas(tmp_path: Path, name: str, written: str) -> None:
+    """Every text is in quotes, so that a ``;`` begins no other cell, and no cell begins as a formula does."""
+    cells = detections_of([disc(9)], [(4, 3)], [0.8], (60, 70))
+    write_table(tmp_path / "a.csv", cells, [name, "b", "c"], reader_of(np.zeros((60, 70, 3), np.uint8)))
+    (row,) = read_table(tmp_path / "a.csv")
+    assert row["class_name"] == written
+    assert float(row["score"]) == pytest.approx(0.8)
+    (_, line) = (tmp_path / "a.csv").read_bytes().decode().splitlines()
+    quoted = written.replace('"', '""')
+    assert f',"{quoted}",' in line

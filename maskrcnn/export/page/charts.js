@@ -79,11 +79,14 @@ function drawTable(areas, all) {
   table.tFoot.hidden = classes.length < 2;
   if (scores) {
     byId("score-note").hidden = false;
+    const lowest = [...new Set(classes.map((c) => c.scoreThreshold))];
+    const each = lowest.length > 1 ? classes.map((c) => `${c.scoreThreshold} (${c.name})`) : lowest;
     byId("score-note").textContent =
-      `Against the true cells of ${plural(scores.pictures, "picture", "pictures")}. A cell is found if one of its ` +
-      `class has an IoU of at least 0.5 with it; found, missed and wrong cells are counted at a score of at least ` +
-      `${scores.scoreThreshold} and do not follow the slider. AP and AP50 are COCO's, at up to ${scores.limit} cells a ` +
-      `picture.`;
+      `Against the true cells of ${plural(scores.pictures, "picture", "pictures")}, as maskrcnn evaluate scores them. ` +
+      `A cell is found if one of its class has an IoU of at least 0.5 with it; found, missed and wrong cells are ` +
+      `counted at a score of at least ${each.join(", ")} and do not follow the slider. AP and AP50 are COCO's, at up ` +
+      `to ${scores.limit} cells per picture.` +
+      (classes.length > 1 ? " The scores of all classes together are the means of the classes." : "");
   }
 }
 
@@ -135,7 +138,7 @@ function drawHistogram(element, axis, values, pale) {
       const title = count ? { title: `${axis.text(bin)}: ${plural(count, "cell", "cells")}` } : {};
       return make("i", { class: pale(axis.stop(bin)) ? "pale" : "", style: `height:${height}%`, ...title });
     });
-    const note = most ? `at most ${plural(most, "cell", "cells")} a bar` : "no cells";
+    const note = most ? `at most ${plural(most, "cell", "cells")} per bar` : "no cells";
     return make(
       "div",
       { class: `row k${i + 1}` },

@@ -1,0 +1,71 @@
+"""All files of one predicted picture, in the formats that were asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from maskrcnn.data.picture import Picture
+from maskrcnn.export.geojson import write_geojson
+from maskrcnn.export.jobs import Job
+from maskrcnn.export.labels import write_class_labels, write_labels
+from maskrcnn.export.names import printable
+from maskrcnn.export.overlay import draw_overlay
+from maskrcnn.export.run_folder import FILES, file_of, record_of
+from maskrcnn.export.table import write_table
+from maskrcnn.files import atomic_write, to_json, write_text
+from maskrcnn.structures import Detections
+
+OVERLAY = 1600
+"""Pixels of an overlay's longest side."""
+
+
+def write_picture(
+    folder: Path,
+    job: Job,
+    source: list[str | int] | None,
+    picture: Picture,
+    detections: Detections,
+    formats: Sequence[str],
+    class_names: Sequence[str],
+    score_threshold: Sequence[float],
+) -> None:
+    """Write a picture's files, and last its record, which says that the others are there.
+
+    Args:
+        folder: of the run (:mod:`maskrcnn.export.run_folder`).
+        job: names the files.
+        source: of the picture, from before it was read.
+        picture: the picture itself, for the table's intensities and the overlay.
+        detections: all its cells; the record has them all, the other files those of at least ``score_threshold``.
+        formats: of ``--format``.
+        class_names: names of classes 1..K.
+        score_threshold: one for each class.
+
+    Raises:
+        InputError: a file cannot be written, or the picture cannot be read any more.
+    """
+    paths = {name: file_of(folder, job.key, name) for name in FILES if name in formats}
+    shown = detections.filter(score_threshold)
+    if "labels" in paths:
+        write_labels(paths["labels"], shown)
+    if "class-labels" in paths:
+        write_class_labels(paths["class-labels"], shown, len(class_names))
+    if "geojson" in paths:
+        write_geojson(paths["geojson"], shown, class_names)
+    if "csv" in paths:
+        write_table(paths["csv"], shown, class_names, picture.raw)
+    if "overlay" in paths:
+        overlay = draw_overlay(picture.reduced(OVERLAY), shown, class_names, score_threshold)
+        with atomic_write(paths["overlay"]) as beside:
+            overlay.save(beside, "PNG", optimize=True)
+    height, width = picture.size
+    record = {
+        "name": printable(picture.name),
+        "source": source,
+        "height": height,
+        "width": width,
+        "diameter": detections.diameter,
+        "results": detections.to_coco(job.image_id),
+    }
+    write_text(record_of(folder, job.key), to_json(record))

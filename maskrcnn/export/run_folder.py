@@ -1,0 +1,142 @@
+"""The folder of an inference run: which files each picture has in it, and which pictures are done.
+
+``infer.json`` holds the options that the cells depend on. ``cells/<key>.json`` holds the cells of a picture: it is
+written after the picture's other files, and says by its being there that they are complete.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from maskrcnn.checkpoint import locate, versions
+from maskrcnn.errors import InputError, writing
+from maskrcnn.export.config import InferConfig
+from maskrcnn.export.jobs import Job, source_of
+from maskrcnn.export.names import file_stem
+from maskrcnn.files import to_json, write_text
+from maskrcnn.options import plain
+
+CELLS, OPTIONS = "cells", "infer.json"
+
+FILES: dict[str, str] = {
+    "labels": "labels/{}.tif",
+    "class-labels": "class-labels/{}",
+    "geojson": "geojson/{}.geojson",
+    "csv": "csv/{}.csv",
+    "overlay": "overlays/{}.png",
+}
+"""A picture's files by format."""
+
+COMPARED = (
+    "tile",
+    "overlap",
+    "augment",
+    "level",
+    "channels",
+    "precision",
+    "diameter",
+    "score_threshold",
+    "box_score_threshold",
+)
+"""The options, besides the checkpoint, of which the cells are others where they change."""
+
+
+def file_of(folder: Path, key: str, format: str) -> Path:
+    """The file of a picture in one format of :data:`FILES`; of class labels a folder."""
+    return folder / FILES[format].format(file_stem(key))
+
+
+def record_of(folder: Path, key: str) -> Path:
+    """The file of a picture's record."""
+    return folder / CELLS / f"{file_stem(key)}.json"
+
+
+def default_folder(checkpoint: Path) -> Path:
+    """Where results go if nothing is said: beside the checkpoint of a run, else into ``predictions/``."""
+    path = locate(checkpoint)
+    return path.parent if path == checkpoint else Path("predictions")
+
+
+def begin(config: InferConfig, folder: Path, jobs: Sequence[Job]) -> list[Job]:
+    """Write the run's options into the folder; returns the pictures that are not done yet.
+
+    With ``--overwrite``, results of other options are given up before anything is predicted, so that what a run that is
+    stopped leaves behind is all of one kind.
+
+    Raises:
+        InputError: the folder holds results of other options, or of options that are not known, and ``--overwrite`` was
+            not given; it cannot be written.
+    """
+    digest = hashlib.sha256(locate(config.checkpoint).read_bytes()).hexdigest()
+    options = {"checkpoint": digest, **{name: plain(getattr(config, name)) for name in COMPARED}}
+    with writing(folder):
+        done = {record.stem for record in (folder / CELLS).glob("*.json") if record.is_file()}
+    other = _other_options(folder / OPTIONS, options) if done else ""
+    if other and not config.overwrite:
+        raise InputError(f"{folder}: holds results of {other}; choose another --out, or --overwrite")
+    if config.overwrite:
+        for stem in done if other else done & {file_stem(job.key) for job in jobs}:
+            remove_results(folder, stem)
+    write_text(folder / OPTIONS, to_json({**options, "versions": versions()}, indent=2) + "\n")
+    return [job for job in jobs if not _is_done(folder, job, config)]
+
+
+def _other_options(path: Path, options: dict[str, Any]) -> str:
+    """Which options of the earlier run, as ``infer.json`` has them, are others; an empty text where none is."""
+    earlier = _read_json(path)
+    if not isinstance(earlier, dict):
+        return f"unknown options ({path.name} is missing or damaged)"
+    names = [name for name, value in options.items() if earlier.get(name) != value]
+    return f"another {', '.join(names)}" if names else ""
+
+
+def _is_done(folder: Path, job: Job, config: InferConfig) -> bool:
+    if not all(file_of(folder, job.key, name).exists() for name in config.format if name in FILES):
+        return False
+    source, record = source_of(job), read_record(folder, job.key)
+    return source is not None and record is not None and record["source"] == source
+
+
+def read_record(folder: Path, key: str) -> dict[str, Any] | None:
+    """A picture's record; None where it is missing or damaged: the picture is predicted (anew) then."""
+    record = _read_json(record_of(folder, key))
+    kinds = {"name": str, "source": list, "height": int, "width": int, "diameter": float | int | None, "results": list}
+    if not isinstance(record, dict) or any(not isinstance(record.get(name, ...), kind) for name, kind in kinds.items()):
+        return None
+    size = [record["height"], record["width"]]
+    return record if all(_is_result(result, size) for result in record["results"]) else None
+
+
+def _is_result(result: Any, size: list[int]) -> bool:
+    """Whether it is a cell of a picture of ``size`` [H, W] as :meth:`maskrcnn.structures.Detections.to_coco` has it."""
+    if not isinstance(result, dict) or not {"category_id", "bbox", "score", "segmentation"} <= set(result):
+        return False
+    rle = result["segmentation"]
+    return isinstance(rle, dict) and rle.get("size") == size and isinstance(rle.get("counts"), str)
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+
+
+def remove_results(folder: Path, key: str, formats: Iterable[str] = ()) -> None:
+    """Remove what was written of a picture: all of it where there is a record, else its files of ``formats`` alone.
+
+    Files that nobody recorded may be somebody else's. Raises InputError where a file cannot be removed.
+    """
+    record = record_of(folder, key)
+    with writing(record):
+        for name in FILES if record.is_file() else [name for name in formats if name in FILES]:
+            path = file_of(folder, key, name)
+            for written in path.glob("class*.tif") if name == "class-labels" else [path]:
+                if written.is_file():
+                    written.unlink()
+        if record.is_file():
+            record.unlink()

@@ -1,0 +1,136 @@
+"""What an inference run writes and says about all its pictures together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from maskrcnn.data.hw3 import IMAGE, TestImage
+from maskrcnn.errors import InputError
+from maskrcnn.export.coco import write_results
+from maskrcnn.export.config import InferConfig
+from maskrcnn.export.failures import Failures
+from maskrcnn.export.jobs import Job, Opener
+from maskrcnn.export.names import printable
+from maskrcnn.export.report import ReportPicture, write_report
+from maskrcnn.export.run_folder import CELLS, read_record, record_of
+from maskrcnn.export.truth import Truth
+from maskrcnn.predict.predictor import Predictor
+
+REPORT = "report.html"
+THUMBNAIL = 1024
+"""Pixels of the longest side of the report's pictures."""
+
+Records = list[tuple[Job, dict[str, Any]]]
+
+
+def finish(
+    config: InferConfig,
+    predictor: Predictor,
+    folder: Path,
+    jobs: Sequence[Job],
+    truth: Truth | None,
+    failures: Failures,
+) -> int:
+    """Write the files about all pictures, and say what was found; returns the number of cells.
+
+    Pictures that are not done, that the report cannot show or whose truth does not fit are added to ``failures``.
+
+    Raises:
+        InputError: a file cannot be written. The others are written before.
+    """
+    records = _read_records(folder, jobs, failures)
+    results = [result for _, record in records for result in record["results"]]
+    score_threshold = shown_from(config, predictor)
+    written: list[Path] = []
+    errors: list[str] = []
+    if "coco" in config.format:
+        images = [
+            TestImage(job.path, job.file_name, job.image_id, record["height"], record["width"])
+            for job, record in records
+        ]
+        with _kept(errors):
+            written += write_results(folder, results, images, len(predictor.class_names))
+    if config.report:
+        pictures = _report_pictures(Opener(config, predictor.percentiles), records, truth, failures)
+        with _kept(errors):
+            write_report(folder / REPORT, pictures, predictor.class_names, score_threshold=score_threshold)
+            written.append(folder / REPORT)
+    shown = sum(result["score"] >= score_threshold[result["category_id"] - 1] for result in results)
+    print(
+        f"{shown} cells in {len(records)} pictures, {len(results) - shown} more of lower scores: "
+        f"{printable(', '.join(map(str, written)) or str(folder))}"
+    )
+    _say_diameters([record["diameter"] for _, record in records])
+    with _kept(errors):
+        failures.write()
+    if errors:
+        raise InputError("; ".join(errors))
+    return len(results)
+
+
+def shown_from(config: InferConfig, predictor: Predictor) -> tuple[float, ...]:
+    """The lowest score of a cell that is shown, for each class."""
+    if config.score_threshold is None:
+        return predictor.score_threshold
+    return (config.score_threshold,) * len(predictor.class_names)
+
+
+@contextmanager
+def _kept(errors: list[str]) -> Iterator[None]:
+    """Keep the message of an InputError for later: what follows the block is done all the same."""
+    try:
+        yield
+    except InputError as error:
+        errors.append(str(error))
+
+
+def _read_records(folder: Path, jobs: Sequence[Job], failures: Failures) -> Records:
+    records = []
+    for job in jobs:
+        if job.key in failures.errors:
+            continue
+        record = read_record(folder, job.key)
+        if record is None:
+            failures.pass_over(job, InputError(f"{record_of(folder, job.key)}: missing or damaged; run again"))
+            continue
+        for result in record["results"]:
+            result["image_id"] = job.image_id  # an earlier run may have had other pictures before this one
+        records.append((job, record))
+    return records
+
+
+def _report_pictures(
+    open_page: Opener, records: Records, truth: Truth | None, failures: Failures
+) -> Iterator[ReportPicture]:
+    for job, record in records:
+        try:
+            picture = open_page(job)
+            thumbnail = picture.reduced(THUMBNAIL)
+        except Exception as error:
+            failures.report_lacks(job, "the picture", error)
+            continue
+        cells = None
+        try:
+            cells = None if truth is None else truth.read(job, picture.size)
+        except Exception as error:
+            failures.report_lacks(job, "its true cells", error)
+        name = f"{job.key}/{IMAGE}" if job.path.name == IMAGE else picture.name
+        yield ReportPicture(name, picture.size, record["results"], thumbnail, cells)
+
+
+def _say_diameters(diameters: Sequence[float | None]) -> None:
+    """How large the cells were taken to be, in one line."""
+    known = [diameter for diameter in diameters if diameter is not None]
+    if not known:
+        return
+    low, median, high = np.quantile(known, (0, 0.5, 1))
+    unknown = len(diameters) - len(known)
+    print(
+        f"cells taken to be {median:.0f} pixels across ({low:.0f} to {high:.0f} in {len(known)} pictures; in {CELLS}/)"
+        + (f"; {unknown} pictures at their own scale" if unknown else "")
+    )

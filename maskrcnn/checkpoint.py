@@ -17,7 +17,17 @@ from maskrcnn.model.weights import key_mismatches, read_safetensors
 
 FORMAT = "maskrcnn-checkpoint-1"
 
-DESCRIPTION = ("config", "model_options", "percentiles", "diameter", "class_names", "thresholds", "step", "metrics")
+DESCRIPTION = (
+    "config",
+    "model_options",
+    "percentiles",
+    "diameter",
+    "class_names",
+    "category_ids",
+    "thresholds",
+    "step",
+    "metrics",
+)
 """What a checkpoint says besides its weights, all of plain types."""
 
 _FOREIGN = "{}: not a checkpoint of train.py; weights of other programs go to train.py --backbone-weights"

@@ -91,6 +91,11 @@ class CellDataset(Dataset[Sample]):
         """Names of classes 1..K."""
         return [f"class{k}" for k in range(1, self.num_classes + 1)]
 
+    @property
+    def category_ids(self) -> list[int]:
+        """The ids that the data's own files have for classes 1..K, for COCO results."""
+        return list(range(1, self.num_classes + 1))
+
     def file_name(self, index: int) -> str:
         """The picture's file, relative to the folder of the pictures."""
         return self.names[index]

@@ -1,12 +1,10 @@
-"""The HW3 layout: ``train/<name>/image.tif`` with ``class1.tif`` ..., and ``test_release/`` with its id mapping."""
+"""Training sets in the HW3 layout: ``train/<name>/image.tif`` with ``class1.tif``, ``class2.tif``, ... beside it."""
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -19,7 +17,6 @@ from maskrcnn.errors import InputError
 from maskrcnn.structures import InstanceLabels
 
 IMAGE = "image.tif"
-MAPPING = "test_image_name_to_ids.json"
 _CLASS_FILE = re.compile(r"class([1-9][0-9]*)\.tiff?")
 
 
@@ -90,66 +87,6 @@ class Hw3Folder(CellDataset):
         if not planes:
             return InstanceLabels.empty(height, width)
         return InstanceLabels.from_planes(torch.stack(planes), list(files))
-
-
-@dataclass(frozen=True)
-class TestImage:
-    """A picture to predict: its file, the name and id that results use, and its size in pixels."""
-
-    __test__ = False  # not a test case, whatever pytest takes its name for
-
-    path: Path
-    file_name: str
-    image_id: int
-    height: int
-    width: int
-
-
-def read_test_release(root: str | Path) -> list[TestImage]:
-    """The pictures of ``root/test_release`` in the order of ``root/test_image_name_to_ids.json``.
-
-    Raises:
-        InputError: for a missing folder or mapping, an entry without name, id or size, a file that is missing or named
-            twice, or an id given twice. The files themselves are not opened here.
-    """
-    root = Path(root)
-    mapping = root / MAPPING
-    if not root.is_dir():
-        raise InputError(f"{root}: no such folder")
-    try:
-        entries = json.loads(mapping.read_text())
-    except OSError as error:
-        raise InputError(f"{mapping}: the id mapping cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise InputError(f"{mapping}: not JSON: {error}") from error
-    if not isinstance(entries, list) or not entries:
-        raise InputError(f"{mapping}: expected a list of pictures")
-    images: list[TestImage] = []
-    names: set[str] = set()
-    ids: set[int] = set()
-    for entry in entries:
-        image = _test_image(entry, root / "test_release", mapping)
-        if image.image_id in ids:
-            raise InputError(f"{mapping}: the id {image.image_id} is given twice, also to {image.file_name}")
-        if image.file_name in names:
-            raise InputError(f"{mapping}: {image.file_name} is named twice")
-        ids.add(image.image_id)
-        names.add(image.file_name)
-        images.append(image)
-    return images
-
-
-def _test_image(entry: object, folder: Path, mapping: Path) -> TestImage:
-    keys = ("file_name", "id", "height", "width")
-    if not isinstance(entry, dict) or any(key not in entry for key in keys):
-        raise InputError(f"{mapping}: the entry {json.dumps(entry)[:80]} lacks one of {', '.join(keys)}")
-    name, numbers = entry["file_name"], [entry[key] for key in keys[1:]]
-    if not isinstance(name, str) or any(type(number) is not int for number in numbers):
-        raise InputError(f"{mapping}: the entry {json.dumps(entry)[:80]} needs a text and three whole numbers")
-    path = folder / name
-    if not path.is_file():
-        raise InputError(f"{mapping}: names {name}, which is not in {folder}")
-    return TestImage(path, name, *numbers)
 
 
 def _collection(folder: Path) -> str:

@@ -29,6 +29,7 @@ class Datasets:
     val: CellDataset
     repeat_factors: np.ndarray
     class_names: list[str]
+    category_ids: list[int]
 
     @property
     def num_classes(self) -> int:
@@ -59,6 +60,7 @@ def build_datasets(config: TrainConfig, folder: Path) -> Datasets:
         val=joined.subset(val_indices),
         repeat_factors=repeat_factors(kinds[train_indices], options.repeat_threshold),
         class_names=joined.class_names,
+        category_ids=joined.category_ids,
     )
     if distributed.is_main():
         print(f"{' '.join(map(str, (*data, *options.val)))}: {describe(datasets.train, datasets.val)}")

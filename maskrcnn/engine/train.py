@@ -90,6 +90,7 @@ def _train(config: TrainConfig, device: torch.device, saved: dict[str, Any] | No
         "percentiles": config.data_options.percentiles,
         "diameter": config.data_options.canonical_diameter(),
         "class_names": datasets.class_names,
+        "category_ids": datasets.category_ids,
     }
     _train_epochs(config, run, datasets, folder, device, description, resumed=saved is not None)
     return folder

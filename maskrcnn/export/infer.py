@@ -20,7 +20,8 @@ from tqdm import tqdm
 from maskrcnn import distributed
 from maskrcnn.checkpoint import locate
 from maskrcnn.data.dataset import CellDataset
-from maskrcnn.data.hw3 import Hw3Folder, TestImage
+from maskrcnn.data.hw3 import Hw3Folder
+from maskrcnn.data.id_mapping import TestImage
 from maskrcnn.data.joined import JoinedDataset
 from maskrcnn.data.picture import Picture
 from maskrcnn.device import choose_device, keep_freed_memory
@@ -267,7 +268,7 @@ def _finish(
             TestImage(job.path, job.file_name, job.image_id, records[job.key]["height"], records[job.key]["width"])
             for job in done
         ]
-        written += write_results(folder, results, images, len(predictor.class_names))
+        written += write_results(folder, results, images, predictor.category_ids)
     if config.report:
         pictures = _report_pictures(config, predictor, done, records)
         score_threshold = min(_score_threshold(config, predictor))  # the page has one threshold for all classes

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 
-from maskrcnn.data.hw3 import IMAGE, read_test_release
+from maskrcnn.data.hw3 import IMAGE
+from maskrcnn.data.id_mapping import read_test_release
 from maskrcnn.data.picture import Picture, open_pictures
 from maskrcnn.data.tiff import is_tiff, readable
 from maskrcnn.errors import InputError

@@ -74,6 +74,7 @@ class Predictor:
         diameter: the median diameter of cells, in pixels, that the network was trained for: pictures are brought to
             that scale, and tiles and overlap are pixels there. None: it was trained at the pictures' own scale.
         score_threshold: the score from which a cell is to be believed, one for each class.
+        category_ids: the ids of classes 1..K in the COCO file that the network was trained on, else 1..K.
         mask_threshold: probability above which a point belongs to a cell.
     """
 
@@ -92,12 +93,14 @@ class Predictor:
         diameter: float | None = None,
         score_threshold: float | Sequence[float] = SCORE_THRESHOLD,
         mask_threshold: float = 0.5,
+        category_ids: Sequence[int] | None = None,
     ) -> None:
         self.model = model.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
         if box_score_threshold is not None:
             self.model.box_head.score_threshold = box_score_threshold
         self.percentiles = percentiles
         self.class_names = tuple(class_names)
+        self.category_ids = tuple(category_ids or range(1, len(self.class_names) + 1))
         self.device = device
         self.precision = precision
         self.tile = default_tile(device) if tile is None else tile
@@ -393,6 +396,7 @@ def load(
         augment,
         box_score_threshold,
         contents.get("diameter"),
+        category_ids=contents.get("category_ids"),
         **_thresholds(contents),
     )
 

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import tifffile
 
-from maskrcnn.data.hw3 import Hw3Folder, read_test_release
+from maskrcnn.data.hw3 import Hw3Folder
+from maskrcnn.data.id_mapping import read_test_release
 from maskrcnn.data.synthetic import write_dataset
 from maskrcnn.errors import InputError
 
@@ -26,11 +27,6 @@ def folder(tmp_path: Path) -> Path:
         tifffile.imwrite(tmp_path / "train" / name / "image.tif", image, photometric="rgb")
         for k in classes:
             tifffile.imwrite(tmp_path / "train" / name / f"class{k}.tif", plane)
-    (tmp_path / "test_release").mkdir()
-    for number in (1, 2):
-        tifffile.imwrite(tmp_path / "test_release" / f"{number}.tif", image, photometric="rgb")
-    mapping = [{"file_name": f"{n}.tif", "id": n + 10, "height": 20, "width": 30} for n in (1, 2)]
-    (tmp_path / "test_image_name_to_ids.json").write_text(json.dumps(mapping))
     return tmp_path
 
 
@@ -125,47 +121,6 @@ def test_a_mask_of_another_size(folder: Path) -> None:
     tifffile.imwrite(folder / "train" / "a" / "class1.tif", np.zeros((20, 31), np.uint8))
     with pytest.raises(InputError, match=r"a/class1\.tif: mask of 20x31 pixels, expected 20x30"):
         Hw3Folder(folder).class_counts()
-
-
-def test_the_mapping_gives_names_ids_and_sizes(folder: Path) -> None:
-    images = read_test_release(folder)
-    assert [(i.file_name, i.image_id, i.height, i.width) for i in images] == [
-        ("1.tif", 11, 20, 30),
-        ("2.tif", 12, 20, 30),
-    ]
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"file_name": "3.tif"}, r"names 3\.tif, which is not in"),
-        ({"file_name": "1.tif"}, r"1\.tif is named twice"),
-        ({"id": 11}, "the id 11 is given twice"),
-        ({"width": "30"}, "needs a text and three whole numbers"),
-        ({"id": None}, "needs a text and three whole numbers"),
-    ],
-)
-def test_mappings_that_do_not_fit(folder: Path, change: dict, message: str) -> None:
-    path = folder / "test_image_name_to_ids.json"
-    first, second = json.loads(path.read_text())
-    path.write_text(json.dumps([first, second | change]))
-    with pytest.raises(InputError, match=message):
-        read_test_release(folder)
-
-
-@pytest.mark.parametrize(
-    ("text", "message"), [("[1", "not JSON"), ("{}", "expected a list"), ('[{"id": 1}]', "lacks one")]
-)
-def test_mappings_that_are_none(folder: Path, text: str, message: str) -> None:
-    (folder / "test_image_name_to_ids.json").write_text(text)
-    with pytest.raises(InputError, match=message):
-        read_test_release(folder)
-
-
-def test_a_missing_mapping(folder: Path) -> None:
-    (folder / "test_image_name_to_ids.json").unlink()
-    with pytest.raises(InputError, match="the id mapping cannot be read"):
-        read_test_release(folder)
 
 
 def test_the_synthetic_set_is_one_of_these_folders(tmp_path: Path) -> None:

@@ -146,7 +146,8 @@ def test_a_run_on_two_sources_as_one_class(tiny_dataset: Path, other: Path, tmp_
     config = tiny_config(tiny_dataset, tmp_path / "run", epochs=1)
     data = dataclasses.replace(config.data_options, data=(tiny_dataset, other), merge_classes="nucleus")
     folder = train(dataclasses.replace(config, data_options=data))
-    assert load_checkpoint(folder / "best.pt")["class_names"] == ["nucleus"]
+    best = load_checkpoint(folder / "best.pt")
+    assert (best["class_names"], best["category_ids"]) == (["nucleus"], [1])
     assert maskrcnn.load(folder / "best.pt").class_names == ("nucleus",)
     assert train(TrainConfig(resume=folder, device="cpu")) == folder
 

@@ -23,9 +23,7 @@ from pycocotools import mask as coco_mask
 
 import maskrcnn
 from maskrcnn.checkpoint import load_checkpoint, save_checkpoint
-from maskrcnn.data.hw3 import TestImage
 from maskrcnn.errors import InputError
-from maskrcnn.export.coco import check_results, write_results
 from maskrcnn.export.config import InferConfig
 from maskrcnn.export.infer import infer
 from maskrcnn.export.jobs import Job, find_jobs
@@ -444,25 +442,6 @@ def _detections(count: int = 2) -> Detections:
         torch.ones(count, 28, 28),
         (48, 64),
     )
-
-
-def test_results_that_do_not_fit_are_not_written(tmp_path: Path) -> None:
-    image = TestImage(Path("a.tif"), "a.tif", 7, 48, 64)
-    entries = _detections().to_coco(7)
-    write_results(tmp_path, entries, [image], num_classes=4)
-    wrong = [{**entries[0], "category_id": 5}]
-    with pytest.raises(RuntimeError, match="does not fit"):
-        check_results(wrong, [image], num_classes=4)
-    with pytest.raises(RuntimeError, match="does not fit"):
-        check_results(entries, [TestImage(Path("a.tif"), "a.tif", 7, 64, 48)], num_classes=4)
-    write_results(tmp_path, [], [image], num_classes=4)
-    assert json.loads((tmp_path / "test-results.json").read_text()) == []
-
-
-def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="cannot be written"):
-        write_results(tmp_path / "file", [], [], num_classes=1)
 
 
 def test_overlays_colour_the_cells_and_leave_the_rest() -> None:

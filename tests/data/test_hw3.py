@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
+from PIL import Image
 
 from maskrcnn.data.hw3 import Hw3Folder
 from maskrcnn.data.id_mapping import read_test_release
@@ -105,6 +106,75 @@ def test_folders_that_are_not_whole(folder: Path, damage: Callable[[Path], None]
     damage(folder)
     with pytest.raises(InputError, match=message):
         Hw3Folder(folder)
+
+
+def _labels_of(folder: Path, name: str, plane: np.ndarray) -> None:
+    """Replaces class2.tif of picture b, as its file says it is written."""
+    (folder / "train" / "b" / "class2.tif").unlink()
+    path = folder / "train" / "b" / name
+    if path.suffix.lower() == ".png":
+        Image.fromarray(plane).save(path)
+    else:
+        tifffile.imwrite(path, plane)
+
+
+@pytest.mark.parametrize("name", ["class2.TIF", "Class2.tiff", "class2.png", "CLASS2.PNG"])
+def test_label_files_by_any_spelling(folder: Path, name: str) -> None:
+    plane = np.zeros((20, 30), np.uint16)
+    plane[2:5, 3:9], plane[10:12, 20:25] = 7, 40000
+    _labels_of(folder, name, plane)
+    assert Hw3Folder(folder)[1].labels.ids.tolist() == [7, 40000]
+
+
+@pytest.mark.parametrize("name", ["class2.jpg", "class2.npy", "class_2.png", "class02.png", "klass2.TIF", "mask.tif"])
+def test_what_looks_like_labels_and_is_not_read_is_named(folder: Path, name: str) -> None:
+    (folder / "train" / "b" / name).write_bytes(b"")
+    with pytest.raises(InputError, match=f"{name}: not a file of a class"):
+        Hw3Folder(folder)
+
+
+def test_two_files_of_one_class(folder: Path) -> None:
+    (folder / "train" / "b" / "class2.png").write_bytes(b"")
+    with pytest.raises(InputError, match=r"class2\.tif: class 2 has another file, class2\.png"):
+        Hw3Folder(folder)
+
+
+def test_hidden_files_and_those_beside_pictures_are_left_alone(folder: Path) -> None:
+    for name in (
+        *("._class1.tif", "._image.tif", ".DS_Store", "Thumbs.db", "image.tif.aux.xml", "class1.tif:Zone.Identifier"),
+        *("class1.tif.bak", "image.bak", "preview.png", "class1.roi", "notes.txt"),
+    ):
+        (folder / "train" / "a" / name).write_bytes(b"")
+    for name in (".hidden", "__MACOSX", "@eaDir"):
+        (folder / "train" / name).mkdir()
+    assert Hw3Folder(folder).class_counts().tolist() == [[2, 0, 2], [0, 2, 0], [0, 0, 0]]
+
+
+@pytest.mark.parametrize("dtype", [bool, np.uint8, np.uint16])
+@pytest.mark.parametrize("name", ["class2.tif", "class2.png"])
+def test_a_mask_of_all_cells_is_named_once(
+    folder: Path, capsys: pytest.CaptureFixture[str], dtype: type, name: str
+) -> None:
+    plane = np.zeros((20, 30), dtype)
+    plane[2:5, 3:9] = plane[10:12, 20:25] = plane[15:17, 2:4] = 255
+    _labels_of(folder, name, plane)
+    data = Hw3Folder(folder)
+    assert data.class_counts().sum(0).tolist() == [2, 1, 2]
+    data.subset([1]).read_labels(0)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"warning: {folder}/train/b/{name}: holds one value, {int(plane.max())}, in 3 pieces, and")
+    assert "skimage.measure.label" in line
+
+
+@pytest.mark.parametrize(("value", "second"), [(255, 0), (7, 7), (255, 254)])
+def test_labels_are_not_taken_for_masks(
+    folder: Path, capsys: pytest.CaptureFixture[str], value: int, second: int
+) -> None:
+    plane = np.zeros((20, 30), np.uint8)
+    plane[2:5, 3:9], plane[10:12, 20:25] = value, second
+    _labels_of(folder, "class2.png", plane)
+    Hw3Folder(folder).class_counts()
+    assert capsys.readouterr().err == ""
 
 
 def test_more_classes_than_asked_for(folder: Path) -> None:

@@ -22,6 +22,7 @@ DESCRIPTION = (
     "model_options",
     "percentiles",
     "diameter",
+    "resize",
     "class_names",
     "category_ids",
     "thresholds",

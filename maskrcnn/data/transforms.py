@@ -46,27 +46,15 @@ class Resize:
 
 
 @dataclass(frozen=True)
-class Pad:
-    """Black pixels without labels at the right and the bottom, up to ``size`` (H, W); larger pictures stay."""
+class ResizeAndPad:
+    """The whole picture as a square of ``side`` pixels: its longer side is brought to them, and the shorter one filled
+    up with mirror images (:func:`maskrcnn.data.mirror.mirror_to`)."""
 
-    size: tuple[int, int]
-
-    def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
-        height, width = (max(wanted, have) for wanted, have in zip(self.size, sample.size, strict=True))
-        return _window(sample, 0, 0, height, width)
-
-
-@dataclass(frozen=True)
-class RandomScale:
-    """Enlarged or reduced by a factor drawn log-uniformly from ``low``..``high``."""
-
-    low: float
-    high: float
+    side: int
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
-        factor = _factor(rng, self.low, self.high)
-        height, width = (max(1, round(side * factor)) for side in sample.size)
-        return Resize((height, width))(sample, rng)
+        height, width = (max(1, round(part * self.side / max(sample.size))) for part in sample.size)
+        return mirror_to(Resize((height, width))(sample, rng), self.side, self.side)
 
 
 @dataclass(frozen=True)
@@ -164,13 +152,8 @@ def _with(sample: Sample, image: Tensor, planes: Tensor) -> Sample:
 
 
 def _window(sample: Sample, top: int, left: int, height: int, width: int) -> Sample:
-    """The window from (top, left), black and without labels where it leaves the picture at the right or bottom."""
     image = sample.image[top : top + height, left : left + width]
     planes = sample.labels.planes[:, top : top + height, left : left + width]
-    missing = (0, width - image.shape[1], 0, height - image.shape[0])
-    if any(missing):
-        image = F.pad(image, (0, 0, *missing))
-        planes = F.pad(planes, missing)
     return _with(sample, image.contiguous(), planes.contiguous())
 
 

@@ -45,6 +45,10 @@ class DataOptions:
     crop: int = 512
     """Side of the square training crops, in pixels (a multiple of 32). Smaller pictures are filled up with their mirror
     images."""
+    resize: int | None = None
+    """Train on whole pictures instead of crops: the longer side of each is brought to this many pixels (a multiple of
+    32), and the shorter side is filled up with mirror images. Recorded in the checkpoint: prediction brings pictures,
+    slides as well, to the same longer side. --crop, --diameter and --rare-class-probability are not used then."""
     diameter: float | Literal["none"] = 30.0
     """Pictures are enlarged or reduced until their cells have this median diameter in pixels, in training and in
     prediction; recorded in the checkpoint. none: pictures stay at their own scale."""
@@ -73,7 +77,7 @@ class DataOptions:
 
     def canonical_diameter(self) -> float | None:
         """``--diameter`` in pixels; None: pictures stay at their own scale."""
-        return None if self.diameter == "none" else self.diameter
+        return None if self.diameter == "none" or self.resize is not None else self.diameter
 
     def scale(self) -> tuple[float, float]:
         """The range of the random factor by which crops are enlarged."""
@@ -206,9 +210,14 @@ class TrainConfig:
     def check(self) -> None:
         """Raise InputError for values that no run can use."""
         data, model, optim = self.data_options, self.model_options, self.optim_options
-        scale = data.scale()
+        scale, side = data.scale(), data.resize
+        with_resize = "none with --resize, which sets the scale"
         rules: list[tuple[str, object, bool, str]] = [
             ("--crop", data.crop, data.crop >= 32 and data.crop % 32 == 0, "a multiple of 32"),
+            ("--resize", side, side is None or (side >= 32 and side % 32 == 0), "a multiple of 32"),
+            ("--diameter", data.diameter, side is None or data.diameter in ("none", DataOptions.diameter), with_resize),
+            ("--scale-min", data.scale_min, side is None or data.scale_min is None, with_resize),
+            ("--scale-max", data.scale_max, side is None or data.scale_max is None, with_resize),
             ("--val-fraction", data.val_fraction, 0 < data.val_fraction < 1, "between 0 and 1"),
             ("--diameter", data.diameter, data.diameter == "none" or 8 <= data.diameter <= 512, "none, or 8 to 512"),
             ("--scale-min", scale[0], 0 < scale[0] <= scale[1], "above 0 and at most --scale-max"),

@@ -134,18 +134,19 @@ def typical_diameter(dataset: CellDataset, indices: Sequence[int] | np.ndarray) 
 
 
 def training_transform(options: DataOptions, typical: float | None = None) -> T.Compose:
-    """A random crop at a random scale, turned, mirrored and with its colours changed.
+    """A random crop at a random scale, or the whole picture at one size, turned, mirrored and with its colours changed.
 
     ``typical`` is the diameter of cells, in pixels, that a picture without any is taken to show.
     """
+    crop = T.RandomCrop(
+        options.crop,
+        scale=options.scale(),
+        rare_class_probability=options.rare_class_probability,
+        diameter=options.canonical_diameter(),
+        typical_diameter=typical,
+    )
     steps: list[Transform] = [
-        T.RandomCrop(
-            options.crop,
-            scale=options.scale(),
-            rare_class_probability=options.rare_class_probability,
-            diameter=options.canonical_diameter(),
-            typical_diameter=typical,
-        ),
+        crop if options.resize is None else T.ResizeAndPad(options.resize),
         T.RandomFlip(),
         T.RandomRotate90(),
         *appearance(options.appearance, options.color_jitter),

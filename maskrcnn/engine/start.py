@@ -52,6 +52,7 @@ def adopt_start(config: TrainConfig) -> TrainConfig:
     has["anchor_sizes"] = tuple(",".join(f"{size:g}" for size in level) for level in network["anchor_sizes"])
     diameter, percentiles = start.get("diameter"), start["percentiles"]
     seen: dict[str, Any] = {
+        "resize": start.get("resize"),
         "diameter": "none" if diameter is None else diameter,
         "percentiles": None if percentiles is None else tuple(percentiles),
     }

@@ -89,6 +89,7 @@ def _train(config: TrainConfig, device: torch.device, saved: dict[str, Any] | No
         "model_options": model_options,
         "percentiles": config.data_options.percentiles,
         "diameter": config.data_options.canonical_diameter(),
+        "resize": config.data_options.resize,
         "class_names": datasets.class_names,
         "category_ids": datasets.category_ids,
     }

@@ -98,4 +98,12 @@ def choose_thresholds(
 
 def _predictor(model: MaskRCNN, description: dict[str, Any], device: torch.device, precision: str) -> Predictor:
     """What a user gets who loads the weights with this description; the data set has stretched the pictures."""
-    return Predictor(model, None, description["class_names"], device, precision, diameter=description.get("diameter"))
+    return Predictor(
+        model,
+        None,
+        description["class_names"],
+        device,
+        precision,
+        diameter=description.get("diameter"),
+        resize=description.get("resize"),
+    )

@@ -73,6 +73,7 @@ class Predictor:
         pixels_per_detection: the limit of cells is a tile's area divided by it, where the checkpoint's is lower.
         diameter: the median diameter of cells, in pixels, that the network was trained for: pictures are brought to
             that scale, and tiles and overlap are pixels there. None: it was trained at the pictures' own scale.
+        resize: the longer side, in pixels, to which each picture is brought, as in training; None: they are not.
         score_threshold: the score from which a cell is to be believed, one for each class.
         category_ids: the ids of classes 1..K in the COCO file that the network was trained on, else 1..K.
         mask_threshold: probability above which a point belongs to a cell.
@@ -94,6 +95,7 @@ class Predictor:
         score_threshold: float | Sequence[float] = SCORE_THRESHOLD,
         mask_threshold: float = 0.5,
         category_ids: Sequence[int] | None = None,
+        resize: int | None = None,
     ) -> None:
         self.model = model.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
         if box_score_threshold is not None:
@@ -107,7 +109,7 @@ class Predictor:
         self.overlap = min(OVERLAP, self.tile // 2) if overlap is None else overlap
         self.batch_size = (1 if device.type == "cpu" else 4) if batch_size is None else batch_size
         self.augment: Augment = augment
-        self.diameter = diameter
+        self.diameter, self.resize = diameter, resize
         scores = (
             [score_threshold] * len(self.class_names) if isinstance(score_threshold, float | int) else score_threshold
         )
@@ -179,6 +181,8 @@ class Predictor:
         """
         size = self.find_diameter(picture, diameter)
         factor = 1.0 if size is None or self.diameter is None else scale_to(self.diameter, size)
+        if self.resize is not None:
+            factor = self.resize / max(picture.size)
         cells = self._predict(picture.rescaled(factor), progress)
         return replace(cells.resized(picture.size), diameter=size)
 
@@ -397,6 +401,7 @@ def load(
         box_score_threshold,
         contents.get("diameter"),
         category_ids=contents.get("category_ids"),
+        resize=contents.get("resize"),
         **_thresholds(contents),
     )
 

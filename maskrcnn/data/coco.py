@@ -19,7 +19,7 @@ from torch import Tensor
 
 from maskrcnn import distributed
 from maskrcnn.data.coco_file import read_coco_file
-from maskrcnn.data.dataset import CellDataset, Transform
+from maskrcnn.data.dataset import CellDataset, Transform, label_progress
 from maskrcnn.data.hw3 import Hw3Folder
 from maskrcnn.data.picture import DEFAULT_PERCENTILES, read_image
 from maskrcnn.data.segmentation import checked_rle
@@ -34,7 +34,7 @@ def to_coco(dataset: CellDataset) -> dict[str, Any]:
     """COCO ground truth of every picture: RLE with text counts, boxes [x, y, w, h], areas, categories 1..K."""
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
-    for index, image_id in enumerate(dataset.image_ids):
+    for index, image_id in enumerate(label_progress(dataset.image_ids, len(dataset))):
         labels = dataset.labels(index)
         height, width = labels.size
         images.append({"id": image_id, "file_name": dataset.file_name(index), "height": height, "width": width})

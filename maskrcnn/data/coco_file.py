@@ -11,6 +11,7 @@ from typing import Any
 
 from maskrcnn.data.segmentation import why_skipped
 from maskrcnn.errors import InputError
+from maskrcnn.files import read_json
 
 MAX_PIXELS = 2**31 - 1
 """Of a picture: COCO's run lengths are 32-bit numbers."""
@@ -70,12 +71,7 @@ def read_coco_file(path: Path) -> CocoFile:
         InputError: for a file that is missing or no COCO file; an id or file name that is missing, of a wrong type or
             given twice; a size that is no size; an annotation of an unknown category.
     """
-    try:
-        contents = json.loads(path.read_bytes())  # UTF-8, -16 or -32, with or without a byte order mark
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not JSON: {error}") from error
+    contents = read_json(path)
     if not isinstance(contents, dict):
         raise InputError(f"{path}: not a COCO annotation file: a {type(contents).__name__}, expected an object")
     categories = _categories(path, contents)

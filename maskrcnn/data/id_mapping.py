@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from maskrcnn.errors import InputError
+from maskrcnn.files import read_json
 
 MAPPING = "test_image_name_to_ids.json"
 
@@ -35,12 +37,7 @@ def read_test_release(root: str | Path) -> list[TestImage]:
     mapping = root / MAPPING
     if not root.is_dir():
         raise InputError(f"{root}: no such folder")
-    try:
-        entries = json.loads(mapping.read_text())
-    except OSError as error:
-        raise InputError(f"{mapping}: the id mapping cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise InputError(f"{mapping}: not JSON: {error}") from error
+    entries = read_json(mapping)
     if not isinstance(entries, list) or not entries:
         raise InputError(f"{mapping}: expected a list of pictures")
     images: list[TestImage] = []
@@ -66,6 +63,6 @@ def _test_image(entry: object, folder: Path, mapping: Path) -> TestImage:
     if not isinstance(name, str) or any(type(number) is not int for number in numbers):
         raise InputError(f"{mapping}: the entry {json.dumps(entry)[:80]} needs a text and three whole numbers")
     path = folder / name
-    if not path.is_file():
+    if not os.path.isfile(path):  # False, and no OSError, for a name that no file can have
         raise InputError(f"{mapping}: names {name}, which is not in {folder}")
     return TestImage(path, name, *numbers)

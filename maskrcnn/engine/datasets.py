@@ -13,7 +13,7 @@ from maskrcnn import distributed
 from maskrcnn.data import transforms as T
 from maskrcnn.data.appearance import appearance
 from maskrcnn.data.coco import CocoDataset
-from maskrcnn.data.dataset import Cache, CellDataset, Transform
+from maskrcnn.data.dataset import Cache, CellDataset, Transform, label_progress
 from maskrcnn.data.hw3 import Hw3Folder
 from maskrcnn.data.joined import JoinedDataset
 from maskrcnn.data.split import repeat_factors, train_val_split
@@ -128,7 +128,7 @@ def _write_synthetic(folder: Path, seed: int) -> None:
 
 def typical_diameter(dataset: CellDataset, indices: Sequence[int] | np.ndarray) -> float | None:
     """The median over the pictures at ``indices`` of their cells' median diameter; None without any cell."""
-    diameters = [dataset.labels(index).median_diameter() for index in indices]
+    diameters = [dataset.labels(index).median_diameter() for index in label_progress(indices, len(indices))]
     known = [diameter for diameter in diameters if diameter is not None]
     return float(np.median(known)) if known else None
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from maskrcnn.data.id_mapping import read_test_release
 from maskrcnn.errors import InputError
+from tests.data.mutations import mutated
 
 
 @pytest.fixture
@@ -59,5 +62,23 @@ def test_mappings_that_are_none(folder: Path, text: str, message: str) -> None:
 
 def test_a_missing_mapping(folder: Path) -> None:
     (folder / "test_image_name_to_ids.json").unlink()
-    with pytest.raises(InputError, match="the id mapping cannot be read"):
+    with pytest.raises(InputError, match=r"test_image_name_to_ids\.json: cannot be read"):
         read_test_release(folder)
+
+
+def test_a_mapping_with_a_byte_order_mark(folder: Path) -> None:
+    path = folder / "test_image_name_to_ids.json"
+    path.write_text(path.read_text(), "utf-8-sig")
+    assert len(read_test_release(folder)) == 2
+
+
+def test_random_changes_of_a_mapping_are_read_or_refused(folder: Path) -> None:
+    path = folder / "test_image_name_to_ids.json"
+    contents = json.loads(path.read_text())
+    rng = np.random.default_rng(0)
+    read = 0
+    for _ in range(400):
+        path.write_text(json.dumps(mutated(contents, rng)))
+        with contextlib.suppress(InputError):
+            read += len(read_test_release(folder)) > 0
+    assert 20 < read < 380

@@ -22,7 +22,7 @@ from maskrcnn.errors import InputError
 from maskrcnn.structures import InstanceLabels
 
 IMAGE = "image.tif"
-_CLASS_FILE = re.compile(r"class([1-9][0-9]{0,8})\.(?:tiff?|png)")
+_CLASS_FILE = re.compile(r"class([1-9][0-9]{0,2})\.(?:tiff?|png)")
 _TIFF = (".tif", ".tiff")
 _OTHER = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".npy", ".npz", ".mat", ".h5")
 """Endings of files in which somebody might expect cells to be read."""

@@ -126,7 +126,9 @@ def test_label_files_by_any_spelling(folder: Path, name: str) -> None:
     assert Hw3Folder(folder)[1].labels.ids.tolist() == [7, 40000]
 
 
-@pytest.mark.parametrize("name", ["class2.jpg", "class2.npy", "class_2.png", "class02.png", "klass2.TIF", "mask.tif"])
+@pytest.mark.parametrize(
+    "name", ["class2.jpg", "class2.npy", "class_2.png", "class02.png", "class1000.tif", "klass2.TIF", "mask.tif"]
+)
 def test_what_looks_like_labels_and_is_not_read_is_named(folder: Path, name: str) -> None:
     (folder / "train" / "b" / name).write_bytes(b"")
     with pytest.raises(InputError, match=f"{name}: not a file of a class"):

@@ -30,7 +30,6 @@ _OTHER = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".npy", ".npz", ".mat", ".h5"
 _MASK_VALUES = (1, 255, 65535)
 """What "cell" is in a mask that tells cells from background alone."""
 
-
 _MASK_WARNING = (
     "warning: {}: holds one value, {}, in {} pieces, and is read as one cell; if each piece is a cell, give each a "
     "number of its own, as skimage.measure.label does (there may be more such files)"

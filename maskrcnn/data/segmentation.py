@@ -15,16 +15,17 @@ from pycocotools import mask as coco_mask
 from maskrcnn.structures.rle import run_lengths
 
 MAX_COORDINATE = 1e6
-"""In pixels, from the picture's corner: what lies outside the picture is cut off, but nothing is this far away."""
+"""In pixels, from the picture's corner: points outside the picture are cut off, but none can be this far away."""
 
 MAX_OUTLINE = 5e6
-"""Pixels along a polygon: pycocotools takes up to 100 bytes for each."""
+"""Length of a polygon in pixels, for each of which pycocotools takes up to 100 bytes."""
 
 
 def why_skipped(annotation: dict[str, Any]) -> str | None:
-    """Why an annotation is left out, as other tools leave it out too; None for one that is to be used.
+    """Why an annotation is left out, as other tools leave it out; None for one that is to be used.
 
-    A polygon of fewer than three points, or with an odd number of coordinates, is none to detectron2 either.
+    pycocotools ignores crowds; detectron2 also ignores polygons with fewer than three points or an odd number of
+    coordinates (``load_coco_json``).
     """
     if annotation.get("iscrowd"):
         return "crowds"

@@ -19,8 +19,8 @@ from maskrcnn.data.sample import Sample
 from maskrcnn.structures import InstanceLabels
 
 SCALE_LIMITS = (0.25, 4.0)
-"""How far a picture may be reduced or enlarged to bring its cells to one size: what cells of less than 8 pixels were is
-not there to be seen, and one cell as large as a picture would make a thumbnail of it."""
+"""How far a picture may be reduced or enlarged to bring its cells to one size. Enlarging cells of fewer than 8 pixels
+shows no more of them, and a picture of one cell that fills it would become a thumbnail."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class RandomCrop:
             the circle of equal area), by a factor within :data:`SCALE_LIMITS`; None: it stays at its own scale.
         typical_diameter: that of the cells in a picture without any; None: such a picture stays at its own scale.
         rare_class_probability: share of crops around a cell: first one of the picture's classes is drawn, all alike,
-            then one of its cells. Rare classes are seen more often so.
+            then one of its cells, so that rare classes are seen more often.
         min_visible: cells of which the crop shows less than this share of the area are taken for background: a
             sliver at the border cannot be told from its surroundings.
     """

@@ -36,8 +36,8 @@ class DataOptions:
     """Regular expression: where it matches the start of a picture's name, what it matches is the picture's source, such
     as tnbc|nuinsseg for tnbc_03_1. Else the name of its folder or COCO file is."""
     group_by: str | None = None
-    """Regular expression: pictures whose names begin with the same match of it, such as tnbc_\\d+ (a patient's), are
-    split off together or not at all."""
+    """Regular expression: pictures whose names begin with the same match of it, such as tnbc_\\d+ (a patient's) or
+    [^/]+/ (a folder's, such as one per slide), are split off together or not at all."""
     val_fraction: float = 0.1
     """Share of the pictures kept for validation, stratified by class and source."""
     split_seed: int = 0

@@ -88,7 +88,7 @@ def _read_sources(paths: Sequence[Path], options: DataOptions) -> list[CellDatas
 
 def _read_source(path: Path, options: DataOptions) -> tuple[Path, CellDataset]:
     """The data set, and the file or folder that it is."""
-    if path.suffix == ".json":
+    if path.suffix.lower() == ".json":
         coco = CocoDataset(path, options.image_root, percentiles=options.percentiles, num_classes=options.num_classes)
         return path.resolve(), coco
     hw3 = Hw3Folder(path, percentiles=options.percentiles, num_classes=options.num_classes)

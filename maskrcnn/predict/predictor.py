@@ -103,6 +103,9 @@ class Predictor:
         self.percentiles = percentiles
         self.class_names = tuple(class_names)
         self.category_ids = tuple(category_ids or range(1, len(self.class_names) + 1))
+        if len(self.category_ids) != len(self.class_names):
+            count = len(self.class_names)
+            raise InputError(f"category_ids has {len(self.category_ids)} entries; expected {count}, one per class")
         self.device = device
         self.precision = precision
         self.tile = default_tile(device) if tile is None else tile

@@ -83,3 +83,10 @@ def test_category_ids_go_from_the_data_to_the_results(tiny_run: Path, tiny_datas
     assert sorted(ids[label - 1] for label in labels) == sorted(result["category_id"] for result in found)
     named = EvaluateConfig(tmp_path / "best.pt", coco=tmp_path / "c.json", image_root=tiny_dataset / "train")
     assert "mask/AP50@1000/class4" in evaluate_checkpoint(dataclasses.replace(named, device="cpu"))
+
+
+def test_category_ids_are_as_many_as_classes(tiny_run: Path, tmp_path: Path) -> None:
+    """Seen before anything is predicted, not when the results are written."""
+    save_checkpoint(tmp_path / "best.pt", load_checkpoint(tiny_run / "best.pt") | {"category_ids": [7]})
+    with pytest.raises(InputError, match="category_ids has 1 entries; expected 4"):
+        maskrcnn.load(tmp_path / "best.pt", device="cpu")

@@ -135,7 +135,7 @@ class CocoDataset(CellDataset):
                 rles.append(checked_rle(annotation.segmentation, height, width))
             except ValueError as error:
                 raise InputError(f"{self.path}: the segmentation of {annotation.name}: {error}") from error
-        planes = torch.from_numpy(np.ascontiguousarray(label_planes(rles, (height, width))))
+        planes = torch.from_numpy(label_planes(rles, (height, width)))
         found = InstanceLabels.from_planes(planes, [1] * len(planes))  # by plane; the classes follow
         labels = found.select(torch.argsort(found.ids))  # in the file's order
         classes = torch.tensor([annotation.label for annotation in annotations], dtype=torch.int64)

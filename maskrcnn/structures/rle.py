@@ -122,4 +122,7 @@ def label_planes(rles: Sequence[dict[str, Any]], size: tuple[int, int]) -> npt.N
             free = np.zeros(width * height, np.int32)
             planes.append(free)
         free[inside] = value
-    return np.array(planes, np.int32).reshape(len(planes), width, height).transpose(0, 2, 1)
+    rows = np.empty((len(planes), height, width), np.int32)
+    for index, plane in enumerate(planes):
+        rows[index] = plane.reshape(width, height).T
+    return rows

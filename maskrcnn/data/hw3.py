@@ -23,6 +23,7 @@ from maskrcnn.structures import InstanceLabels
 
 IMAGE = "image.tif"
 _CLASS_FILE = re.compile(r"class([1-9][0-9]{0,2})\.(?:tiff?|png)")
+_LIKE_A_CLASS = re.compile(r"class(?![a-z])")
 _TIFF = (".tif", ".tiff")
 _OTHER = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".npy", ".npz", ".mat", ".h5")
 """Endings of files in which somebody might expect cells to be read."""
@@ -155,7 +156,7 @@ def _class_files(folder: Path, num_classes: int | None) -> dict[int, Path]:
     files: dict[int, Path] = {}
     for path in _listed(folder):
         name, ending = path.name.lower(), path.suffix.lower()
-        if path.name == IMAGE or not (ending in _TIFF or (ending in _OTHER and name.startswith("class"))):
+        if path.name == IMAGE or not (ending in _TIFF or (ending in _OTHER and _LIKE_A_CLASS.match(name))):
             continue
         match = _CLASS_FILE.fullmatch(name)
         if match is None:

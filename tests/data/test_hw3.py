@@ -144,7 +144,7 @@ def test_two_files_of_one_class(folder: Path) -> None:
 def test_hidden_files_and_those_beside_pictures_are_left_alone(folder: Path) -> None:
     for name in (
         *("._class1.tif", "._image.tif", ".DS_Store", "Thumbs.db", "image.tif.aux.xml", "class1.tif:Zone.Identifier"),
-        *("class1.tif.bak", "image.bak", "preview.png", "class1.roi", "notes.txt"),
+        *("class1.tif.bak", "image.bak", "preview.png", "classes.png", "class1.roi", "notes.txt"),
     ):
         (folder / "train" / "a" / name).write_bytes(b"")
     for name in (".hidden", "__MACOSX", "@eaDir"):

@@ -20,7 +20,7 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -45,8 +45,9 @@ from benchmarks.measure import (
     table,
 )
 from benchmarks.train_step import ANCHORS, CLASSES, RATIOS
+from maskrcnn.allocator import keep_freed_memory
 from maskrcnn.data.synthetic import draw_picture
-from maskrcnn.device import keep_freed_memory, use_bfloat16
+from maskrcnn.device import use_bfloat16
 from maskrcnn.model import MaskRCNN, mask_rcnn_resnet50_fpn
 from maskrcnn.model.weights import load_weights
 from maskrcnn.predict.predictor import Predictor
@@ -176,7 +177,8 @@ def theirs(model: TorchvisionMaskRCNN, image: np.ndarray, precision: str, device
 def ours(model: MaskRCNN, image: np.ndarray, precision: str, device: str) -> Contender:
     names = [f"class{number}" for number in range(1, CLASSES + 1)]
     predictor = Predictor(model, None, names, torch.device(device), precision)
-    predictor.pixels_per_detection = image.size  # torchvision's limits do not grow with the picture
+    # torchvision's limits do not grow with the picture
+    predictor.detector = replace(predictor.detector, pixels_per_detection=image.size)
     parts = [
         (model, "features", "backbone + FPN"),
         (model.rpn, "forward", "RPN"),

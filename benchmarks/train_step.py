@@ -35,7 +35,7 @@ from benchmarks.measure import (
     table,
 )
 from maskrcnn import ops
-from maskrcnn.device import keep_freed_memory
+from maskrcnn.allocator import keep_freed_memory
 from maskrcnn.model import mask_rcnn_resnet50_fpn
 from maskrcnn.structures import InstanceLabels
 

@@ -5,14 +5,17 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import tyro
 
+from maskrcnn.allocator import keep_freed_memory
 from maskrcnn.checkpoint import load_checkpoint, pack_checkpoint
 from maskrcnn.distributed import launched_rank
 from maskrcnn.engine.config import TrainCli, TrainConfig
 from maskrcnn.engine.evaluate import EvaluateConfig, evaluate_checkpoint
+from maskrcnn.engine.resume import run_config
 from maskrcnn.engine.steps import NonFiniteLossError
 from maskrcnn.engine.train import train
 from maskrcnn.errors import InputError, one_line_errors
@@ -58,9 +61,10 @@ def run_command(command: str, options: Sequence[str] | None = None) -> None:
     """Run one of :data:`COMMANDS`, with the options of the command line unless others are given."""
     kind, description = COMMANDS[command]
     with one_line_errors():
-        config: TrainConfig | InferConfig | EvaluateConfig | PackConfig = tyro.cli(
-            kind, prog=f"maskrcnn {command}", description=description, args=options
-        )
+        parse = partial(tyro.cli, kind, prog=f"maskrcnn {command}", description=description, args=options)
+        config: TrainConfig | InferConfig | EvaluateConfig | PackConfig = parse()
+        if isinstance(config, TrainConfig) and config.resume is not None:
+            config = parse(default=run_config(config.resume))  # what is not given stays as the run has it
         try:
             _run(config)
         except NonFiniteLossError as error:
@@ -70,6 +74,7 @@ def run_command(command: str, options: Sequence[str] | None = None) -> None:
 
 
 def _run(config: TrainConfig | InferConfig | EvaluateConfig | PackConfig) -> None:
+    keep_freed_memory()
     if isinstance(config, TrainConfig):
         train(config)
     elif isinstance(config, EvaluateConfig):

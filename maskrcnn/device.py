@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
-import sys
 
 import torch
 
 from maskrcnn.errors import InputError
 from maskrcnn.ops.library import CUDA_LIBRARY
-
-_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # malloc.h
 
 
 def choose_device(name: str) -> torch.device:
@@ -55,18 +51,3 @@ def autocast(precision: str, device: torch.device) -> torch.autocast:
 def default_workers(device: torch.device) -> int:
     """On the CPU the network needs every core; on a GPU up to 8 processes prepare batches."""
     return min(8, len(os.sched_getaffinity(0))) if device.type == "cuda" else 0
-
-
-def keep_freed_memory() -> None:
-    """Let this process keep the memory that it frees, for the next step (glibc; elsewhere nothing is done).
-
-    glibc takes each large tensor from the system and gives it back when freed. The tensors of all steps are the same,
-    and the first touch of fresh pages takes a fifth of a step's time.
-    """
-    if sys.platform != "linux":
-        return
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "gnu_get_libc_version"):
-        libc.mallopt(_M_MMAP_MAX, 0)
-        libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
-        libc.mallopt(_M_TOP_PAD, 1 << 26)

@@ -85,6 +85,27 @@ def mean(values: Tensor) -> Tensor:
     return total / world_size()
 
 
+def mean_count(count: int, device: torch.device) -> Tensor | int:
+    """What a sum over ``count`` examples is divided by: their number, or the mean of it over the training processes.
+
+    Processes that train one network average their gradients. With sum_r and n_r of process r of N, the average of
+    sum_r / mean(n) is sum(sum_r) / sum(n), as if one process had all pictures; the average of sum_r / n_r is not.
+
+    Args:
+        count: examples in this process, possibly 0.
+        device: where the count is added up, that of the loss.
+
+    Returns:
+        max(1, count) without torch.distributed; else a float32 scalar on ``device``, at least 1 / N. All processes must
+        call this, in the same order.
+    """
+    if not _running():
+        return max(1, count)
+    total = torch.tensor(count, device=device)
+    dist.all_reduce(total)
+    return total.clamp(min=1) / world_size()
+
+
 def any_process(flag: bool, device: torch.device) -> bool:
     """Whether ``flag`` is set in any process: the same answer in all."""
     if not _running():

@@ -38,7 +38,7 @@ def test_auto_is_float32_where_pytorch_cannot_say(monkeypatch: pytest.MonkeyPatc
 def test_freed_memory_is_kept() -> None:
     script = """
 import resource, torch
-from maskrcnn.device import keep_freed_memory
+from maskrcnn.allocator import keep_freed_memory
 
 def faults():
     for _ in range(50):  # until all have found their places

@@ -68,17 +68,32 @@ class Batch:
         return Batch(self.images.pin_memory(), self.sizes, labels, self.names, self.image_ids)
 
 
+def pad_images(images: Sequence[Tensor]) -> Tensor:
+    """Images of several sizes as one tensor that the network takes.
+
+    Args:
+        images: at least one, uint8 [H, W, 3].
+
+    Returns:
+        uint8 [B, 3, H, W], zero padded at the right and the bottom to the largest height and width, rounded up to
+        multiples of 32.
+    """
+    height, width = (-(-max(image.shape[axis] for image in images) // PAD_MULTIPLE) * PAD_MULTIPLE for axis in (0, 1))
+    padded = torch.zeros((len(images), 3, height, width), dtype=torch.uint8)
+    for place, image in zip(padded, images, strict=True):
+        place[:, : image.shape[0], : image.shape[1]] = image.permute(2, 0, 1)
+    return padded
+
+
 def collate(samples: Sequence[Sample]) -> Batch:
     """Pad samples to the largest height and width among them, rounded up to a multiple of 32."""
     if not samples:
         raise ValueError("samples: none, expected at least one")
-    height, width = (-(-max(sample.size[axis] for sample in samples) // PAD_MULTIPLE) * PAD_MULTIPLE for axis in (0, 1))
-    images = torch.zeros((len(samples), 3, height, width), dtype=torch.uint8)
-    for image, sample in zip(images, samples, strict=True):
-        h, w = sample.size
-        if sample.labels.size != (h, w):
-            raise ValueError(f"{sample.name}: labels of {sample.labels.size}, image of {(h, w)}")
-        image[:, :h, :w] = sample.image.permute(2, 0, 1)
+    for sample in samples:
+        if sample.labels.size != sample.size:
+            raise ValueError(f"{sample.name}: labels of {sample.labels.size}, image of {sample.size}")
+    images = pad_images([sample.image for sample in samples])
+    height, width = images.shape[-2:]
     return Batch(
         images,
         [sample.size for sample in samples],

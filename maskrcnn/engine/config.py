@@ -176,8 +176,8 @@ class TrainConfig:
     out: Path | None = None
     """Run folder; default: runs/<date>-<time>-<mask loss>."""
     resume: Path | None = None
-    """Run folder to go on with, from its last.pt and with its own options; all other options but --device and
-    --workers are ignored."""
+    """Run folder to go on with, from its last.pt and with its own options. Epochs, folders of the data (when they have
+    moved), device, precision, workers, and how often to validate and save may be changed; other options may not."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: cuda where it is available."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"

@@ -5,14 +5,16 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from maskrcnn import distributed
 from maskrcnn.data import transforms as T
 from maskrcnn.data.appearance import appearance
-from maskrcnn.data.coco import CocoDataset
+from maskrcnn.data.coco import CocoDataset, to_coco
 from maskrcnn.data.dataset import Cache, CellDataset, Transform, label_progress
 from maskrcnn.data.hw3 import Hw3Folder
 from maskrcnn.data.joined import JoinedDataset
@@ -34,6 +36,11 @@ class Datasets:
     @property
     def num_classes(self) -> int:
         return len(self.class_names)
+
+    @cached_property
+    def truth(self) -> dict[str, Any]:
+        """COCO ground truth of the validation pictures."""
+        return to_coco(self.val)
 
 
 def build_datasets(config: TrainConfig, folder: Path) -> Datasets:
@@ -62,6 +69,8 @@ def build_datasets(config: TrainConfig, folder: Path) -> Datasets:
         class_names=joined.class_names,
         category_ids=joined.category_ids,
     )
+    for index in label_progress(range(len(datasets.val)), len(datasets.val)):
+        datasets.val.labels(index)  # those that cannot be read are named now, not at the first validation
     if distributed.is_main():
         print(f"{' '.join(map(str, (*data, *options.val)))}: {describe(datasets.train, datasets.val)}")
     return datasets

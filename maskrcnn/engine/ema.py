@@ -1,49 +1,33 @@
-"""The moving average of a network's weights."""
+"""The moving average of a network's weights, by :class:`torch.optim.swa_utils.AveragedModel`."""
 
 from __future__ import annotations
 
-import copy
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
 
 import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
-from maskrcnn.checkpoint import load_model_state
-from maskrcnn.model import MaskRCNN
 
-
-class WeightAverage:
+def average_weights(model: nn.Module, decay: float) -> AveragedModel:
     """Exponential moving average (EMA) of the weights over the steps (Tarvainen & Valpola 2017, Mean teachers, section
-    2): after step t, shadow <- d * shadow + (1 - d) * weights.
+    2): after step t, average <- d * average + (1 - d) * weights.
 
-    d = min(decay, (1 + t) / (10 + t)) with t = 0, 1, ...: the first steps' weights are soon forgotten. The warm-up is
-    that of TensorFlow's ``tf.train.ExponentialMovingAverage`` with ``num_updates`` (its API documentation).
+    d = min(decay, (1 + t) / (10 + t)), and 0 after the first step: the first steps' weights are soon forgotten. The
+    warm-up is that of TensorFlow's ``tf.train.ExponentialMovingAverage`` with ``num_updates`` (its API documentation).
 
-    Attributes:
-        model: the shadow, with float32 weights; buffers are those of the network.
-        updates: t, the updates so far.
+    Returns:
+        A module that holds the average in ``module`` and is moved by ``update_parameters(model)`` after each step;
+        buffers are those of the network.
     """
 
-    def __init__(self, model: MaskRCNN, decay: float) -> None:
-        self.model = copy.deepcopy(model).requires_grad_(False)
-        self.decay = decay
-        self.updates = 0
-
     @torch.no_grad()
-    def update(self, model: MaskRCNN) -> None:
-        """Move the shadow towards ``model``, once a step."""
-        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        for shadow, weight in zip(self.model.parameters(), model.parameters(), strict=True):
-            shadow.lerp_(weight, 1 - decay)
-        for buffer, value in zip(self.model.buffers(), model.buffers(), strict=True):
-            buffer.copy_(value)
-        self.updates += 1
+    def move(averages: Sequence[Tensor], weights: Sequence[Tensor], updates: Tensor | int) -> None:
+        steps = torch.as_tensor(updates)
+        decay_now = ((1 + steps) / (10 + steps)).clamp(max=decay)
+        for average, weight in zip(averages, weights, strict=True):
+            average.lerp_(weight, (1 - decay_now).to(average.dtype))
 
-    def state(self) -> dict[str, Any]:
-        """Tensors and plain types, for a checkpoint."""
-        return {"model": self.model.state_dict(), "updates": self.updates}
-
-    def restore(self, state: dict[str, Any], path: Path) -> None:
-        """The inverse of :meth:`state`; ``path`` is for the error message."""
-        load_model_state(self.model, state["model"], path)
-        self.updates = state["updates"]
+    averaged = AveragedModel(model, multi_avg_fn=move)
+    averaged.requires_grad_(False)
+    return averaged

@@ -6,7 +6,7 @@ import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from maskrcnn import pretrained
 from maskrcnn.checkpoint import load_checkpoint, locate
@@ -100,13 +100,30 @@ def _pictures(config: EvaluateConfig, predictor: Predictor) -> CellDataset:
         folder = locate(config.checkpoint).parent
         if not options.data and not (folder / "synthetic").is_dir():
             raise InputError(f"{config.checkpoint}: does not say where its data lies; give --data, --val or --coco")
-        dataset = build_datasets(dataclasses.replace(run, data_options=options), folder).val
+        dataset = _validation_pictures(contents, dataclasses.replace(run, data_options=options), folder)
     if dataset.class_names != list(predictor.class_names)[: dataset.num_classes]:
         raise InputError(
             f"the pictures have the classes {', '.join(dataset.class_names)}, "
             f"but {config.checkpoint} knows {', '.join(predictor.class_names)}"
         )
     return dataset
+
+
+def _validation_pictures(contents: dict[str, Any], run: TrainConfig, folder: Path) -> CellDataset:
+    """Those of a run: by the names that its checkpoint keeps; an earlier version kept none, and the data is split as
+    the run split it."""
+    if "pictures" not in contents or run.data_options.val:
+        return build_datasets(run, folder).val
+    options = run.data_options
+    dataset = read_datasets(options.data or (folder / "synthetic",), options)
+    places = {name: index for index, name in enumerate(dataset.names)}
+    names = contents["pictures"]["val"]
+    if missing := [name for name in names if name not in places]:
+        raise InputError(
+            f"{' '.join(map(str, options.data))}: {len(missing)} of the run's {len(names)} validation pictures are not "
+            f"there, such as {missing[0]}"
+        )
+    return dataset.subset([places[name] for name in names])
 
 
 def scores_table(scores: dict[str, float], class_names: tuple[str, ...], sources: list[str]) -> str:

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from maskrcnn.data.dataset import CellDataset
 from maskrcnn.data.sample import Batch, Sample, collate
+from maskrcnn.engine.stop import leave_signals_to_parent
 
 
 class EpochSampler(Sampler[list[tuple[int, int]]]):
@@ -87,4 +88,5 @@ def build_loader(
         multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
         collate_fn=collate,
         pin_memory=device.type == "cuda",
+        worker_init_fn=leave_signals_to_parent,
     )

@@ -16,8 +16,8 @@ class MetricsLog:
     """Appends to ``metrics.jsonl``; every line is a JSON object with the ``step`` it belongs to."""
 
     def __init__(self, path: Path, resume: tuple[int, int] | None = None) -> None:
-        """``resume``: steps and epochs that are done; lines of later steps, and validations of later epochs (which may
-        follow the same step), are taken out first, for a resumed run writes them again."""
+        """``resume``: the steps that are done, and the epochs that were done at the last validation; lines of later
+        steps and validations of later epochs are taken out first, for a resumed run writes them again."""
         self.path = path
         self.rows: list[dict[str, Any]] = []
         if resume is not None and path.is_file():

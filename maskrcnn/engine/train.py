@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
+import itertools
 import json
-import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -17,18 +15,21 @@ import torch
 from tqdm import tqdm
 
 from maskrcnn import distributed
-from maskrcnn.checkpoint import load_checkpoint, save_checkpoint
-from maskrcnn.data.coco import to_coco
-from maskrcnn.device import choose_device, default_workers, keep_freed_memory
+from maskrcnn.checkpoint import load_checkpoint
+from maskrcnn.data.sample import Batch
+from maskrcnn.device import choose_device, default_workers
 from maskrcnn.engine.config import TrainConfig
 from maskrcnn.engine.curves import plot_metrics
 from maskrcnn.engine.datasets import Datasets, build_datasets
-from maskrcnn.engine.ema import WeightAverage
+from maskrcnn.engine.ema import average_weights
 from maskrcnn.engine.loader import EpochSampler, build_loader
 from maskrcnn.engine.log import TOTAL, MetricsLog
+from maskrcnn.engine.resume import check_pictures, check_resumed, last_checkpoint
+from maskrcnn.engine.run import Run
 from maskrcnn.engine.start import adopt_start, choose_model_options, load_start
-from maskrcnn.engine.steps import Run, build_optimizer, train_epoch
-from maskrcnn.engine.validation import choose_thresholds, validate
+from maskrcnn.engine.steps import build_optimizer, learning_rate_factor, seed_step, train_step
+from maskrcnn.engine.stop import Stop, stop_on_signals
+from maskrcnn.engine.validation import fit_best, validate
 from maskrcnn.errors import InputError, writing
 from maskrcnn.model import mask_rcnn_resnet_fpn
 
@@ -41,121 +42,130 @@ def train(config: TrainConfig) -> Path:
     ``precision_recall.png``, ``classes.png`` and ``thresholds.json``. Processes that torchrun started train together;
     all must see the same folder and data, and process 0 alone writes.
 
+    Args:
+        config: to go on with a run, :func:`maskrcnn.engine.resume.run_config` gives its options.
+
     Raises:
         InputError: for data, weights or options that cannot be used.
-        NonFiniteLossError: a loss was not finite; ``last.pt`` of an earlier step is kept.
-        KeyboardInterrupt: after Ctrl-C, once the step is done and ``last.pt`` is written.
+        NonFiniteLossError: a loss or gradient was not finite; ``last.pt`` of an earlier step is kept.
+        KeyboardInterrupt: after Ctrl-C, SIGTERM or SIGHUP, once the step is done and ``last.pt`` is written.
     """
-    saved, last = None, None
+    saved = None
     if config.resume is not None:
-        last = config.resume if config.resume.suffix == ".pt" else config.resume / "last.pt"
-        saved = load_checkpoint(last)
-        config = _resumed_config(config, TrainConfig.from_dict(saved["config"]), last.parent)
+        saved = load_checkpoint(last_checkpoint(config.resume))
+        check_resumed(config, saved)
     elif config.from_ is not None:
         config = adopt_start(config)
     config.check()
     device = choose_device(config.device)
-    with distributed.processes(device):
-        return _train(config, device, saved, last)
-
-
-def _train(config: TrainConfig, device: torch.device, saved: dict[str, Any] | None, last: Path | None) -> Path:
-    """:func:`train` once the processes are joined; from the contents ``saved`` of the file ``last``, if given."""
-    folder = distributed.from_main(lambda: prepare_run_folder(config))
-    if device.type == "cpu":
-        keep_freed_memory()
-    torch.manual_seed(config.seed)
-    datasets = build_datasets(config, folder)
-    model_options = choose_model_options(config, datasets.num_classes, saved)
-    if distributed.world_size() > 1 and model_options["norm"] == "batch":
-        raise InputError(
-            "--norm is batch; expected group or frozen_batch with several processes, which see other pictures"
-        )
-    model = mask_rcnn_resnet_fpn(**model_options)
-    if saved is None:
-        load_start(model, config)
-    model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optim = config.optim_options
-    run = Run(
-        model,
-        distributed.data_parallel(model, device),
-        build_optimizer(model, optim),
-        None if optim.ema is None else WeightAverage(model, optim.ema),
-    )
-    if saved is not None and last is not None:
-        run.restore(saved, last)
-    description = {
-        "config": config.to_dict(),
-        "model_options": model_options,
-        "percentiles": config.data_options.percentiles,
-        "diameter": config.data_options.canonical_diameter(),
-        "resize": config.data_options.resize,
-        "class_names": datasets.class_names,
-        "category_ids": datasets.category_ids,
-    }
-    _train_epochs(config, run, datasets, folder, device, description, resumed=saved is not None)
+    with distributed.processes(device), torch.random.fork_rng(), stop_on_signals() as stop:
+        torch.manual_seed(config.seed)
+        folder = distributed.from_main(lambda: prepare_run_folder(config))
+        datasets = build_datasets(config, folder)
+        run = start_run(config, datasets, device, folder, saved)
+        train_epochs(run, config, datasets, stop, resumed=saved is not None)
     return folder
 
 
-def _train_epochs(
-    config: TrainConfig,
-    run: Run,
-    datasets: Datasets,
-    folder: Path,
-    device: torch.device,
-    description: dict[str, Any],
-    resumed: bool,
-) -> None:
-    optim, main = config.optim_options, distributed.is_main()
-    log = distributed.from_main(
-        lambda: MetricsLog(folder / "metrics.jsonl", (run.step, run.epoch) if resumed else None)
+def start_run(
+    config: TrainConfig, datasets: Datasets, device: torch.device, folder: Path, saved: dict[str, Any] | None
+) -> Run:
+    """The run before its first step, or as it was in the contents ``saved`` of its ``last.pt``."""
+    options, optim = choose_model_options(config, datasets.num_classes, saved), config.optim_options
+    if distributed.world_size() > 1 and options["norm"] == "batch":
+        raise InputError(
+            "--norm is batch; expected group or frozen_batch with several processes, which see other pictures"
+        )
+    model = mask_rcnn_resnet_fpn(**options)
+    if saved is None:
+        load_start(model, config)
+    model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    run = Run(
+        folder,
+        device,
+        config.precision,
+        {
+            "config": config.to_dict(),
+            "model_options": options,
+            "percentiles": config.data_options.percentiles,
+            "diameter": config.data_options.canonical_diameter(),
+            "resize": config.data_options.resize,
+            "class_names": datasets.class_names,
+            "category_ids": datasets.category_ids,
+            "pictures": {"train": datasets.train.names, "val": datasets.val.names},
+        },
+        model,
+        distributed.data_parallel(model, device),
+        build_optimizer(model, optim),
+        None if optim.ema is None else average_weights(model, optim.ema),
+        validated=0 if config.from_ is None else -1,
     )
+    if saved is not None:
+        check_pictures(run.description["pictures"], saved, folder)
+        run.restore(saved)
+    return run
+
+
+def train_epochs(run: Run, config: TrainConfig, datasets: Datasets, stop: Stop, resumed: bool) -> None:
+    """Train, validate and save until all epochs are done, or ``stop`` asks to end."""
+    optim, main = config.optim_options, distributed.is_main()
     sampler = EpochSampler(
         datasets.repeat_factors, optim.batch_size, config.seed, distributed.rank(), distributed.world_size()
     )
     workers = config.data_options.workers
-    loader = build_loader(datasets.train, sampler, default_workers(device) if workers is None else workers, device)
-    steps = -(-len(sampler) // optim.accumulate)
-    truth = to_coco(datasets.val) if main else {}
-    title = f"{folder.name}: mask loss {config.model_options.mask_loss}"
-
-    def save() -> None:
-        contents = {**run.state(), **description}
-        distributed.from_main(lambda: save_checkpoint(folder / "last.pt", contents))
-
-    with stop_after_step() as stop:
-        if config.from_ is not None and not resumed:
-            validate(run, datasets, folder, device, description, log, truth, None, config.precision)
-        while run.epoch < optim.epochs:
-            sampler.set_epoch(run.epoch, run.step_in_epoch * optim.accumulate)
-            stopping = False
-            name = f"epoch {run.epoch + 1}/{optim.epochs}"
-            with tqdm(total=steps, initial=run.step_in_epoch, desc=name, disable=not main) as bar:
-                for row in train_epoch(run, loader, config, device, optim.epochs * steps):
-                    if main:
-                        log.write(row)
-                    bar.set_postfix(loss=f"{row[TOTAL]:.3f}", lr=f"{row['lr']:.1e}", refresh=False)
-                    bar.update()
-                    stopping = distributed.any_process(stop.requested, device)
-                    if stopping:
-                        break
-                    if run.step % config.save_every == 0:
-                        save()
-            if stopping:
-                save()
+    workers = default_workers(run.device) if workers is None else workers
+    loader = build_loader(datasets.train, sampler, workers, run.device)
+    steps_per_epoch = -(-len(sampler) // optim.accumulate)
+    log = distributed.from_main(
+        lambda: MetricsLog(run.folder / "metrics.jsonl", (run.step, run.validated) if resumed else None)
+    )
+    title = f"{run.folder.name}: mask loss {config.model_options.mask_loss}"
+    while True:
+        last = run.epoch >= optim.epochs
+        if run.validated < run.epoch and (run.epoch % config.val_every == 0 or last):
+            validate(run, datasets, log, plots=last)
+            run.save()
+        if main and run.step > 0:
+            plot_metrics(log.rows, run.folder / "loss.png", title)
+        if last:
+            break
+        run.network.train()  # a validation leaves it in evaluation mode
+        sampler.set_epoch(run.epoch, run.step_in_epoch * optim.accumulate)
+        name = f"epoch {run.epoch + 1}/{optim.epochs}"
+        with tqdm(total=steps_per_epoch, initial=run.step_in_epoch, desc=name, disable=not main) as bar:
+            for batches in grouped(loader, optim.accumulate):
+                _stop_if_asked(run, stop)
+                seed_step(config.seed, run.step)
+                lr = optim.lr * learning_rate_factor(run.step, optim.epochs * steps_per_epoch, optim.warmup_steps)
+                row = train_step(run, batches, lr, optim.clip_norm)
+                run.step_in_epoch += 1
                 if main:
-                    hint = f"stopped after step {run.step}; go on with: python train.py --resume {folder}"
-                    print(hint, file=sys.stderr)
-                raise KeyboardInterrupt
-            run.epoch, run.step_in_epoch = run.epoch + 1, 0
-            if run.epoch % config.val_every == 0 or run.epoch == optim.epochs:
-                plots = folder if run.epoch == optim.epochs else None
-                validate(run, datasets, folder, device, description, log, truth, plots, config.precision)
-            save()
-            if run.epoch == optim.epochs:
-                choose_thresholds(folder, datasets, device, truth, config.precision)
-            if main:
-                plot_metrics(log.rows, folder / "loss.png", title)
+                    log.write({"step": run.step, "epoch": run.epoch + 1, "lr": lr, **row})
+                bar.set_postfix(loss=f"{row[TOTAL]:.3f}", lr=f"{lr:.1e}", refresh=False)
+                bar.update()
+                if run.step % config.save_every == 0:
+                    run.save()
+        run.epoch, run.step_in_epoch = run.epoch + 1, 0
+        run.save()  # before the validation, which takes minutes
+    fit_best(run, datasets)
+
+
+def grouped(batches: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
+    """``size`` batches at a time; the last time those that are left."""
+    iterator = iter(batches)
+    while group := list(itertools.islice(iterator, size)):
+        yield group
+
+
+def _stop_if_asked(run: Run, stop: Stop) -> None:
+    """Save and raise KeyboardInterrupt if any process was asked to stop."""
+    if not distributed.any_process(stop.requested, run.device):
+        return
+    run.save()
+    if distributed.is_main():
+        hint = f"stopped after step {run.step}; go on with: python train.py --resume {run.folder}"
+        print(hint, file=sys.stderr)
+    raise KeyboardInterrupt
 
 
 def prepare_run_folder(config: TrainConfig) -> Path:
@@ -170,36 +180,3 @@ def prepare_run_folder(config: TrainConfig) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "config.json").write_text(json.dumps(contents, indent=2) + "\n")
     return folder
-
-
-class _Stop:
-    requested = False
-
-
-@contextmanager
-def stop_after_step() -> Iterator[_Stop]:
-    """Inside the block the first Ctrl-C only sets ``requested``; a second one interrupts at once.
-
-    With several processes all that come only set it: the terminal and torchrun may both send one, and a process that
-    stops at once leaves the others waiting. torchrun ends processes that take more than 30 seconds.
-    """
-    stop = _Stop()
-
-    def handler(signum: int, frame: object) -> None:
-        stop.requested = True
-        if distributed.world_size() == 1:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    before = signal.signal(signal.SIGINT, handler)
-    try:
-        yield stop
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-def _resumed_config(now: TrainConfig, saved: TrainConfig, folder: Path) -> TrainConfig:
-    """The saved options, with the run folder, device and workers of this call."""
-    data = dataclasses.replace(saved.data_options, workers=now.data_options.workers)
-    if not data.data and (folder / "synthetic").is_dir():
-        data = dataclasses.replace(data, data=(folder / "synthetic",))
-    return dataclasses.replace(saved, data_options=data, out=folder, resume=folder, device=now.device)

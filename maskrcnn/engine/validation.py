@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from pathlib import Path
 from typing import Any
-
-import torch
 
 from maskrcnn import distributed
 from maskrcnn.checkpoint import build_model, load_checkpoint, save_checkpoint
 from maskrcnn.engine.datasets import Datasets
 from maskrcnn.engine.log import MetricsLog
-from maskrcnn.engine.steps import BEST_BY, Run
+from maskrcnn.engine.run import BEST_BY, Run
 from maskrcnn.evaluation.coco_ap import MAX_DETECTIONS
 from maskrcnn.evaluation.dense import AT
 from maskrcnn.evaluation.evaluate import evaluate
@@ -23,22 +20,17 @@ from maskrcnn.model import MaskRCNN
 from maskrcnn.predict.predictor import Predictor
 
 
-def validate(
-    run: Run,
-    datasets: Datasets,
-    folder: Path,
-    device: torch.device,
-    description: dict[str, Any],
-    log: MetricsLog,
-    truth: dict[str, Any],
-    plots: Path | None,
-    precision: str,
-) -> None:
-    """Score the validation pictures after an epoch, and keep the weights in ``best.pt`` if none were better."""
+def validate(run: Run, datasets: Datasets, log: MetricsLog, plots: bool) -> None:
+    """Score the validation pictures with the weights as they are, and keep these in ``best.pt`` if none were better.
+
+    ``plots``: also draw ``precision_recall.png`` and ``classes.png``.
+    """
     model = run.scored_model
-    predictor = _predictor(model, description, device, precision)
-    metrics = evaluate(predictor, datasets.val, truth=truth, plots=plots)
+    predictor = _predictor(model, run.description, run)
+    truth = datasets.truth if distributed.is_main() else {}
+    metrics = evaluate(predictor, datasets.val, truth=truth, plots=run.folder if plots else None)
     better = metrics[BEST_BY] >= run.best
+    run.validated = run.epoch
     if better:
         run.best = metrics[BEST_BY]
 
@@ -47,7 +39,7 @@ def validate(
         print_validation(run.epoch, metrics)
         if better:
             weights = {"model": model.state_dict(), "step": run.step, "metrics": metrics}
-            save_checkpoint(folder / "best.pt", {**weights, **description})
+            save_checkpoint(run.folder / "best.pt", {**weights, **run.description})
 
     distributed.from_main(write)
 
@@ -67,24 +59,25 @@ def print_validation(epoch: int, metrics: dict[str, float]) -> None:
     )
 
 
-def choose_thresholds(
-    folder: Path, datasets: Datasets, device: torch.device, truth: dict[str, Any], precision: str
-) -> None:
-    """Fit the thresholds of ``best.pt`` on the validation pictures, and keep them in it as its defaults.
+def fit_best(run: Run, datasets: Datasets) -> None:
+    """Fit the thresholds of ``best.pt`` on the validation pictures, and keep them in it as its defaults, unless that is
+    done already.
 
     ``thresholds.json`` holds the score of every value that was tried.
     """
-    path = folder / "best.pt"
+    path = run.folder / "best.pt"
     best = load_checkpoint(path)
-    predictor = _predictor(build_model(best, path), best, device, precision)
-    chosen = fit_thresholds(predictor, datasets.val, truth)
+    if "thresholds" in best:
+        return
+    truth = datasets.truth if distributed.is_main() else {}
+    chosen = fit_thresholds(_predictor(build_model(best, path), best, run), datasets.val, truth)
 
     def write() -> None:
         best["model_options"]["nms_threshold"] = chosen.nms_threshold
         best["thresholds"] = {"score_threshold": chosen.score_threshold, "mask_threshold": chosen.mask_threshold}
-        save_checkpoint(path, best)
-        with atomic_write(folder / "thresholds.json") as beside:
+        with atomic_write(run.folder / "thresholds.json") as beside:
             beside.write_text(json.dumps(dataclasses.asdict(chosen), indent=2) + "\n")
+        save_checkpoint(path, best)
         pairs = zip(datasets.class_names, chosen.score_threshold, strict=True)
         scores = ", ".join(f"{name} {value}" for name, value in pairs)
         print(
@@ -96,14 +89,14 @@ def choose_thresholds(
     distributed.from_main(write)
 
 
-def _predictor(model: MaskRCNN, description: dict[str, Any], device: torch.device, precision: str) -> Predictor:
+def _predictor(model: MaskRCNN, description: dict[str, Any], run: Run) -> Predictor:
     """What a user gets who loads the weights with this description; the data set has stretched the pictures."""
     return Predictor(
         model,
         None,
         description["class_names"],
-        device,
-        precision,
+        run.device,
+        run.precision,
         diameter=description.get("diameter"),
         resize=description.get("resize"),
     )

@@ -47,11 +47,10 @@ def fit_thresholds(predictor: Predictor, dataset: CellDataset, truth: dict[str, 
     stays unless another value gains :data:`GAIN`.
 
     Args:
-        predictor: its network's threshold of suppression is changed, and is the chosen one afterwards.
+        predictor: predicts with the limits of its network but for what is tried.
         dataset: validation pictures.
         truth: :func:`maskrcnn.data.coco.to_coco` of them.
     """
-    head = predictor.model.box_head
     tried: dict[str, float] = {}
     kept, nms = _find(predictor, dataset, truth, USUAL, None, tried)
     diameters: list[Diameter] = distributed.from_main(lambda: [cells.diameter or "none" for cells in kept])
@@ -60,7 +59,6 @@ def fit_thresholds(predictor: Predictor, dataset: CellDataset, truth: dict[str, 
             found, _ = _find(predictor, dataset, truth, value, diameters, tried)
             if value == _best(tried, "nms_threshold"):
                 kept, nms = found, value
-    head.nms_threshold = nms
     return distributed.from_main(lambda: _choose(dataset, truth, kept, nms, tried))
 
 
@@ -73,8 +71,8 @@ def _find(
     tried: dict[str, float],
 ) -> tuple[list[Detections], float]:
     """What suppression at IoU ``nms`` leaves, and ``nms``; its score goes to ``tried``."""
-    predictor.model.box_head.nms_threshold = nms
-    found = predict_dataset(predictor, dataset, diameters)
+    suppressing = predictor.with_limits(replace(predictor.detector.limits, nms_threshold=nms))
+    found = predict_dataset(suppressing, dataset, diameters)
     tried[f"nms_threshold={nms}"] = distributed.from_main(lambda: _ap(dataset, truth, found, USUAL))
     return found, nms
 

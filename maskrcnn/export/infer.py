@@ -24,7 +24,7 @@ from maskrcnn.data.hw3 import Hw3Folder
 from maskrcnn.data.id_mapping import TestImage
 from maskrcnn.data.joined import JoinedDataset
 from maskrcnn.data.picture import Picture
-from maskrcnn.device import choose_device, keep_freed_memory
+from maskrcnn.device import choose_device
 from maskrcnn.errors import InputError, writing
 from maskrcnn.export.coco import write_results
 from maskrcnn.export.config import InferConfig
@@ -76,8 +76,6 @@ def infer(config: InferConfig) -> Outcome:
     config.check()
     device = choose_device(config.device)
     with distributed.processes(device, PATIENCE):
-        if device.type == "cpu":
-            keep_freed_memory()
         jobs = find_jobs(config)
         predictor = load(
             config.checkpoint,

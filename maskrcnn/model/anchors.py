@@ -48,11 +48,13 @@ class AnchorGenerator:
         if torch.compiler.is_compiling():
             return self._all(shapes, image_size, features[0].device)
         key = (shapes, image_size, features[0].device)
-        if key not in self._cache:
+        anchors = self._cache.get(key)
+        if anchors is None:
+            anchors = self._all(*key)
             if len(self._cache) >= 16:  # pictures of many sizes: the anchors of each can be megabytes
                 self._cache.clear()
-            self._cache[key] = self._all(*key)
-        return self._cache[key]
+            self._cache[key] = anchors
+        return anchors
 
     def _all(self, shapes: Sequence[tuple[int, int]], image_size: tuple[int, int], device: torch.device) -> Tensor:
         grids = [_grid(cell, shape, image_size) for cell, shape in zip(self.cells, shapes, strict=True)]

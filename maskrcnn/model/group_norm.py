@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-
 import torch
 from torch import Tensor, nn
 
@@ -15,7 +12,8 @@ class GroupNorm(nn.GroupNorm):
     """``nn.GroupNorm(32, channels)``, whose means and variances may be those of other maps than the one at hand.
 
     They are taken over a whole map (Wu & He 2018, equation 7), so that a part of a picture would be normalised, and
-    judged, otherwise than the same place in the whole. :func:`statistics_of` holds them.
+    judged, otherwise than the same place in the whole. :meth:`maskrcnn.MaskRCNN.with_statistics_of` makes a network
+    whose norms hold them.
     """
 
     def __init__(self, channels: int, eps: float = 1e-5) -> None:
@@ -42,21 +40,3 @@ class GroupNorm(nn.GroupNorm):
         scale = self.weight.view(self.num_groups, -1) * (variance + self.eps).rsqrt()
         shift = self.bias.view(self.num_groups, -1) - mean * scale
         return scale.view(1, -1, 1, 1), shift.view(1, -1, 1, 1)
-
-
-@contextmanager
-def statistics_of(network: nn.Module, run: Callable[[], object]) -> Iterator[None]:
-    """Inside the block, all :class:`GroupNorm` of ``network`` normalise by the means and variances of the maps that
-    they see, all images of the batch together, while ``run`` passes that batch through the network."""
-    norms = [module for module in network.modules() if isinstance(module, GroupNorm)]
-    try:
-        if norms:
-            for norm in norms:
-                norm.gathers = True
-            run()
-            for norm in norms:
-                norm.gathers = False
-        yield
-    finally:
-        for norm in norms:
-            norm.gathers, norm.held = False, None

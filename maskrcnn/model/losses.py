@@ -1,6 +1,6 @@
-"""Mask losses (binary cross-entropy, Dice, their sum, Tversky), and what the losses of a batch are divided by.
+"""Mask losses: binary cross-entropy, Dice, their sum, and Tversky.
 
-The mask losses take the logits z [R, S, S] of R RoIs and targets t [R, S, S] in 0..1 (soft where an outline crosses a
+They take the logits z [R, S, S] of R RoIs and targets t [R, S, S] in 0..1 (soft where an outline crosses a
 bin), with p = sigmoid(z), and compute in float32 (float64 for float64 input) also where autocast made the logits
 bfloat16: the sums over S*S = 784 bins need more than bfloat16's 8 bits.
 """
@@ -10,7 +10,6 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -19,27 +18,6 @@ MaskLoss = Literal["bce", "dice", "bce+dice", "tversky"]
 SMOOTH = 1.0
 """Added to numerator and denominator of the overlap ratios, in bins: an empty target with an empty prediction costs 0,
 not 0/0, and the gradient stays finite."""
-
-
-def mean_count(count: int, device: torch.device) -> Tensor | int:
-    """What a sum over ``count`` examples is divided by: their number, or the mean of it over the training processes.
-
-    Processes that train one network average their gradients. With sum_r and n_r of process r of N, the average of
-    sum_r / mean(n) is sum(sum_r) / sum(n), as if one process had all pictures; the average of sum_r / n_r is not.
-
-    Args:
-        count: examples in this process, possibly 0.
-        device: where the count is added up, that of the loss.
-
-    Returns:
-        max(1, count) without torch.distributed; else a float32 scalar on ``device``, at least 1 / N. All processes must
-        call this, in the same order.
-    """
-    if not (dist.is_available() and dist.is_initialized()):
-        return max(1, count)
-    total = torch.tensor(count, device=device)
-    dist.all_reduce(total)
-    return total.clamp(min=1) / dist.get_world_size()
 
 
 def mask_loss(
@@ -57,7 +35,7 @@ def mask_loss(
         kind: ``bce``, ``dice``, ``bce+dice`` or ``tversky``.
         logits: float [R, S, S], of the mask of each RoI's true class.
         targets: [R, S, S] in 0..1.
-        count: what the sum over RoIs is divided by, of :func:`mean_count`; default: R.
+        count: what the sum over RoIs is divided by, of :func:`maskrcnn.distributed.mean_count`; default: R.
         tversky_alpha, tversky_beta: weights of false positives and false negatives.
 
     Returns:

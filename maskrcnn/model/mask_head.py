@@ -9,9 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from maskrcnn import ops
+from maskrcnn.distributed import mean_count
 from maskrcnn.model.conv import Conv3x3
 from maskrcnn.model.group_norm import GROUPS
-from maskrcnn.model.losses import MaskLoss, mask_loss, mean_count
+from maskrcnn.model.losses import MaskLoss, mask_loss
 from maskrcnn.model.roi_heads import RoIPool, SampledRoIs
 from maskrcnn.structures import InstanceLabels
 

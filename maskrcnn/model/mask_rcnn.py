@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import copy
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from maskrcnn.model.anchors import AnchorGenerator
 from maskrcnn.model.fpn import FPN
-from maskrcnn.model.group_norm import GROUPS
+from maskrcnn.model.group_norm import GROUPS, GroupNorm
+from maskrcnn.model.limits import Limits
 from maskrcnn.model.losses import MaskLoss
 from maskrcnn.model.mask_head import MaskHead
 from maskrcnn.model.resnet import Norm, ResNet
@@ -54,31 +55,45 @@ class MaskRCNN(nn.Module):
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(1, 3, 1, 1))
 
     @property
-    def detections_per_image(self) -> int:
-        """The most cells reported for one picture."""
-        return self.box_head.detections_per_image
+    def limits(self) -> Limits:
+        """Those of a prediction for which none are given."""
+        head = self.box_head
+        return Limits(
+            self.rpn.pre_nms[1],
+            self.rpn.post_nms[1],
+            head.score_threshold,
+            head.nms_threshold,
+            head.detections_per_image,
+        )
 
     @property
     def aligned(self) -> bool:
         """Whether masks lie in their boxes; else they show what lies half a pixel down and right of them."""
         return self.mask_head.pool.aligned
 
-    @contextmanager
-    def at_least_detections(self, count: int) -> Iterator[None]:
-        """Inside the block at least ``count`` cells may be found in a picture.
+    @torch.no_grad()
+    def with_statistics_of(self, images: Tensor, sizes: Sequence[tuple[int, int]]) -> MaskRCNN:
+        """This network for parts of a picture, which GroupNorm normalises as parts of the whole.
 
-        Four times as many proposals are kept, of twelve times as many anchors a level: with the limits for small
-        pictures, the brightest cells' anchors leave no room for the others' (benchmarks/results/tiles-cpu.md).
+        GroupNorm's means and variances are taken over a whole map (Wu & He 2018, equation 7). The network that is
+        returned shares this one's weights and uses those of the given images, all of them together, for whatever it is
+        shown; this one stays as it is.
+
+        Args:
+            images, sizes: see :meth:`forward`.
         """
-        before = self.box_head.detections_per_image, self.rpn.pre_nms, self.rpn.post_nms
-        self.box_head.detections_per_image = max(before[0], count)
-        self.rpn.pre_nms, self.rpn.post_nms = (
-            (pair[0], max(pair[1], factor * count)) for pair, factor in zip(before[1:], (12, 4), strict=True)
-        )
-        try:
-            yield
-        finally:
-            self.box_head.detections_per_image, self.rpn.pre_nms, self.rpn.post_nms = before
+        twin = copy.copy(self)
+        weights = {id(tensor): tensor for tensor in (*self.parameters(), *self.buffers())}
+        parts = {name: copy.deepcopy(getattr(self, name), dict(weights)) for name in ("backbone", "neck")}
+        twin._modules = {**self._modules, **parts}
+        norms = [module for module in twin.modules() if isinstance(module, GroupNorm)]
+        for norm in norms:
+            norm.gathers = True
+        if norms:
+            twin.features(images, sizes)
+        for norm in norms:
+            norm.gathers = False
+        return twin
 
     def forward(
         self,
@@ -86,6 +101,7 @@ class MaskRCNN(nn.Module):
         sizes: Sequence[tuple[int, int]],
         labels: Sequence[InstanceLabels] | None = None,
         masks: bool = True,
+        limits: Limits | None = None,
     ) -> dict[str, Tensor] | list[Detections]:
         """Losses in training mode, detections in evaluation mode.
 
@@ -94,10 +110,11 @@ class MaskRCNN(nn.Module):
             sizes: (h, w) of each image without its padding.
             labels: the cells of each image; needed in training mode, and ignored otherwise.
             masks: False spares the mask head in evaluation mode: the detections' masks have shape [K, 0, 0].
+            limits: of the detections, in evaluation mode; default: :attr:`limits`.
 
         Returns:
             In training ``loss_objectness``, ``loss_rpn_box_reg``, ``loss_classifier``, ``loss_box_reg`` and
-            ``loss_mask`` (scalars; Mask R-CNN's loss is their sum); else one :class:`Detections` an image, whose masks
+            ``loss_mask`` (scalars; Mask R-CNN's loss is their sum); else one :class:`Detections` per image, whose masks
             are the network's own: where it is not :attr:`aligned`, :class:`maskrcnn.predict.predictor.Predictor` moves
             them into their boxes.
 
@@ -108,7 +125,7 @@ class MaskRCNN(nn.Module):
         image_size = (images.shape[-2], images.shape[-1])
         features = self.features(images, sizes)
         if not self.training:
-            return self._detect(features, image_size, sizes, masks)
+            return self._detect(features, image_size, sizes, masks, self.limits if limits is None else limits)
         assert labels is not None
         proposals, losses = self.rpn(features, image_size, sizes, labels)
         sampled = self.box_head.sample(proposals, labels)
@@ -131,10 +148,11 @@ class MaskRCNN(nn.Module):
         image_size: tuple[int, int],
         sizes: Sequence[tuple[int, int]],
         with_masks: bool,
+        limits: Limits,
     ) -> list[Detections]:
-        proposals, _ = self.rpn(features, image_size, sizes)
+        proposals, _ = self.rpn(features, image_size, sizes, limits=limits)
         logits, deltas = self.box_head(features, proposals, image_size)
-        rois, scores, labels = self.box_head.detect(logits, deltas, proposals, sizes)
+        rois, scores, labels = self.box_head.detect(logits, deltas, proposals, sizes, limits)
         if with_masks:
             masks = self.mask_head(features, rois, labels, image_size).sigmoid()
         else:

@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from maskrcnn import ops
+from maskrcnn.distributed import mean_count
 from maskrcnn.model.box_coder import BoxCoder
-from maskrcnn.model.losses import mean_count
+from maskrcnn.model.limits import Limits
 from maskrcnn.model.rois import best_of_each_image, clip_boxes, join_rois
 from maskrcnn.model.sampler import sample_balanced
 from maskrcnn.structures import InstanceLabels
@@ -164,24 +165,31 @@ class BoxHead(nn.Module):
         }
 
     def detect(
-        self, logits: Tensor, deltas: Tensor, proposals: Tensor, sizes: Sequence[tuple[int, int]]
+        self,
+        logits: Tensor,
+        deltas: Tensor,
+        proposals: Tensor,
+        sizes: Sequence[tuple[int, int]],
+        limits: Limits | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """What was found. A proposal may become a detection of several classes; NMS works within a class.
 
         Args:
             logits: [R, K + 1], ``deltas`` [R, K + 1, 4], both of the proposals, which are RoIs [R, 5].
             sizes: (H, W) of each image in pixels.
+            limits: of the detections; default: those that the head was built with.
 
         Returns:
             RoIs float32 [D, 5] (image index, xyxy in pixels), scores [D] and classes int64 [D] (1..K); ordered by
             image, and in each from high to low score.
         """
+        own: Limits | BoxHead = self if limits is None else limits
         scores = logits.softmax(dim=1)[:, 1:]
-        row, column = torch.nonzero(scores > self.score_threshold, as_tuple=True)
+        row, column = torch.nonzero(scores > own.score_threshold, as_tuple=True)
         score, image = scores[row, column], proposals[row, 0].long()
         boxes = clip_boxes(self.coder.decode(deltas[row, column + 1], proposals[row, 1:]), image, sizes)
         group = image * self.num_classes + column
         keep = best_of_each_image(
-            boxes, score, image, group, self.nms_threshold, self.min_size, self.detections_per_image
+            boxes, score, image, group, own.nms_threshold, self.min_size, own.detections_per_image
         )
         return join_rois(image[keep], boxes[keep]), score[keep], column[keep] + 1

@@ -9,10 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from maskrcnn import ops
+from maskrcnn.distributed import mean_count
 from maskrcnn.model.anchors import AnchorGenerator
 from maskrcnn.model.box_coder import BoxCoder
 from maskrcnn.model.conv import Conv3x3
-from maskrcnn.model.losses import mean_count
+from maskrcnn.model.limits import Limits
 from maskrcnn.model.rois import best_of_each_image, clip_boxes, join_rois
 from maskrcnn.model.sampler import sample_balanced
 from maskrcnn.structures import InstanceLabels
@@ -99,6 +100,7 @@ class RegionProposalNetwork(nn.Module):
         image_size: tuple[int, int],
         sizes: Sequence[tuple[int, int]],
         labels: Sequence[InstanceLabels] | None = None,
+        limits: Limits | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Proposals, and in training the losses.
 
@@ -106,6 +108,7 @@ class RegionProposalNetwork(nn.Module):
             features: P2..P6, each [B, C, H_l, W_l].
             image_size: (H, W) of the padded batch; ``sizes``: of the images in it.
             labels: cells of each image, in training.
+            limits: of the proposals in inference; default: those that the RPN was built with.
 
         Returns:
             RoIs float32 [R, 5] (image index, xyxy in pixels), ordered by image and in each from high to low score; and
@@ -113,7 +116,7 @@ class RegionProposalNetwork(nn.Module):
         """
         objectness, deltas = self.head(features)
         anchors = self.anchors(features, image_size)
-        proposals = self.propose(objectness, deltas, anchors, sizes)
+        proposals = self.propose(objectness, deltas, anchors, sizes, limits)
         if labels is None:
             return proposals, {}
         return proposals, self.losses(torch.cat(objectness, 1), torch.cat(deltas, 1), anchors, labels)
@@ -125,6 +128,7 @@ class RegionProposalNetwork(nn.Module):
         deltas: Sequence[Tensor],
         anchors: Tensor,
         sizes: Sequence[tuple[int, int]],
+        limits: Limits | None = None,
     ) -> Tensor:
         """The best anchors of each level, moved by their deltas, cut to their image, without near-duplicates.
 
@@ -132,11 +136,15 @@ class RegionProposalNetwork(nn.Module):
             objectness: of each level, logits [B, A_l]; ``deltas`` [B, A_l, 4].
             anchors: [A, 4], those of all levels.
             sizes: (H, W) of each image in pixels.
+            limits: see :meth:`forward`.
 
         Returns:
             RoIs [R, 5] as :meth:`forward` gives them.
         """
-        pre_nms, post_nms = (pair[0 if self.training else 1] for pair in (self.pre_nms, self.post_nms))
+        if limits is None:
+            pre_nms, post_nms = (pair[0 if self.training else 1] for pair in (self.pre_nms, self.post_nms))
+        else:
+            pre_nms, post_nms = limits.pre_nms, limits.post_nms
         scores, boxes, levels = [], [], []
         # a feature map at a time, all images at once: the best are those of a level
         of_level = anchors.split([logits.shape[1] for logits in objectness])

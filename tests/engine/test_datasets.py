@@ -22,6 +22,7 @@ from maskrcnn.data.split import repeat_factors, train_val_split
 from maskrcnn.data.synthetic import write_dataset
 from maskrcnn.engine.config import DataOptions, TrainConfig
 from maskrcnn.engine.datasets import Datasets, build_datasets
+from maskrcnn.engine.resume import run_config
 from maskrcnn.engine.start import adopt_start
 from maskrcnn.engine.train import train
 from maskrcnn.errors import InputError
@@ -214,7 +215,7 @@ def test_a_run_on_two_sources_as_one_class(tiny_dataset: Path, other: Path, tmp_
     best = load_checkpoint(folder / "best.pt")
     assert (best["class_names"], best["category_ids"]) == (["nucleus"], [1])
     assert maskrcnn.load(folder / "best.pt").class_names == ("nucleus",)
-    assert train(TrainConfig(resume=folder, device="cpu")) == folder
+    assert train(run_config(folder)) == folder
 
 
 def test_the_command_line_takes_several_sources(tiny_dataset: Path, tmp_path: Path) -> None:

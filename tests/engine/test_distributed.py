@@ -22,6 +22,7 @@ from maskrcnn.engine import train as trainer
 from maskrcnn.engine.config import TrainConfig
 from maskrcnn.engine.datasets import build_datasets
 from maskrcnn.engine.log import read_metrics
+from maskrcnn.engine.resume import run_config
 from maskrcnn.errors import InputError
 from maskrcnn.evaluation.evaluate import evaluate, predict_dataset, to_results
 from maskrcnn.predict.predictor import Predictor
@@ -190,5 +191,5 @@ def test_ctrl_c_in_one_process_stops_both_after_the_same_step(data: Path, tmp_pa
     steps = [row["step"] for row in read_metrics(run / "metrics.jsonl") if "loss" in row]
     assert load_checkpoint(run / "last.pt")["step"] == steps[-1] == len(steps)
     with pytest.raises(InputError, match=r"last\.pt: the run was trained by 2 process\(es\)"):
-        trainer.train(TrainConfig(resume=run, device="cpu"))
+        trainer.train(run_config(run))
     shutil.rmtree(run)

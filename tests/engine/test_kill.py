@@ -18,6 +18,7 @@ from maskrcnn.checkpoint import load_checkpoint
 from maskrcnn.engine import train as trainer
 from maskrcnn.engine.config import TrainConfig
 from maskrcnn.engine.log import MetricsLog, read_metrics
+from maskrcnn.engine.resume import run_config
 from tests.conftest import ROOT, tiny_config
 from tests.engine.worker import no_sync, small_network
 
@@ -62,11 +63,11 @@ def _tensors(value: Any, name: str = "") -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize(
     ("accident", "save_every", "saved_step"),
     [
-        # saves: the epoch's best.pt and last.pt (step 2), last.pt (step 3), best.pt and last.pt (step 4)
+        # saves: last.pt, the epoch's best.pt and last.pt (step 2), last.pt (step 3), then those of step 4
         pytest.param("after-step:4", 3, 3, id="between steps, inside an epoch"),
         pytest.param("half-way-through-save:3", 3, 2, id="last.pt.part half written"),
-        # saves: last.pt (step 2, before the validation), the epoch's best.pt and last.pt
-        pytest.param("before-rename:3", 2, 2, id="after a validation, last.pt.part not renamed"),
+        # saves: last.pt (step 2) twice, the epoch's best.pt and last.pt
+        pytest.param("before-rename:4", 2, 2, id="after a validation, last.pt.part not renamed"),
     ],
 )
 def test_a_killed_run_resumes_exactly(
@@ -87,7 +88,7 @@ def test_a_killed_run_resumes_exactly(
     assert load_checkpoint(run / "last.pt")["step"] == saved_step
     monkeypatch.setattr(trainer, "mask_rcnn_resnet_fpn", small_network)
     monkeypatch.setattr(os, "fsync", no_sync)
-    trainer.train(TrainConfig(resume=run, device="cpu"))
+    trainer.train(run_config(run))
     assert read_metrics(run / "metrics.jsonl") == read_metrics(uninterrupted / "metrics.jsonl")
     for name in ("last.pt", "best.pt"):
         ours, theirs = (_tensors(load_checkpoint(folder / name)) for folder in (run, uninterrupted))

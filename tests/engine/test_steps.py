@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,11 @@ from torch import nn
 
 from maskrcnn import distributed
 from maskrcnn.data.sample import Batch
-from maskrcnn.engine.config import OptimOptions, TrainConfig
-from maskrcnn.engine.ema import WeightAverage
+from maskrcnn.engine.ema import average_weights
 from maskrcnn.engine.loader import EpochSampler
-from maskrcnn.engine.steps import Run, accumulate_gradients, train_epoch
-from maskrcnn.engine.train import train
+from maskrcnn.engine.run import Run
+from maskrcnn.engine.steps import NonFiniteLossError, seed_step, train_step
+from maskrcnn.engine.train import grouped, train
 from maskrcnn.errors import InputError
 from tests.conftest import tiny_config
 
@@ -45,10 +46,10 @@ def _batches(count: int) -> list[Batch]:
     return [Batch(image, [(4, 4)] * 2, [], ["a", "b"], [1, 2]) for image in images]
 
 
-def _run(**ema: Any) -> Run:
+def _run() -> Run:
     torch.manual_seed(0)
     model: Any = Network()
-    return Run(model, model, torch.optim.SGD(model.parameters(), 0.01), **ema)
+    return Run(Path(), CPU, "fp32", {}, model, model, torch.optim.SGD(model.parameters(), 0.01))
 
 
 def _gradients(run: Run) -> list[torch.Tensor]:
@@ -59,61 +60,87 @@ def test_gradients_and_losses_of_a_step_are_the_means_of_its_batches() -> None:
     run, batches = _run(), _batches(3)
     rows, gradients = [], []
     for batch in batches:
-        rows.append(accumulate_gradients(run, [batch], "fp32", CPU))
+        rows.append(train_step(run, [batch], lr=0.0, clip_norm=0.0))
         gradients.append(_gradients(run))
-    row = accumulate_gradients(run, batches, "fp32", CPU)
-    assert row == pytest.approx({key: np.mean([r[key] for r in rows]) for key in rows[0]})
+    row = train_step(run, batches, lr=0.0, clip_norm=0.0)
+    assert row.keys() == {"loss", "loss_one", "loss_two", "grad_norm"}
+    assert row["grad_norm"] == pytest.approx(float(torch.cat([g.flatten() for g in _gradients(run)]).norm()))
+    losses = [key for key in row if key != "grad_norm"]
+    assert [row[key] for key in losses] == pytest.approx([np.mean([r[key] for r in rows]) for key in losses])
     for ours, parts in zip(_gradients(run), zip(*gradients, strict=True), strict=True):
         torch.testing.assert_close(ours, torch.stack(parts).mean(0))
 
 
-def _rows(run: Run, accumulate: int, batches: int) -> list[dict[str, float]]:
-    config = TrainConfig(optim_options=OptimOptions(accumulate=accumulate), precision="fp32")
-    loader: Any = _batches(batches)
-    return list(train_epoch(run, loader, config, CPU, total_steps=10))
-
-
-def test_the_last_step_of_an_epoch_takes_what_is_left() -> None:
+def test_batches_are_taken_in_groups() -> None:
+    groups = list(grouped(_batches(5), 2))
+    assert [len(group) for group in groups] == [2, 2, 1]
     run = _run()
-    rows = _rows(run, accumulate=2, batches=5)
-    assert [row["step"] for row in rows] == [1, 2, 3]
-    assert (run.step, run.step_in_epoch, len(run.model.draws)) == (3, 3, 5)
+    rows = [train_step(run, group, lr=0.1, clip_norm=1.0) for group in groups]
+    assert (run.step, len(run.model.draws)) == (3, 5)  # type: ignore[arg-type]
     assert rows[-1]["loss"] == pytest.approx(rows[-1]["loss_one"] + rows[-1]["loss_two"])
+
+
+def test_a_gradient_is_clipped_to_its_norm() -> None:
+    run = _run()
+    before = [p.detach().clone() for p in run.model.parameters()]
+    row = train_step(run, _batches(1), lr=1.0, clip_norm=1e-3)
+    assert row["grad_norm"] > 1e-3
+    moved = torch.cat([(p.detach() - old).flatten() for p, old in zip(run.model.parameters(), before, strict=True)])
+    assert float(moved.norm()) == pytest.approx(1e-3, rel=1e-4)
+
+
+@pytest.mark.parametrize("clip_norm", [0.0, 10.0])
+@pytest.mark.parametrize(("loss", "gradient", "what"), [(1.0, math.inf, "gradient"), (math.nan, 1.0, "loss")])
+def test_a_step_that_is_not_finite_leaves_the_weights(
+    clip_norm: float, loss: float, gradient: float, what: str
+) -> None:
+    """Also where the loss is finite and its gradient alone is not, as at the square root of 0."""
+    run = _run()
+    run.ema = average_weights(run.model, 0.9)
+
+    def forward(*args: object) -> dict[str, torch.Tensor]:
+        weight = run.model.layer.weight  # type: ignore[union-attr]
+        value = weight.sum() * 0 + loss  # type: ignore[operator]
+        value.register_hook(lambda grad: grad * gradient)
+        return {"loss_one": value}
+
+    run.network.forward = forward  # type: ignore[method-assign]
+    before = [p.detach().clone() for p in run.model.parameters()]
+    with pytest.raises(NonFiniteLossError, match=rf"the {what} is not finite at step 1 .* on the pictures a, b$"):
+        train_step(run, _batches(1), lr=0.1, clip_norm=clip_norm)
+    assert all(torch.equal(p, old) for p, old in zip(run.model.parameters(), before, strict=True))
+    assert (run.step, int(run.ema.n_averaged)) == (0, 0)
 
 
 def test_processes_draw_differently_and_the_first_as_a_single_one(monkeypatch: pytest.MonkeyPatch) -> None:
     draws = []
     for rank in (0, 1):
         monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
-        run = _run()
-        _rows(run, accumulate=1, batches=2)
-        draws.append(run.model.draws)
+        for step in (0, 1):
+            seed_step(0, step)
+            draws.append(torch.rand(1).item())
     expected = []
     for step in (0, 1):
         torch.manual_seed(int(np.random.SeedSequence([0, step]).generate_state(1)[0]))
         expected.append(torch.rand(1).item())
-    assert draws[0] == expected
-    assert not set(draws[0]) & set(draws[1])
+    assert draws[:2] == expected
+    assert len(set(draws)) == 4
 
 
 @pytest.mark.parametrize("decay", [0.2, 0.9])
 def test_the_average_is_that_of_its_definition(decay: float) -> None:
     run = _run()
-    run.ema = WeightAverage(run.model, decay)
-    weight = run.model.layer.weight
+    run.ema = average_weights(run.model, decay)
+    weight: Any = run.model.layer.weight  # type: ignore[union-attr]
     expected, used = weight.detach().double().clone(), []
     for t in range(30):
         weight.data.normal_()
-        run.ema.update(run.model)
-        used.append(min(decay, (1 + t) / (10 + t)))
+        run.ema.update_parameters(run.model)
+        used.append(min(decay, (1 + t) / (10 + t)) if t else 0.0)
         expected = used[-1] * expected + (1 - used[-1]) * weight.detach().double()
-    assert used[0] == 0.1
     assert (used[-1] == decay) == (decay == 0.2)
-    torch.testing.assert_close(run.scored_model.layer.weight, expected.float(), rtol=1e-5, atol=1e-6)
-    again = WeightAverage(run.model, decay)
-    again.restore(run.ema.state(), Path("last.pt"))
-    assert torch.equal(again.model.layer.weight, run.ema.model.layer.weight)
-    assert again.updates == 30
+    average: Any = run.ema.module
+    torch.testing.assert_close(average.layer.weight, expected.float(), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(("pictures", "batch_size", "processes"), [(12, 2, 3), (11, 2, 2), (7, 1, 3), (2, 1, 5)])

@@ -23,8 +23,10 @@ import maskrcnn
 from maskrcnn.checkpoint import load_checkpoint, pack_checkpoint, save_checkpoint
 from maskrcnn.engine.config import DataOptions, ModelOptions, OptimOptions, TrainConfig
 from maskrcnn.engine.log import read_metrics
+from maskrcnn.engine.resume import run_config
+from maskrcnn.engine.run import Run
 from maskrcnn.engine.start import adopt_start, choose_model_options
-from maskrcnn.engine.steps import NonFiniteLossError, Run, build_optimizer, learning_rate_factor
+from maskrcnn.engine.steps import NonFiniteLossError, build_optimizer, learning_rate_factor
 from maskrcnn.engine.train import train
 from maskrcnn.errors import InputError
 from maskrcnn.model import MaskRCNN
@@ -67,8 +69,8 @@ def test_thresholds_are_fitted_and_kept(tiny_run: Path) -> None:
     assert best["model_options"]["nms_threshold"] == thresholds["nms_threshold"]
     predictor = maskrcnn.load(tiny_run / "best.pt", device="cpu")
     assert predictor.score_threshold == tuple(thresholds["score_threshold"])
-    assert predictor.mask_threshold == thresholds["mask_threshold"]
-    assert predictor.model.box_head.nms_threshold == thresholds["nms_threshold"]
+    assert predictor.detector.mask_threshold == thresholds["mask_threshold"]
+    assert predictor.detector.limits.nms_threshold == thresholds["nms_threshold"]
     assert predictor.diameter == 30
 
 
@@ -116,10 +118,10 @@ def test_the_best_score_of_an_older_run_is_not_compared(tiny_run: Path) -> None:
     """It went by another one, AP at 100 detections."""
     saved = load_checkpoint(tiny_run / "last.pt")
     model = mask_rcnn_resnet_fpn(**saved["model_options"])
-    run = Run(model, model, build_optimizer(model, OptimOptions()))
-    run.restore(saved, tiny_run / "last.pt")
+    run = Run(tiny_run, torch.device("cpu"), "fp32", {}, model, model, build_optimizer(model, OptimOptions()))
+    run.restore(saved)
     assert run.best == saved["best"]
-    run.restore({key: value for key, value in saved.items() if key != "best_by"}, tiny_run / "last.pt")
+    run.restore({key: value for key, value in saved.items() if key != "best_by"})
     assert run.best == -math.inf
 
 
@@ -201,7 +203,7 @@ def test_resuming_inside_an_epoch_repeats_the_uninterrupted_run_exactly(
         train(tiny_config(tiny_dataset, tmp_path / "run"))
     monkeypatch.setattr(MaskRCNN, "forward", forward)
     assert load_checkpoint(tmp_path / "run" / "last.pt")["step"] == 6
-    train(TrainConfig(resume=tmp_path / "run", device="cpu"))
+    train(run_config(tmp_path / "run"))
     assert _loss_rows(tmp_path / "run") == _loss_rows(tiny_run)
     ours, theirs = (load_checkpoint(folder / "last.pt")["model"] for folder in (tmp_path / "run", tiny_run))
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
@@ -209,7 +211,7 @@ def test_resuming_inside_an_epoch_repeats_the_uninterrupted_run_exactly(
 
 def test_a_finished_run_resumes_to_nothing(tiny_run: Path) -> None:
     before = _loss_rows(tiny_run)
-    train(TrainConfig(resume=tiny_run, device="cpu"))
+    train(run_config(tiny_run))
     assert _loss_rows(tiny_run) == before
 
 
@@ -261,7 +263,8 @@ def test_options_that_no_run_can_use(
 
 
 @pytest.mark.slow
-def test_ctrl_c_leaves_a_run_to_resume(tiny_dataset: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_leaves_a_run_to_resume(tiny_dataset: Path, tmp_path: Path, number: signal.Signals) -> None:
     run = tmp_path / "run"
     options = (
         f"--data {tiny_dataset} --out {run} --depth 18 --crop 64 --epochs 50 --roi-batch-per-image 32 --device cpu"
@@ -274,9 +277,10 @@ def test_ctrl_c_leaves_a_run_to_resume(tiny_dataset: Path, tmp_path: Path) -> No
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
+    assert f"{number.name}: stopping after this step or validation; Ctrl-C again stops at once" in errors
     assert f"go on with: python train.py --resume {run}" in errors
     assert "Traceback" not in errors
     assert load_checkpoint(run / "last.pt")["step"] == len(_loss_rows(run))

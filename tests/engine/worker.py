@@ -18,10 +18,10 @@ import torch
 
 from maskrcnn import checkpoint, distributed
 from maskrcnn.data.dataset import CellDataset
-from maskrcnn.engine import steps
 from maskrcnn.engine import train as trainer
 from maskrcnn.engine.config import TrainConfig
 from maskrcnn.engine.log import TOTAL, MetricsLog
+from maskrcnn.engine.steps import NonFiniteLossError
 from maskrcnn.evaluation import evaluate as evaluation
 from maskrcnn.model import MaskRCNN, mask_rcnn_resnet_fpn
 from maskrcnn.predict.predictor import Predictor
@@ -151,7 +151,7 @@ if __name__ == "__main__":
         predict_after_epoch(config.out)
     try:
         trainer.train(config)
-    except steps.NonFiniteLossError as error:
+    except NonFiniteLossError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit(130)

@@ -10,25 +10,19 @@ import pytest
 import torch
 from skimage.draw import disk
 from skimage.measure import label, regionprops
-from torch import Tensor, nn
+from torch import Tensor
 
-import maskrcnn
 from maskrcnn.data.picture import picture_of
 from maskrcnn.errors import InputError
 from maskrcnn.predict.predictor import Predictor
 from maskrcnn.structures import Detections
+from tests.stand_in import StandIn
 
 CANONICAL = 30.0
 
 
-class DiscFinder(nn.Module):
+class DiscFinder(StandIn):
     """Finds bright discs of a third to three times the canonical diameter, and is surer the closer they are to it."""
-
-    detections_per_image = 200
-    aligned = True
-    at_least_detections = maskrcnn.MaskRCNN.at_least_detections
-    box_head: Any = type("Head", (), {"detections_per_image": 200})
-    rpn: Any = type("RPN", (), {"pre_nms": (1, 1), "post_nms": (1, 1)})
 
     def __init__(self) -> None:
         super().__init__()
@@ -36,12 +30,10 @@ class DiscFinder(nn.Module):
         y, x = np.mgrid[:28, :28] + 0.5
         self.disc = torch.from_numpy(((y - 14) ** 2 + (x - 14) ** 2 <= 14**2).astype(np.float32))
 
-    def forward(self, images: Tensor, sizes: Sequence[tuple[int, int]], masks: bool = True) -> list[Detections]:
-        self.shapes += sizes
-        return [self._detect(image, size) for image, size in zip(images, sizes, strict=True)]
-
-    def _detect(self, image: Tensor, size: tuple[int, int]) -> Detections:
-        bright = image[0, : size[0], : size[1]].numpy() > 100
+    def detect(self, image: Tensor) -> Detections:
+        size = (image.shape[1], image.shape[2])
+        self.shapes.append(size)
+        bright = image[0].numpy() > 100
         found = []
         for region in regionprops(label(bright)):
             octaves = abs(np.log2(region.equivalent_diameter_area / CANONICAL))
@@ -113,25 +105,25 @@ def test_no_cell() -> None:
     assert len(cells) == 0
     assert cells.size == (200, 300)
     assert cells.diameter is None
-    assert isinstance(found.model, DiscFinder)
-    assert found.model.shapes[-1] == (200, 300)
+    assert isinstance(found.detector.model, DiscFinder)
+    assert found.detector.model.shapes[-1] == (200, 300)
 
 
 def test_a_given_diameter_is_taken() -> None:
     found = predictor()
     cells = found(np.zeros((100, 150), np.uint8), diameter=15)
-    assert isinstance(found.model, DiscFinder)
-    assert found.model.shapes == [(200, 300)]
+    assert isinstance(found.detector.model, DiscFinder)
+    assert found.detector.model.shapes == [(200, 300)]
     assert cells.diameter == 15
     found(np.zeros((100, 150), np.uint8), diameter=1)  # not more than four times
-    assert found.model.shapes[-1] == (400, 600)
+    assert found.detector.model.shapes[-1] == (400, 600)
 
 
 def test_none_is_the_own_scale() -> None:
     found = predictor()
     cells = found(discs([16], 200), diameter="none")
-    assert isinstance(found.model, DiscFinder)
-    assert found.model.shapes == [(200, 200)]
+    assert isinstance(found.detector.model, DiscFinder)
+    assert found.detector.model.shapes == [(200, 200)]
     assert cells.diameter is None
 
 
@@ -140,8 +132,8 @@ def test_a_slide_is_looked_at_in_windows() -> None:
     picture = discs([16], 2000)
     found = predictor()
     assert found.find_diameter(picture_of(picture, None)) == pytest.approx(16, rel=0.07)
-    assert isinstance(found.model, DiscFinder)
-    assert sum(h * w for h, w in found.model.shapes) < 2000 * 2000
+    assert isinstance(found.detector.model, DiscFinder)
+    assert sum(h * w for h, w in found.detector.model.shapes) < 2000 * 2000
 
 
 def test_tiles_are_pixels_of_the_scaled_picture() -> None:
@@ -149,8 +141,8 @@ def test_tiles_are_pixels_of_the_scaled_picture() -> None:
     found = predictor(tile=256, overlap=64)
     cells = found(picture, diameter=15)
     assert len(cells) == len(regionprops(label(picture > 100)))
-    assert isinstance(found.model, DiscFinder)
-    assert max(max(size) for size in found.model.shapes) == 256
+    assert isinstance(found.detector.model, DiscFinder)
+    assert max(max(size) for size in found.detector.model.shapes) == 256
 
 
 def test_networks_for_the_pictures_own_scale_take_no_diameter() -> None:

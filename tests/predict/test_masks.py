@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-import maskrcnn
 from maskrcnn import ops
 from maskrcnn.predict.masks import into_their_boxes, laid_over
 from maskrcnn.predict.predictor import Predictor
 from maskrcnn.structures import Detections, InstanceLabels
 from tests.export.cells import masks_of
 from tests.shapes import ellipse, instance, iou, polygon, wider
+from tests.stand_in import StandIn
 
 CELLS = 40  # of each size
 
@@ -79,25 +78,17 @@ def test_boxes_smaller_than_a_pixel_and_none() -> None:
     assert into_their_boxes(masks[:0], box[:0]).shape == (0, 8, 8)
 
 
-class PerfectHead(nn.Module):
+class PerfectHead(StandIn):
     """Stands in for a network that finds the cells of a batch of labels, with targets for masks."""
-
-    detections_per_image = 200
-    at_least_detections = maskrcnn.MaskRCNN.at_least_detections
-    box_head: Any = type("Head", (), {"detections_per_image": 200})
-    rpn: Any = type("RPN", (), {"pre_nms": (1, 1), "post_nms": (1, 1)})
 
     def __init__(self, aligned: bool) -> None:
         super().__init__()
         self.aligned = aligned
 
-    def forward(self, images: Tensor, sizes: Sequence[tuple[int, int]], masks: bool = True) -> list[Detections]:
-        found = []
-        for image, (height, width) in zip(images, sizes, strict=True):  # a cell's number is its pixels' colour
-            cells = InstanceLabels.from_planes(image[:1, :height, :width].int().contiguous(), [1])
-            targets = ops.crop_labels(cells.planes, cells.boxes, cells.plane, cells.ids, 28, aligned=self.aligned)
-            found.append(Detections(cells.boxes, torch.ones(len(cells)), cells.classes, targets, (height, width)))
-        return found
+    def detect(self, image: Tensor) -> Detections:
+        cells = InstanceLabels.from_planes(image[:1].int().contiguous(), [1])  # a cell's number is its pixels' colour
+        targets = ops.crop_labels(cells.planes, cells.boxes, cells.plane, cells.ids, 28, aligned=self.aligned)
+        return Detections(cells.boxes, torch.ones(len(cells)), cells.classes, targets, cells.size)
 
 
 @pytest.mark.parametrize("aligned", [False, True])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,38 +16,38 @@ from torch import Tensor, nn
 import maskrcnn
 from maskrcnn.data.picture import open_pictures
 from maskrcnn.errors import InputError
-from maskrcnn.predict.predictor import Predictor, default_tile
+from maskrcnn.model.limits import Limits
+from maskrcnn.predict.capacity import default_tile
+from maskrcnn.predict.detector import Detector
+from maskrcnn.predict.predictor import Predictor
 from maskrcnn.predict.tiles import tile_picture
 from maskrcnn.structures import Detections
+from tests.stand_in import StandIn
 
 SIDE = 12
 
 
-class BrightSquares(nn.Module):
+class BrightSquares(StandIn):
     """Stands in for the network: every bright square is a cell; too many pixels at once do not fit its memory."""
-
-    detections_per_image = 200
-    aligned = True
 
     def __init__(self, most_pixels: int = 10**9) -> None:
         super().__init__()
         self.most_pixels = most_pixels
         self.shapes: list[tuple[int, ...]] = []
 
-    at_least_detections = maskrcnn.MaskRCNN.at_least_detections
-    box_head: Any = type("Head", (), {"detections_per_image": 200})
-    rpn: Any = type("RPN", (), {"pre_nms": (1, 1), "post_nms": (1, 1)})
-
-    def forward(self, images: Tensor, sizes: Sequence[tuple[int, int]], masks: bool = True) -> list[Detections]:
+    def forward(
+        self, images: Tensor, sizes: Sequence[tuple[int, int]], masks: bool = True, limits: Limits | None = None
+    ) -> list[Detections]:
         if images.numel() / 3 > self.most_pixels:
             raise torch.cuda.OutOfMemoryError("out of memory")
         self.shapes.append(tuple(images.shape))
-        return [self._detect(image, size) for image, size in zip(images, sizes, strict=True)]
+        return super().forward(images, sizes)
 
-    def _detect(self, image: Tensor, size: tuple[int, int]) -> Detections:
+    def detect(self, image: Tensor) -> Detections:
         from skimage.measure import label, regionprops
 
-        regions = regionprops(label(image[0, : size[0], : size[1]].numpy() > 128))
+        regions = regionprops(label(image[0].numpy() > 128))
+        size = (image.shape[1], image.shape[2])
         boxes = torch.tensor([[r.bbox[1], r.bbox[0], r.bbox[3], r.bbox[2]] for r in regions]).float().view(-1, 4)
         count = len(regions)
         return Detections(boxes, torch.ones(count), torch.ones(count).long(), torch.ones(count, 28, 28), size)
@@ -101,7 +101,7 @@ def test_memory_that_runs_out_makes_batches_and_then_tiles_smaller(capsys: pytes
     model = BrightSquares(most_pixels=256 * 256)
     cells = predictor(model, tile=512, overlap=64, batch_size=4)
     assert len(cells(picture)) == count
-    assert (cells.batch_size, cells.tile) == (1, 256)
+    assert (cells.capacity.batch_size, cells.capacity.tile) == (1, 256)
     assert len(cells(picture)) == count
     said = capsys.readouterr().err
     assert said.count("batches of 1") == said.count("tiles of 256") == 1
@@ -132,23 +132,20 @@ def test_cells_below_the_box_score_threshold_are_not_looked_for(tiny_run: Path) 
 
 
 def test_the_default_overlap_fits_a_small_tile() -> None:
-    assert predictor(BrightSquares(), tile=64).overlap == 32
-    assert predictor(BrightSquares(), tile=512).overlap == 128
+    assert predictor(BrightSquares(), tile=64).capacity.overlap == 32
+    assert predictor(BrightSquares(), tile=512).capacity.overlap == 128
 
 
 def test_the_limit_of_cells_grows_with_the_picture(tiny_run: Path) -> None:
-    model = maskrcnn.load(tiny_run / "best.pt", device="cpu", tile=1024)
-    model.model.box_head.score_threshold = 0.0
+    model = maskrcnn.load(tiny_run / "best.pt", device="cpu", tile=1024, box_score_threshold=0.0)
     noise = np.random.default_rng(0).integers(0, 255, (256, 320, 3), dtype=np.uint8)
-    own = model.model.detections_per_image
-    assert own == 20
-    assert own < len(model(noise)) <= 256 * 320 // 1024
-    assert model.model.detections_per_image == own
+    assert model.detector.limits.detections_per_image == 20
+    assert 20 < len(model(noise)) <= 256 * 320 // 1024
 
 
 def test_augmented_views_and_tiles_go_together(tiny_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # a picture's statistics are not quite those of its mirror image, in a network with strides
-    monkeypatch.setattr(Predictor, "_normalised_as_a_whole", lambda *_: nullcontext())
+    monkeypatch.setattr(Predictor, "_normalised_as_a_whole", lambda self, _: self.detector)
     plain = maskrcnn.load(tiny_run / "best.pt", device="cpu", tile=96, overlap=16)
     flipped = maskrcnn.load(tiny_run / "best.pt", device="cpu", tile=96, overlap=16, augment="flips")
     picture = np.random.default_rng(0).integers(0, 255, (96, 160), dtype=np.uint8)  # tiles mirror each other
@@ -167,23 +164,24 @@ def test_tiles_are_normalised_as_parts_of_the_picture(tiny_run: Path) -> None:
     picture[:, :256] //= 8
     model = maskrcnn.load(tiny_run / "best.pt", device="cpu", precision="fp32", tile=256, overlap=64)
     image = model.read(picture)
-    whole = stem(model, [image])[0]
-    with model._normalised_as_a_whole(model._open(picture)):
-        in_parts = torch.cat([stem(model, [image[:, :256]])[0], stem(model, [image[:, 256:]])[0]], dim=2)
-    alone = torch.cat([stem(model, [image[:, :256]])[0], stem(model, [image[:, 256:]])[0]], dim=2)
+    parts = image[:, :256], image[:, 256:]
+    whole = stem(model.detector, image)
+    as_parts = model._normalised_as_a_whole(model._open(picture))
+    in_parts = torch.cat([stem(as_parts, part) for part in parts], dim=2)
+    alone = torch.cat([stem(model.detector, part) for part in parts], dim=2)
     away = torch.ones(whole.shape[2], dtype=torch.bool)
     away[54:74] = False  # 10 positions at stride 4 from the border between the parts
     error, error_alone = ((x - whole)[:, :, away].abs().max() / whole.abs().max() for x in (in_parts, alone))
     assert error < 0.02
     assert error_alone > 5 * error
-    assert torch.equal(stem(model, [image])[0], whole)  # and nothing of it stays behind
+    assert torch.equal(stem(model.detector, image), whole)  # and nothing of it stays behind
 
 
 def test_the_tissue_of_a_slide_gives_its_statistics(tiny_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     picture = np.full((640, 1280), 230, np.uint8)
     picture[512:576, 1088:1152] = np.random.default_rng(0).integers(0, 255, (64, 64), dtype=np.uint8)
     model = maskrcnn.load(tiny_run / "best.pt", device="cpu", tile=64, overlap=16)
-    model._look = 2 * 64 * 64
+    model.capacity.statistics_pixels = 2 * 64 * 64
     seen: list[tuple[int, int]] = []
     opened = model._open(picture)
     read = opened.read
@@ -194,8 +192,7 @@ def test_the_tissue_of_a_slide_gives_its_statistics(tiny_run: Path, monkeypatch:
         return read(top, left, height, width)
 
     monkeypatch.setattr(opened, "read", noting)
-    with model._normalised_as_a_whole(opened):
-        pass
+    model._normalised_as_a_whole(opened)
     assert len(seen) == 2
     assert (512, 1088) in seen
 
@@ -204,7 +201,7 @@ def test_a_look_that_does_not_fit_the_memory_is_shortened(
     tiny_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = maskrcnn.load(tiny_run / "best.pt", device="cpu", tile=64, overlap=16)
-    features, batches = model.model.features, []
+    features, batches = model.detector.model.features, []
 
     def small(images: Tensor, sizes: Sequence[tuple[int, int]]) -> list[Tensor]:
         batches.append(len(images))
@@ -212,11 +209,11 @@ def test_a_look_that_does_not_fit_the_memory_is_shortened(
             raise torch.cuda.OutOfMemoryError("out of memory")
         return features(images, sizes)
 
-    monkeypatch.setattr(model.model, "features", small)
-    model._look = 16 * 64 * 64 - 1
+    monkeypatch.setattr(model.detector.model, "features", small)
+    model.capacity.statistics_pixels = 16 * 64 * 64 - 1
     model(np.random.default_rng(0).integers(0, 255, (256, 256), dtype=np.uint8), diameter="none")
     assert batches[:3] == [15, 7, 3]
-    assert model.tile == 64
+    assert model.capacity.tile == 64
     assert capsys.readouterr().err.count("fewer parts") == 1
 
 
@@ -224,7 +221,7 @@ def test_a_whole_picture_that_does_not_fit_the_memory_is_looked_at_in_windows(
     tiny_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = maskrcnn.load(tiny_run / "best.pt", device="cpu", tile=64, overlap=16)
-    features, shapes = model.model.features, []
+    features, shapes = model.detector.model.features, []
 
     def small(images: Tensor, sizes: Sequence[tuple[int, int]]) -> list[Tensor]:
         shapes.append((len(images), *images.shape[2:]))
@@ -232,18 +229,19 @@ def test_a_whole_picture_that_does_not_fit_the_memory_is_looked_at_in_windows(
             raise torch.cuda.OutOfMemoryError("out of memory")
         return features(images, sizes)
 
-    monkeypatch.setattr(model.model, "features", small)
+    monkeypatch.setattr(model.detector.model, "features", small)
     model(np.random.default_rng(0).integers(0, 255, (256, 256), dtype=np.uint8), diameter="none")
     assert shapes[:2] == [(1, 256, 256), (8, 64, 64)]
-    assert model.tile == 64
+    assert model.capacity.tile == 64
 
 
 @torch.inference_mode()
-def stem(model: Predictor, images: list[Tensor]) -> Tensor:
-    backbone = model.model.backbone
-    pixels, _ = model._batch(images)
-    x = (pixels.float() / 255 - model.model.pixel_mean) / model.model.pixel_std
-    return backbone.maxpool(torch.relu(backbone.bn1(backbone.conv1(x))))
+def stem(detector: Detector, image: Tensor) -> Tensor:
+    """The first feature map of an image [H, W, 3]."""
+    model = detector.model
+    pixels, _ = detector._batch([image])
+    x = (pixels.float() / 255 - model.pixel_mean) / model.pixel_std
+    return model.backbone.maxpool(torch.relu(model.backbone.bn1(model.backbone.conv1(x))))[0]
 
 
 def test_a_stack_is_no_single_picture(tiny_run: Path, tmp_path: Path) -> None:
@@ -252,6 +250,20 @@ def test_a_stack_is_no_single_picture(tiny_run: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="6 pages"):
         model(tmp_path / "s.tif")
     assert model.predict(open_pictures(tmp_path / "s.tif", model.percentiles)[5]).size == (40, 50)
+
+
+def test_threads_may_share_a_predictor(tiny_run: Path) -> None:
+    """Pictures of several sizes, in tiles and not, with limits and statistics of their own: as one after the other."""
+    rng = np.random.default_rng(0)
+    pictures = [rng.integers(0, 255, (side, 2 * side, 3), dtype=np.uint8) for side in (64, 96, 160, 224)] * 4
+    model = maskrcnn.load(tiny_run / "best.pt", device="cpu", tile=128, overlap=32, box_score_threshold=0.0)
+    expected = [model(picture) for picture in pictures[:4]] * 4
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(model, pictures))
+    for cells, same in zip(found, expected, strict=True):
+        assert torch.equal(cells.boxes, same.boxes)
+        assert torch.equal(cells.scores, same.scores)
+        assert torch.equal(cells.masks, same.masks)
 
 
 def test_the_default_tile_fits_the_memory() -> None:

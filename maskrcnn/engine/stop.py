@@ -1,0 +1,60 @@
+"""How a run is stopped from outside: Ctrl-C, and the signals by which schedulers and terminals end a process."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from maskrcnn import distributed
+
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+"""Ctrl-C; a scheduler, ``kill`` or torchrun; a terminal that is closed."""
+
+
+class Stop:
+    """Whether the run has been asked to stop."""
+
+    requested = False
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[Stop]:
+    """Inside the block the first of :data:`SIGNALS` only sets ``requested``, and says so; a second Ctrl-C interrupts at
+    once.
+
+    With several processes all that come only set it: the terminal and torchrun may both send one, and a process that
+    stops at once leaves the others waiting. torchrun ends processes that take more than 30 seconds. A signal that the
+    process was started to ignore (nohup) stays ignored; outside of the main thread nothing is changed.
+    """
+    stop = Stop()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+
+    def handler(signum: int, frame: object) -> None:
+        if not stop.requested and distributed.is_main():
+            again = "" if distributed.world_size() > 1 else "; Ctrl-C again stops at once"
+            print(f"\n{signal.Signals(signum).name}: stopping after this step or validation{again}", file=sys.stderr)
+        stop.requested = True
+        if signum == signal.SIGINT and distributed.world_size() == 1:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    handled = [number for number in SIGNALS if before[number] is not signal.SIG_IGN]
+    for number in handled:
+        signal.signal(number, handler)
+    try:
+        yield stop
+    finally:
+        for number in handled:
+            signal.signal(number, before[number])
+
+
+def leave_signals_to_parent(worker: int) -> None:
+    """For the processes that prepare batches: what stops a run reaches all of its processes, and the batches are needed
+    until the step is done. They end with their parent."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)

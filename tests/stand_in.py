@@ -1,0 +1,29 @@
+"""What tests of prediction have in place of the network: something whose detections are known."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from maskrcnn.model.limits import Limits
+from maskrcnn.structures import Detections
+
+
+class StandIn(nn.Module):
+    """What :class:`maskrcnn.predict.predictor.Predictor` asks of a network; subclasses say what they detect."""
+
+    aligned = True
+    limits = Limits()
+
+    def with_statistics_of(self, images: Tensor, sizes: Sequence[tuple[int, int]]) -> StandIn:
+        return self
+
+    def forward(
+        self, images: Tensor, sizes: Sequence[tuple[int, int]], masks: bool = True, limits: Limits | None = None
+    ) -> list[Detections]:
+        return [self.detect(image[:, :height, :width]) for image, (height, width) in zip(images, sizes, strict=True)]
+
+    def detect(self, image: Tensor) -> Detections:
+        """The cells of an image uint8 [3, H, W]."""
+        raise NotImplementedError

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-from maskrcnn.errors import InputError, writing
+from maskrcnn.errors import writing
 
 
 @contextmanager
@@ -30,17 +28,3 @@ def atomic_write(path: Path) -> Iterator[Path]:
         except BaseException:
             beside.unlink(missing_ok=True)
             raise
-
-
-def read_json(path: Path) -> Any:
-    """The contents of a JSON file in UTF-8, -16 or -32, with or without a byte order mark.
-
-    Raises:
-        InputError: the file cannot be read, or is no JSON.
-    """
-    try:
-        return json.loads(path.read_bytes())
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not JSON: {error}") from error

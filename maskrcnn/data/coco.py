@@ -117,7 +117,7 @@ class CocoDataset(CellDataset):
         return counts
 
     def read_image(self, index: int) -> Tensor:
-        path = self.image_root / self.names[index]
+        path = self._path(index)
         image = read_image(path, self.percentiles)
         height, width = self._size(index)
         if image.shape[:2] != (height, width):
@@ -143,7 +143,13 @@ class CocoDataset(CellDataset):
 
     def _size(self, index: int) -> tuple[int, int]:
         size = self._images[self.names[index]].size
-        return size if size is not None else image_size(self.image_root / self.names[index])
+        return size if size is not None else image_size(self._path(index))
+
+    def _path(self, index: int) -> Path:
+        path = self.image_root / self.names[index]
+        if not os.path.isfile(path):  # False, and no OSError, for a name that no file can have
+            raise InputError(f"{path}: no such file")
+        return path
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from maskrcnn.data.json_file import read_json
 from maskrcnn.data.segmentation import why_skipped
 from maskrcnn.errors import InputError
-from maskrcnn.files import read_json
 
 MAX_PIXELS = 2**31 - 1
 """Of a picture: COCO's run lengths are 32-bit numbers."""

@@ -7,8 +7,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from maskrcnn.data.json_file import read_json
 from maskrcnn.errors import InputError
-from maskrcnn.files import read_json
 
 MAPPING = "test_image_name_to_ids.json"
 

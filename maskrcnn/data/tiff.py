@@ -67,7 +67,7 @@ def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
 @contextmanager
 def readable(path: Path) -> Iterator[None]:
     """Name the file in whatever a decoder raises: each codec has its own exceptions for a damaged file."""
-    if not os.path.isfile(path):  # False, and no OSError, for a name that no file can have
+    if not path.is_file():
         raise InputError(f"{path}: no such file")
     try:
         yield

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from maskrcnn.data.dataset import CellDataset
 from maskrcnn.data.sample import Batch, Sample, collate
 from maskrcnn.engine.stop import leave_signals_to_parent
+from maskrcnn.errors import InputError
 
 
 class EpochSampler(Sampler[list[tuple[int, int]]]):
@@ -71,10 +72,40 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
         return -(-self.draws_per_epoch // (self.batch_size * self.world_size))
 
 
+class _ErrorsAsItems(Dataset[Sample | InputError]):
+    """A data set whose :class:`InputError` are items: PyTorch puts the traceback of a worker process into the message
+    of what it raised."""
+
+    def __init__(self, dataset: Dataset[Sample]) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, item: tuple[int, int]) -> Sample | InputError:
+        try:
+            return self.dataset[item]
+        except InputError as error:
+            return error
+
+
+def _collate(items: Sequence[Sample | InputError]) -> Batch | InputError:
+    errors = [item for item in items if isinstance(item, InputError)]
+    return errors[0] if errors else collate([item for item in items if isinstance(item, Sample)])
+
+
+def batches(loader: DataLoader[Batch | InputError], accumulate: int) -> Iterator[list[Batch]]:
+    """``accumulate`` batches of a loader at a time, the last time those that are left; raises InputError for a picture
+    that cannot be read, in whichever process."""
+    iterator = iter(loader)
+    while group := list(itertools.islice(iterator, accumulate)):
+        for batch in group:
+            if isinstance(batch, InputError):
+                raise batch
+        yield [batch for batch in group if isinstance(batch, Batch)]
+
+
 def build_loader(
     dataset: Dataset[Sample], sampler: EpochSampler, workers: int, device: torch.device
-) -> DataLoader[Batch]:
-    """Batches for training.
+) -> DataLoader[Batch | InputError]:
+    """What :func:`batches` gives to training, prepared ahead.
 
     Workers are started anew each epoch, and what they decode is gone with them: so the pictures are decoded before, and
     the workers, forked where that is possible, share them.
@@ -82,11 +113,11 @@ def build_loader(
     if workers and isinstance(dataset, CellDataset):
         dataset.preload()
     return DataLoader(
-        dataset,  # type: ignore[arg-type] # samples in, batches out
+        _ErrorsAsItems(dataset),  # type: ignore[arg-type] # samples in, batches out
         batch_sampler=sampler,
         num_workers=workers,
         multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
-        collate_fn=collate,
+        collate_fn=_collate,
         pin_memory=device.type == "cuda",
         worker_init_fn=leave_signals_to_parent,
     )

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import sys
-from collections.abc import Iterable, Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -16,13 +14,12 @@ from tqdm import tqdm
 
 from maskrcnn import distributed
 from maskrcnn.checkpoint import load_checkpoint
-from maskrcnn.data.sample import Batch
 from maskrcnn.device import choose_device, default_workers
 from maskrcnn.engine.config import TrainConfig
 from maskrcnn.engine.curves import plot_metrics
 from maskrcnn.engine.datasets import Datasets, build_datasets
 from maskrcnn.engine.ema import average_weights
-from maskrcnn.engine.loader import EpochSampler, build_loader
+from maskrcnn.engine.loader import EpochSampler, batches, build_loader
 from maskrcnn.engine.log import TOTAL, MetricsLog
 from maskrcnn.engine.resume import check_pictures, check_resumed, last_checkpoint
 from maskrcnn.engine.run import Run
@@ -133,11 +130,11 @@ def train_epochs(run: Run, config: TrainConfig, datasets: Datasets, stop: Stop, 
         sampler.set_epoch(run.epoch, run.step_in_epoch * optim.accumulate)
         name = f"epoch {run.epoch + 1}/{optim.epochs}"
         with tqdm(total=steps_per_epoch, initial=run.step_in_epoch, desc=name, disable=not main) as bar:
-            for batches in grouped(loader, optim.accumulate):
+            for group in batches(loader, optim.accumulate):
                 _stop_if_asked(run, stop)
                 seed_step(config.seed, run.step)
                 lr = optim.lr * learning_rate_factor(run.step, optim.epochs * steps_per_epoch, optim.warmup_steps)
-                row = train_step(run, batches, lr, optim.clip_norm)
+                row = train_step(run, group, lr, optim.clip_norm)
                 run.step_in_epoch += 1
                 if main:
                     log.write({"step": run.step, "epoch": run.epoch + 1, "lr": lr, **row})
@@ -148,13 +145,6 @@ def train_epochs(run: Run, config: TrainConfig, datasets: Datasets, stop: Stop, 
         run.epoch, run.step_in_epoch = run.epoch + 1, 0
         run.save()  # before the validation, which takes minutes
     fit_best(run, datasets)
-
-
-def grouped(batches: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
-    """``size`` batches at a time; the last time those that are left."""
-    iterator = iter(batches)
-    while group := list(itertools.islice(iterator, size)):
-        yield group
 
 
 def _stop_if_asked(run: Run, stop: Stop) -> None:

@@ -11,8 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from maskrcnn.data.hw3 import Hw3Folder
+from maskrcnn.data.sample import Sample
 from maskrcnn.data.transforms import RandomCrop
-from maskrcnn.engine.loader import EpochSampler, build_loader
+from maskrcnn.engine.loader import EpochSampler, batches, build_loader
+from maskrcnn.errors import InputError
 
 
 def _epoch(sampler: EpochSampler, epoch: int, skip: int = 0) -> list[list[tuple[int, int]]]:
@@ -66,7 +68,10 @@ def test_repeats_average_to_the_factor() -> None:
 def _batches(dataset: Hw3Folder, workers: int) -> list[tuple]:
     sampler = EpochSampler(np.ones(len(dataset)), batch_size=2, seed=1)
     loader = build_loader(dataset, sampler, workers, torch.device("cpu"))
-    return [(b.names, b.images.tolist(), [labels.planes.tolist() for labels in b.labels]) for b in loader]
+    return [
+        (batch.names, batch.images.tolist(), [labels.planes.tolist() for labels in batch.labels])
+        for (batch,) in batches(loader, accumulate=1)
+    ]
 
 
 def _cropped(data: Path) -> Hw3Folder:
@@ -108,3 +113,15 @@ def test_samples_have_int32_planes(tiny_dataset: Path) -> None:
     for sample in (dataset[0], dataset[0, 5]):
         assert sample.labels.planes.dtype == torch.int32
     assert dataset.cache.labels[dataset.names[0]].planes.dtype == torch.int16
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_picture_that_cannot_be_read_is_one_line(tiny_dataset: Path, workers: int) -> None:
+    dataset = _cropped(tiny_dataset)
+
+    def refuse(sample: Sample, rng: np.random.Generator) -> Sample:
+        raise InputError(f"{sample.name}: damaged")
+
+    dataset.transform = refuse
+    with pytest.raises(InputError, match=r"^\S+: damaged$"):
+        _batches(dataset, workers)

@@ -16,10 +16,10 @@ from torch import nn
 from maskrcnn import distributed
 from maskrcnn.data.sample import Batch
 from maskrcnn.engine.ema import average_weights
-from maskrcnn.engine.loader import EpochSampler
+from maskrcnn.engine.loader import EpochSampler, batches
 from maskrcnn.engine.run import Run
 from maskrcnn.engine.steps import NonFiniteLossError, seed_step, train_step
-from maskrcnn.engine.train import grouped, train
+from maskrcnn.engine.train import train
 from maskrcnn.errors import InputError
 from tests.conftest import tiny_config
 
@@ -72,7 +72,7 @@ def test_gradients_and_losses_of_a_step_are_the_means_of_its_batches() -> None:
 
 
 def test_batches_are_taken_in_groups() -> None:
-    groups = list(grouped(_batches(5), 2))
+    groups = list(batches(_batches(5), 2))  # type: ignore[arg-type]
     assert [len(group) for group in groups] == [2, 2, 1]
     run = _run()
     rows = [train_step(run, group, lr=0.1, clip_norm=1.0) for group in groups]

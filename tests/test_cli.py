@@ -126,14 +126,16 @@ def test_evaluate_repeats_the_validation_of_the_run(
 
 
 def test_evaluate_on_other_pictures(tiny_run: Path, tiny_dataset: Path, tmp_path: Path) -> None:
-    """A folder and the same as a COCO file get the same scores."""
+    """A folder and the same as a COCO file get the same scores; the places of the run's own pictures do not matter."""
     shutil.copytree(tiny_dataset / "train", tmp_path / "train")
     folder = Hw3Folder(tmp_path)
-    (tmp_path / "cells.json").write_text(json.dumps(to_coco(folder)))
-    options = ["--checkpoint", str(tiny_run / "best.pt"), "--device", "cpu"]
+    (tmp_path / "train" / "cells.json").write_text(json.dumps(to_coco(folder)))
+    contents = load_checkpoint(tiny_run / "best.pt")
+    contents["config"]["data_options"]["image_root"] = "/somewhere/else"
+    save_checkpoint(tmp_path / "best.pt", contents)
+    options = ["--checkpoint", str(tmp_path / "best.pt"), "--device", "cpu"]
     main(["evaluate", *options, "--val", str(tmp_path), "--out", str(tmp_path / "a")])
-    coco = ["--coco", str(tmp_path / "cells.json"), "--image-root", str(tmp_path / "train")]
-    main(["evaluate", *options, *coco, "--out", str(tmp_path / "b")])
+    main(["evaluate", *options, "--coco", str(tmp_path / "train" / "cells.json"), "--out", str(tmp_path / "b")])
     first, second = (json.loads((tmp_path / name / "scores.json").read_text()) for name in "ab")
     assert first == second
     assert len(folder) > len(load_checkpoint(tiny_run / "best.pt")["class_names"])

@@ -6,31 +6,36 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import torch
 import tyro
-from pycocotools import mask as coco_mask
 from torch import Tensor
 
-from maskrcnn.data.dataset import CellDataset, Transform
+from maskrcnn import distributed
+from maskrcnn.data.coco_file import read_coco_file
+from maskrcnn.data.dataset import CellDataset, Transform, label_progress
 from maskrcnn.data.hw3 import Hw3Folder
 from maskrcnn.data.picture import DEFAULT_PERCENTILES, read_image
 from maskrcnn.data.reader import image_size
+from maskrcnn.data.segmentation import checked_rle
 from maskrcnn.errors import InputError, one_line_errors
 from maskrcnn.files import atomic_write
 from maskrcnn.structures import InstanceLabels
+from maskrcnn.structures.rle import label_planes
 
 
 def to_coco(dataset: CellDataset) -> dict[str, Any]:
     """COCO ground truth of every picture: RLE with text counts, boxes [x, y, w, h], areas, categories 1..K."""
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
-    for index, image_id in enumerate(dataset.image_ids):
+    for index, image_id in enumerate(label_progress(dataset.image_ids, len(dataset))):
         labels = dataset.labels(index)
         height, width = labels.size
         images.append({"id": image_id, "file_name": dataset.file_name(index), "height": height, "width": width})
@@ -53,10 +58,12 @@ def to_coco(dataset: CellDataset) -> dict[str, Any]:
 
 
 class CocoDataset(CellDataset):
-    """Pictures and instances of a COCO annotation file: RLE, uncompressed RLE and polygons; crowds are skipped.
+    """Pictures and instances of a COCO annotation file: RLE, uncompressed RLE and polygons.
 
-    Categories become classes 1..K in the order of their ids. Instances that overlap go to different label planes, as
-    few as a first fit gives. The source of the pictures is the file's name without ``.json``.
+    Categories become classes 1..K in the order of their ids, which ``category_ids`` keeps. Annotations that other tools
+    leave out, such as crowds, are left out too (:func:`maskrcnn.data.coco_file.read_coco_file`), and a line on stderr
+    counts them. Instances that overlap go to different label planes, as few as a first fit gives. The source of the
+    pictures is the file's name without ``.json``.
 
     Args:
         path: the annotation file.
@@ -66,7 +73,7 @@ class CocoDataset(CellDataset):
 
     Raises:
         InputError: for a file that is missing or no COCO file, or more categories than ``num_classes``; when a picture
-            is read, for one that is missing, or of another size, or a segmentation that does not fit.
+            or its labels are read, for one that is missing, or of another size, or a segmentation that does not fit.
     """
 
     def __init__(
@@ -82,36 +89,38 @@ class CocoDataset(CellDataset):
         self.path = Path(path)
         self.image_root = Path(image_root) if image_root is not None else self.path.parent
         self.percentiles, self.channels, self.transform = percentiles, channels, transform
-        contents = _read_json(self.path)
-        try:
-            categories = sorted(contents["categories"], key=lambda c: c["id"])
-            self._category_names = [str(c.get("name", c["id"])) for c in categories]
-            self._classes = {c["id"]: k for k, c in enumerate(categories, start=1)}
-            self._entries = {str(image["file_name"]): image for image in contents["images"]}
-            self._annotations: dict[int, list[dict[str, Any]]] = {image["id"]: [] for image in contents["images"]}
-            for annotation in contents["annotations"]:
-                if not annotation.get("iscrowd", 0):
-                    self._annotations[annotation["image_id"]].append(annotation)
-        except (KeyError, TypeError) as error:
-            raise InputError(f"{self.path}: not a COCO annotation file: {error!r}") from error
-        if len(self._annotations) != len(contents["images"]) or len(self._entries) != len(contents["images"]):
-            raise InputError(f"{self.path}: an image id or a file name is given twice")
-        if not self._entries:
-            raise InputError(f"{self.path}: names no picture")
-        self.names = list(self._entries)
-        self.image_ids = [entry["id"] for entry in self._entries.values()]
+        contents = read_coco_file(self.path)
+        if contents.skipped and distributed.is_main():
+            print(f"warning: {self.path}: {contents.skipped_line()}", file=sys.stderr)
+        self._images, self._categories = contents.images, contents.categories
+        self.names = list(self._images)
+        self.image_ids = [image.image_id for image in self._images.values()]
         self.sources = [self.path.stem] * len(self.names)
-        self.num_classes = num_classes if num_classes is not None else len(categories)
-        if len(categories) > self.num_classes:
-            raise InputError(f"{self.path}: {len(categories)} categories, but there are {self.num_classes} classes")
+        self.num_classes = num_classes if num_classes is not None else len(self._categories)
+        if len(self._categories) > self.num_classes:
+            count = len(self._categories)
+            raise InputError(f"{self.path}: {count} categories, but there are {self.num_classes} classes")
 
     @property
     def class_names(self) -> list[str]:
-        return self._category_names + super().class_names[len(self._category_names) :]
+        return [*self._categories.values(), *super().class_names[len(self._categories) :]]
+
+    @property
+    def category_ids(self) -> list[int]:
+        ids = list(self._categories)
+        return ids + [max(ids) + n for n in range(1, 1 + self.num_classes - len(ids))]
+
+    def class_counts(self) -> np.ndarray:
+        """int64 [pictures, K]: annotations of each class in each picture, as the file counts them. Decodes none."""
+        counts = np.zeros((len(self), self.num_classes), np.int64)
+        for index, name in enumerate(self.names):
+            for annotation in self._images[name].annotations:
+                counts[index, annotation.label - 1] += 1
+        return counts
 
     def read_image(self, index: int) -> Tensor:
-        path = self.image_root / self.names[index]
-        image = read_image(path, self.percentiles, self.channels)
+        path = self._path(index)
+        image = read_image(path, self.percentiles)
         height, width = self._size(index)
         if image.shape[:2] != (height, width):
             found = f"{image.shape[0]}x{image.shape[1]}"
@@ -119,91 +128,30 @@ class CocoDataset(CellDataset):
         return image
 
     def read_labels(self, index: int) -> InstanceLabels:
+        """See :meth:`CellDataset.read_labels`; it costs the pixels of the cells, not cells times pixels."""
         height, width = self._size(index)
-        packer = _PlanePacker(height, width)
-        classes = []
-        for annotation in self._annotations[self.image_ids[index]]:
-            rle = self._rle(annotation, height, width)
-            if packer.add(rle):
-                classes.append(self._class(annotation))
-        return packer.labels(classes)
+        annotations = self._images[self.names[index]].annotations
+        rles = []
+        for annotation in annotations:
+            try:
+                rles.append(checked_rle(annotation.segmentation, height, width))
+            except ValueError as error:
+                raise InputError(f"{self.path}: the segmentation of {annotation.name}: {error}") from error
+        planes = torch.from_numpy(label_planes(rles, (height, width)))
+        found = InstanceLabels.from_planes(planes, [1] * len(planes))  # by plane; the classes follow
+        labels = found.select(torch.argsort(found.ids))  # in the file's order
+        classes = torch.tensor([annotation.label for annotation in annotations], dtype=torch.int64)
+        return replace(labels, classes=classes[labels.ids - 1])
 
     def _size(self, index: int) -> tuple[int, int]:
-        entry = self._entries[self.names[index]]
-        if "height" in entry and "width" in entry:
-            return int(entry["height"]), int(entry["width"])
-        return image_size(self.image_root / self.names[index])
+        size = self._images[self.names[index]].size
+        return size if size is not None else image_size(self._path(index))
 
-    def _class(self, annotation: dict[str, Any]) -> int:
-        category = annotation.get("category_id")
-        if category not in self._classes:
-            raise InputError(f"{self.path}: annotation {annotation.get('id')} has the unknown category {category}")
-        return self._classes[category]
-
-    def _rle(self, annotation: dict[str, Any], height: int, width: int) -> dict[str, Any]:
-        segmentation = annotation.get("segmentation")
-        try:
-            if isinstance(segmentation, list):
-                rle = coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))
-            elif isinstance(segmentation["counts"], list):  # type: ignore[index]
-                rle = coco_mask.frPyObjects(segmentation, height, width)
-            else:
-                rle = segmentation
-            if list(rle["size"]) != [height, width]:
-                raise ValueError(f"size {rle['size']}, the picture has {[height, width]}")
-        except Exception as error:  # pycocotools raises whatever its C code meets
-            raise InputError(f"{self.path}: the segmentation of annotation {annotation.get('id')}: {error}") from error
-        return rle
-
-
-@dataclass
-class _PlanePacker:
-    """Puts instances into the first label plane where their pixels are free."""
-
-    height: int
-    width: int
-
-    def __post_init__(self) -> None:
-        self.planes: list[np.ndarray] = []
-        self.plane: list[int] = []
-        self.ids: list[int] = []
-
-    def add(self, rle: dict[str, Any]) -> bool:
-        """Whether the instance has a pixel."""
-        x, y, w, h = (int(v) for v in coco_mask.toBbox(rle))
-        if w == 0 or h == 0:
-            return False
-        window = (slice(y, y + h), slice(x, x + w))
-        mask = coco_mask.decode(rle)[window].astype(bool)
-        number = next((n for n, plane in enumerate(self.planes) if not plane[window][mask].any()), len(self.planes))
-        if number == len(self.planes):
-            self.planes.append(np.zeros((self.height, self.width), np.int32))
-        self.plane.append(number)
-        self.ids.append(len(self.ids) + 1)
-        self.planes[number][window][mask] = self.ids[-1]
-        return True
-
-    def labels(self, classes: Sequence[int]) -> InstanceLabels:
-        if not self.planes:
-            return InstanceLabels.empty(self.height, self.width)
-        return InstanceLabels.from_instances(
-            torch.from_numpy(np.stack(self.planes)),
-            torch.tensor(self.plane),
-            torch.tensor(self.ids),
-            torch.tensor(classes),
-        )
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        contents = json.loads(path.read_text())
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise InputError(f"{path}: not JSON: {error}") from error
-    if not isinstance(contents, dict):
-        raise InputError(f"{path}: not a COCO annotation file: expected an object")
-    return contents
+    def _path(self, index: int) -> Path:
+        path = self.image_root / self.names[index]
+        if not os.path.isfile(path):  # False, and no OSError, for a name that no file can have
+            raise InputError(f"{path}: no such file")
+        return path
 
 
 @dataclass(frozen=True)
@@ -213,12 +161,16 @@ class ConvertOptions:
     data: tyro.conf.Positional[Path]
     """Folder with train/<name>/image.tif and class1.tif, ..."""
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("annotations.json")
-    """The file to write; the pictures are named as <name>/image.tif."""
+    """The file to write; it names the pictures by their places relative to it."""
 
 
 def convert(options: ConvertOptions) -> None:
     """Write ``options.output``, beside first and then renamed."""
-    contents = to_coco(Hw3Folder(options.data))
+    folder = Hw3Folder(options.data)
+    contents = to_coco(folder)
+    for image in contents["images"]:
+        place = os.path.relpath(folder.folder / image["file_name"], options.output.parent)
+        image["file_name"] = Path(place).as_posix()
     with atomic_write(options.output) as beside:
         beside.write_text(json.dumps(contents))
     print(f"{options.output}: {len(contents['images'])} pictures, {len(contents['annotations'])} cells")

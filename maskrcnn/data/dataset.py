@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from typing import Self
+from typing import Self, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
+from tqdm import tqdm
 
+from maskrcnn import distributed
 from maskrcnn.data.picture import Picture, picture_of
 from maskrcnn.data.sample import Sample
 from maskrcnn.structures import InstanceLabels
 
+T = TypeVar("T")
 Transform = Callable[[Sample, np.random.Generator], Sample]
 
 
@@ -91,6 +94,11 @@ class CellDataset(Dataset[Sample]):
         """Names of classes 1..K."""
         return [f"class{k}" for k in range(1, self.num_classes + 1)]
 
+    @property
+    def category_ids(self) -> list[int]:
+        """The ids that the data's own files have for classes 1..K, for COCO results."""
+        return list(range(1, self.num_classes + 1))
+
     def file_name(self, index: int) -> str:
         """The picture's file, relative to the folder of the pictures."""
         return self.names[index]
@@ -144,7 +152,8 @@ class CellDataset(Dataset[Sample]):
         """int64 [pictures, K]: cells of each class in each picture. Reads every label file (once)."""
         counts = np.zeros((len(self), self.num_classes), dtype=np.int64)
         with ThreadPoolExecutor() as pool:
-            for index, labels in enumerate(pool.map(self.labels, range(len(self)))):
+            all_labels = label_progress(pool.map(self.labels, range(len(self))), len(self))
+            for index, labels in enumerate(all_labels):
                 counts[index] = np.bincount(labels.classes.numpy(), minlength=self.num_classes + 1)[1:]
         return counts
 
@@ -156,6 +165,13 @@ class CellDataset(Dataset[Sample]):
         chosen.sources = [self.sources[i] for i in indices]
         chosen.transform = transform
         return chosen
+
+
+def label_progress(items: Iterable[T], count: int) -> Iterable[T]:
+    """``items`` with a bar on the terminal, where going through the labels of ``count`` pictures takes a while."""
+    hidden = not distributed.is_main()
+    bar: Iterable[T] = tqdm(items, "labels", count, unit="picture", leave=False, delay=2, disable=hidden)
+    return bar
 
 
 def _compact(labels: InstanceLabels) -> InstanceLabels:

@@ -1,17 +1,20 @@
-"""The HW3 layout: ``train/<name>/image.tif`` with ``class1.tif`` ..., and ``test_release/`` with its id mapping."""
+"""Training sets in the HW3 layout: ``train/<name>/image.tif`` with ``class1.tif``, ``class2.tif``, ... beside it."""
 
 from __future__ import annotations
 
-import json
 import os
 import re
+import sys
+import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
+from scipy import ndimage
 from torch import Tensor
 
+from maskrcnn import distributed
 from maskrcnn.data.dataset import CellDataset, Transform
 from maskrcnn.data.picture import DEFAULT_PERCENTILES, read_image
 from maskrcnn.data.reader import image_size, read_mask
@@ -19,13 +22,28 @@ from maskrcnn.errors import InputError
 from maskrcnn.structures import InstanceLabels
 
 IMAGE = "image.tif"
-MAPPING = "test_image_name_to_ids.json"
-_CLASS_FILE = re.compile(r"class([1-9][0-9]*)\.tiff?")
+_CLASS_FILE = re.compile(r"class([1-9][0-9]{0,2})\.(?:tiff?|png)")
+_LIKE_A_CLASS = re.compile(r"class(?![a-z])")
+_TIFF = (".tif", ".tiff")
+_OTHER = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".npy", ".npz", ".mat", ".h5")
+"""Endings of files in which somebody might expect cells to be read."""
+
+_MASK_VALUES = (1, 255, 65535)
+"""What "cell" is in a mask that tells cells from background alone."""
+
+_MASK_WARNING = (
+    "warning: {}: holds one value, {}, in {} pieces, and is read as one cell; if each piece is a cell, give each a "
+    "number of its own, as skimage.measure.label does (there may be more such files)"
+)
+_WARNING = threading.Lock()
 
 
 class Hw3Folder(CellDataset):
-    """Pictures in folders of their own, with one label file a class. Their source is the name of the folder ``root``,
-    or of the folder above where that is ``train``.
+    """Pictures in folders of their own, with one label file per class, a TIFF or PNG. Their source is the name of the
+    folder ``root``, or of the folder above where that is ``train``.
+
+    A file that seems to hold a mask of all cells, of one value, instead of a number per cell is read as one cell; the
+    first of them is named on stderr.
 
     Args:
         root: the folder that holds ``train/``, or ``train/`` itself.
@@ -66,6 +84,7 @@ class Hw3Folder(CellDataset):
         self.names = list(names) if names is not None else found
         self.image_ids = [ids[name] for name in self.names]
         self.sources = [_collection(self.folder)] * len(self.names)
+        self._warned: list[Path] = []  # shared with the subsets
 
     def file_name(self, index: int) -> str:
         return f"{self.names[index]}/{IMAGE}"
@@ -91,67 +110,25 @@ class Hw3Folder(CellDataset):
             planes.append(plane)
         if not planes:
             return InstanceLabels.empty(height, width)
-        return InstanceLabels.from_planes(torch.stack(planes), list(files))
+        labels = InstanceLabels.from_planes(torch.stack(planes), list(files))
+        self._warn_of_mask(labels, list(files.values()))
+        return labels
 
+    def _warn_of_mask(self, labels: InstanceLabels, paths: Sequence[Path]) -> None:
+        """Say, once, that a file holds one value in several pieces.
 
-@dataclass(frozen=True)
-class TestImage:
-    """A picture to predict: its file, the name and id that results use, and its size in pixels."""
-
-    __test__ = False  # not a test case, whatever pytest takes its name for
-
-    path: Path
-    file_name: str
-    image_id: int
-    height: int
-    width: int
-
-
-def read_test_release(root: str | Path) -> list[TestImage]:
-    """The pictures of ``root/test_release`` in the order of ``root/test_image_name_to_ids.json``.
-
-    Raises:
-        InputError: for a missing folder or mapping, an entry without name, id or size, a file that is missing or named
-            twice, or an id given twice. The files themselves are not opened here.
-    """
-    root = Path(root)
-    mapping = root / MAPPING
-    if not root.is_dir():
-        raise InputError(f"{root}: no such folder")
-    try:
-        entries = json.loads(mapping.read_text())
-    except OSError as error:
-        raise InputError(f"{mapping}: the id mapping cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise InputError(f"{mapping}: not JSON: {error}") from error
-    if not isinstance(entries, list) or not entries:
-        raise InputError(f"{mapping}: expected a list of pictures")
-    images: list[TestImage] = []
-    names: set[str] = set()
-    ids: set[int] = set()
-    for entry in entries:
-        image = _test_image(entry, root / "test_release", mapping)
-        if image.image_id in ids:
-            raise InputError(f"{mapping}: the id {image.image_id} is given twice, also to {image.file_name}")
-        if image.file_name in names:
-            raise InputError(f"{mapping}: {image.file_name} is named twice")
-        ids.add(image.image_id)
-        names.add(image.file_name)
-        images.append(image)
-    return images
-
-
-def _test_image(entry: object, folder: Path, mapping: Path) -> TestImage:
-    keys = ("file_name", "id", "height", "width")
-    if not isinstance(entry, dict) or any(key not in entry for key in keys):
-        raise InputError(f"{mapping}: the entry {json.dumps(entry)[:80]} lacks one of {', '.join(keys)}")
-    name, numbers = entry["file_name"], [entry[key] for key in keys[1:]]
-    if not isinstance(name, str) or any(type(number) is not int for number in numbers):
-        raise InputError(f"{mapping}: the entry {json.dumps(entry)[:80]} needs a text and three whole numbers")
-    path = folder / name
-    if not path.is_file():
-        raise InputError(f"{mapping}: names {name}, which is not in {folder}")
-    return TestImage(path, name, *numbers)
+        It is not refused: it may be the one cell of its picture, whose number is 255 in some larger picture.
+        """
+        for plane, path in enumerate(paths):
+            values = labels.ids[labels.plane == plane].tolist()
+            if self._warned or len(values) != 1 or values[0] not in _MASK_VALUES:
+                continue
+            _, pieces = ndimage.label(labels.planes[plane].numpy(), structure=np.ones((3, 3)))
+            with _WARNING:
+                if pieces > 1 and not self._warned:
+                    self._warned.append(path)
+                    if distributed.is_main():
+                        print(_MASK_WARNING.format(path, values[0], pieces), file=sys.stderr)
 
 
 def _collection(folder: Path) -> str:
@@ -163,7 +140,7 @@ def _collection(folder: Path) -> str:
 def _picture_folders(folder: Path) -> list[str]:
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder")
-    names = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    names = sorted(path.name for path in _listed(folder) if path.is_dir())
     if not names:
         raise InputError(f"{folder}: holds no folder with an {IMAGE}")
     for name in names:
@@ -173,14 +150,21 @@ def _picture_folders(folder: Path) -> list[str]:
 
 
 def _class_files(folder: Path, num_classes: int | None) -> dict[int, Path]:
-    """Class -> its file, ascending."""
+    """Class -> its file, ascending.
+
+    What is no picture, such as class1.tif.aux.xml, is left alone, and so is a picture that is no TIFF and does not call
+    itself a class: a preview, perhaps.
+    """
     files: dict[int, Path] = {}
-    for path in folder.glob("*.tif*"):
-        if path.name == IMAGE:
+    for path in _listed(folder):
+        name, ending = path.name.lower(), path.suffix.lower()
+        if path.name == IMAGE or not (ending in _TIFF or (ending in _OTHER and _LIKE_A_CLASS.match(name))):
             continue
-        match = _CLASS_FILE.fullmatch(path.name)
+        match = _CLASS_FILE.fullmatch(name)
         if match is None:
-            raise InputError(f"{path}: not a file of a class; expected {IMAGE}, class1.tif, class2.tif, ...")
+            raise InputError(
+                f"{path}: not a file of a class; expected {IMAGE}, class1.tif, class2.tif, ... (TIFF or PNG)"
+            )
         number = int(match[1])
         if num_classes is not None and number > num_classes:
             raise InputError(f"{path}: class {number}, but there are {num_classes} classes")
@@ -188,3 +172,11 @@ def _class_files(folder: Path, num_classes: int | None) -> dict[int, Path]:
             raise InputError(f"{path}: class {number} has another file, {files[number].name}")
         files[number] = path
     return dict(sorted(files.items()))
+
+
+def _listed(folder: Path) -> list[Path]:
+    """What the folder holds, in order, without what systems hide or put there themselves."""
+    try:
+        return sorted(path for path in folder.iterdir() if not path.name.startswith((".", "__MACOSX", "@eaDir")))
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be read: {error.strerror}") from error

@@ -70,6 +70,7 @@ class JoinedDataset(CellDataset):
         for number, part in enumerate(self._parts):
             part.cache, part.cache_prefix = self.cache, f"{number}/"
         self._class_names = [merge_classes] if merge_classes is not None else parts[0].class_names
+        self._category_ids = [1] if merge_classes is not None else parts[0].category_ids
         self.num_classes = len(self._class_names)
         origins = _origins(self._parts, source_by)
         self.names = [origin.prefix + self._parts[origin.part].names[origin.index] for origin in origins]
@@ -80,6 +81,11 @@ class JoinedDataset(CellDataset):
     @property
     def class_names(self) -> list[str]:
         return list(self._class_names)
+
+    @property
+    def category_ids(self) -> list[int]:
+        """Those of the first part; 1 where classes are merged."""
+        return list(self._category_ids)
 
     def file_name(self, index: int) -> str:
         """The picture's file, relative to the folder of its part's pictures; in front what makes its name unique."""

@@ -42,9 +42,9 @@ class Batch:
     Attributes:
         images: uint8 [B, 3, H, W], zero padded at the right and the bottom.
         sizes: the true (h, w) of each picture.
-        labels: one a picture; planes padded to the batch's H, W, boxes unchanged.
-        names: one a picture.
-        image_ids: one a picture.
+        labels: one per picture; planes padded to the batch's H, W, boxes unchanged.
+        names: one per picture.
+        image_ids: one per picture.
     """
 
     images: Tensor

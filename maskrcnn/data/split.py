@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 
@@ -10,7 +12,11 @@ from maskrcnn.errors import InputError
 GROUP_ORDERS = 32
 """Random orders that a split by groups tries: groups are of any size, and one order may end far from the shares."""
 
+SHOWN_NAMES = 3
+"""Pictures of each kind that :func:`split_changes` names."""
+
 Indices = npt.NDArray[np.int64]
+Split = tuple[Sequence[str], Sequence[str]]
 
 
 def train_val_split(
@@ -112,6 +118,31 @@ def _put_classes_on_both_sides(table: npt.NDArray[np.int64], sizes: npt.NDArray[
             if all((has[:, j] & same).sum() > 1 for j in others):
                 side[group] = 1 - side[group]
                 break
+
+
+def split_changes(before: Split, now: Split) -> str | None:
+    """What is different between the split that a run was started with and the one that its data gives now.
+
+    Args:
+        before, now: the names of the training and of the validation pictures.
+
+    Returns:
+        One line that counts the pictures and names a few, such as ``1 new (d), 2 moved from training to validation (a,
+        b)``; None where both sides have the same pictures as before, in any order.
+    """
+    (train, val), (train_now, val_now) = (tuple(map(set, split)) for split in (before, now))
+    changes = [
+        ("gone", (train | val) - (train_now | val_now)),
+        ("new", (train_now | val_now) - (train | val)),
+        ("moved from training to validation", train & val_now),
+        ("moved from validation to training", val & train_now),
+    ]
+    parts = []
+    for what, names in changes:
+        if names:
+            shown = ", ".join(sorted(names)[:SHOWN_NAMES]) + (", ..." if len(names) > SHOWN_NAMES else "")
+            parts.append(f"{len(names)} {what} ({shown})")
+    return ", ".join(parts) or None
 
 
 def repeat_factors(class_counts: npt.NDArray[np.int64], threshold: float) -> npt.NDArray[np.float64]:

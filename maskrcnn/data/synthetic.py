@@ -21,7 +21,8 @@ import tifffile
 import tyro
 from scipy.ndimage import gaussian_filter
 
-from maskrcnn.data.hw3 import IMAGE, MAPPING
+from maskrcnn.data.hw3 import IMAGE
+from maskrcnn.data.id_mapping import MAPPING
 from maskrcnn.errors import InputError, one_line_errors, writing
 from maskrcnn.options import Range, checked
 

@@ -19,8 +19,8 @@ from maskrcnn.data.sample import Sample
 from maskrcnn.structures import InstanceLabels
 
 SCALE_LIMITS = (0.25, 4.0)
-"""How far a picture may be reduced or enlarged to bring its cells to one size: what cells of less than 8 pixels were is
-not there to be seen, and one cell as large as a picture would make a thumbnail of it."""
+"""How far a picture may be reduced or enlarged to bring its cells to one size. Enlarging cells of fewer than 8 pixels
+shows no more of them, and a picture of one cell that fills it would become a thumbnail."""
 
 
 @dataclass(frozen=True)
@@ -46,27 +46,15 @@ class Resize:
 
 
 @dataclass(frozen=True)
-class Pad:
-    """Black pixels without labels at the right and the bottom, up to ``size`` (H, W); larger pictures stay."""
+class ResizeAndPad:
+    """The whole picture as a square of ``side`` pixels: its longer side is brought to them, and the shorter one filled
+    up with mirror images (:func:`maskrcnn.data.mirror.mirror_to`)."""
 
-    size: tuple[int, int]
-
-    def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
-        height, width = (max(wanted, have) for wanted, have in zip(self.size, sample.size, strict=True))
-        return _window(sample, 0, 0, height, width)
-
-
-@dataclass(frozen=True)
-class RandomScale:
-    """Enlarged or reduced by a factor drawn log-uniformly from ``low``..``high``."""
-
-    low: float
-    high: float
+    side: int
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
-        factor = _factor(rng, self.low, self.high)
-        height, width = (max(1, round(side * factor)) for side in sample.size)
-        return Resize((height, width))(sample, rng)
+        height, width = (max(1, round(part * self.side / max(sample.size))) for part in sample.size)
+        return mirror_to(Resize((height, width))(sample, rng), self.side, self.side)
 
 
 @dataclass(frozen=True)
@@ -82,7 +70,7 @@ class RandomCrop:
             the circle of equal area), by a factor within :data:`SCALE_LIMITS`; None: it stays at its own scale.
         typical_diameter: that of the cells in a picture without any; None: such a picture stays at its own scale.
         rare_class_probability: share of crops around a cell: first one of the picture's classes is drawn, all alike,
-            then one of its cells. Rare classes are seen more often so.
+            then one of its cells, so that rare classes are seen more often.
         min_visible: cells of which the crop shows less than this share of the area are taken for background: a
             sliver at the border cannot be told from its surroundings.
     """
@@ -164,13 +152,8 @@ def _with(sample: Sample, image: Tensor, planes: Tensor) -> Sample:
 
 
 def _window(sample: Sample, top: int, left: int, height: int, width: int) -> Sample:
-    """The window from (top, left), black and without labels where it leaves the picture at the right or bottom."""
     image = sample.image[top : top + height, left : left + width]
     planes = sample.labels.planes[:, top : top + height, left : left + width]
-    missing = (0, width - image.shape[1], 0, height - image.shape[0])
-    if any(missing):
-        image = F.pad(image, (0, 0, *missing))
-        planes = F.pad(planes, missing)
     return _with(sample, image.contiguous(), planes.contiguous())
 
 

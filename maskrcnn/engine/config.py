@@ -57,8 +57,8 @@ class DataOptions:
     """Regular expression: where it matches the start of a picture's name, what it matches is the picture's source, such
     as tnbc|nuinsseg for tnbc_03_1. Else the name of its folder or COCO file is."""
     group_by: str | None = None
-    """Regular expression: pictures whose names begin with the same match of it, such as tnbc_\\d+ (a patient's), are
-    split off together or not at all."""
+    """Regular expression: pictures whose names begin with the same match of it, such as tnbc_\\d+ (a patient's) or
+    [^/]+/ (a folder's, such as one per slide), are split off together or not at all."""
     val_fraction: Annotated[float, Range(0, 1, open_low=True, open_high=True)] = 0.1
     """Share of the pictures kept for validation, stratified by class and source."""
     split_seed: Seed = 0
@@ -66,6 +66,10 @@ class DataOptions:
     crop: Annotated[int, Range(32, 16384, multiple_of=32)] = 512
     """Side of the square training crops, in pixels (a multiple of 32). Smaller pictures are filled up with their mirror
     images."""
+    resize: Annotated[int, Range(32, 16384, multiple_of=32)] | None = None
+    """Train on whole pictures instead of crops: the longer side of each is brought to this many pixels (a multiple of
+    32), and the shorter side is filled up with mirror images. Recorded in the checkpoint: prediction brings pictures,
+    slides as well, to the same longer side. --crop, --diameter and --rare-class-probability are not used then."""
     diameter: Annotated[float, Range(8, 512)] | Literal["none"] = 30.0
     """Pictures are enlarged or reduced until their cells have this median diameter in pixels, in training and in
     prediction; recorded in the checkpoint. none: pictures stay at their own scale."""
@@ -97,7 +101,7 @@ class DataOptions:
 
     def canonical_diameter(self) -> float | None:
         """``--diameter`` in pixels; None: pictures stay at their own scale."""
-        return None if self.diameter == "none" else self.diameter
+        return None if self.diameter == "none" or self.resize is not None else self.diameter
 
     def scale(self) -> tuple[float, float]:
         """The range of the random factor by which crops are enlarged."""
@@ -233,9 +237,13 @@ class TrainConfig:
         check_options(self)
         check_channels(self.data_options.channels)
         data, (low, high) = self.data_options, self.data_options.scale()
+        sized, with_resize = data.resize is not None, "none with --resize, which sets the scale"
         merged, percentiles = data.merge_classes is not None, data.percentiles
         rules: list[tuple[str, object, bool, str]] = [
             ("--scale-min", low, low <= high, f"at most --scale-max, {high}"),
+            ("--scale-min", data.scale_min, not sized or data.scale_min is None, with_resize),
+            ("--scale-max", data.scale_max, not sized or data.scale_max is None, with_resize),
+            ("--diameter", data.diameter, not sized or data.diameter in ("none", DataOptions.diameter), with_resize),
             ("--percentiles", percentiles, percentiles is None or percentiles[0] < percentiles[1], "rising numbers"),
             ("--val", " ".join(map(str, data.val)), not data.val or bool(data.data), "--data as well"),
             ("--merge-classes", repr(data.merge_classes), data.merge_classes != "", "a name"),

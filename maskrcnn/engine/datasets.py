@@ -15,7 +15,7 @@ from maskrcnn import distributed
 from maskrcnn.data import transforms as T
 from maskrcnn.data.appearance import appearance
 from maskrcnn.data.coco import CocoDataset, to_coco
-from maskrcnn.data.dataset import Cache, CellDataset, Transform
+from maskrcnn.data.dataset import Cache, CellDataset, Transform, label_progress
 from maskrcnn.data.hw3 import Hw3Folder
 from maskrcnn.data.joined import JoinedDataset
 from maskrcnn.data.split import repeat_factors, train_val_split
@@ -31,6 +31,7 @@ class Datasets:
     val: CellDataset
     repeat_factors: np.ndarray
     class_names: list[str]
+    category_ids: list[int]
 
     @property
     def num_classes(self) -> int:
@@ -66,7 +67,10 @@ def build_datasets(config: TrainConfig, folder: Path) -> Datasets:
         val=joined.subset(val_indices),
         repeat_factors=repeat_factors(kinds[train_indices], options.repeat_threshold),
         class_names=joined.class_names,
+        category_ids=joined.category_ids,
     )
+    for index in label_progress(range(len(datasets.val)), len(datasets.val)):
+        datasets.val.labels(index)  # those that cannot be read are named now, not at the first validation
     if distributed.is_main():
         print(f"{' '.join(map(str, (*data, *options.val)))}: {describe(datasets.train, datasets.val)}")
     return datasets
@@ -93,7 +97,7 @@ def _read_sources(paths: Sequence[Path], options: DataOptions) -> list[CellDatas
 
 def _read_source(path: Path, options: DataOptions) -> tuple[Path, CellDataset]:
     """The data set, and the file or folder that it is."""
-    if path.suffix == ".json":
+    if path.suffix.lower() == ".json":
         coco = CocoDataset(
             path,
             options.image_root,
@@ -139,24 +143,25 @@ def _write_synthetic(folder: Path, seed: int) -> None:
 
 def typical_diameter(dataset: CellDataset, indices: Sequence[int] | np.ndarray) -> float | None:
     """The median over the pictures at ``indices`` of their cells' median diameter; None without any cell."""
-    diameters = [dataset.labels(index).median_diameter() for index in indices]
+    diameters = [dataset.labels(index).median_diameter() for index in label_progress(indices, len(indices))]
     known = [diameter for diameter in diameters if diameter is not None]
     return float(np.median(known)) if known else None
 
 
 def training_transform(options: DataOptions, typical: float | None = None) -> T.Compose:
-    """A random crop at a random scale, turned, mirrored and with its colours changed.
+    """A random crop at a random scale, or the whole picture at one size, turned, mirrored and with its colours changed.
 
     ``typical`` is the diameter of cells, in pixels, that a picture without any is taken to show.
     """
+    crop = T.RandomCrop(
+        options.crop,
+        scale=options.scale(),
+        rare_class_probability=options.rare_class_probability,
+        diameter=options.canonical_diameter(),
+        typical_diameter=typical,
+    )
     steps: list[Transform] = [
-        T.RandomCrop(
-            options.crop,
-            scale=options.scale(),
-            rare_class_probability=options.rare_class_probability,
-            diameter=options.canonical_diameter(),
-            typical_diameter=typical,
-        ),
+        crop if options.resize is None else T.ResizeAndPad(options.resize),
         T.RandomFlip(),
         T.RandomRotate90(),
         *appearance(options.appearance, options.color_jitter),

@@ -83,13 +83,13 @@ def _pictures(config: EvaluateConfig, predictor: Predictor) -> CellDataset:
         if len(predictor.class_names) > 1:
             raise InputError(f"--merge-classes: {config.checkpoint} tells {len(predictor.class_names)} classes apart")
         merge = predictor.class_names[0]
+    named = (*config.val, *(() if config.coco is None else (config.coco,)))
     options: DataOptions = dataclasses.replace(
         run.data_options,
         merge_classes=merge,
         num_classes=None if merge is not None else len(predictor.class_names),
-        image_root=config.image_root or run.data_options.image_root,
+        image_root=config.image_root or (None if named else run.data_options.image_root),
     )
-    named = (*config.val, *(() if config.coco is None else (config.coco,)))
     if named and config.data:
         raise InputError("--data and --val or --coco: give either a run's data or pictures that are all scored")
     if named:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from maskrcnn.checkpoint import load_checkpoint
+from maskrcnn.data.split import split_changes
 from maskrcnn.engine.config import TrainConfig
 from maskrcnn.errors import InputError
 
@@ -73,12 +74,5 @@ def check_pictures(now: dict[str, list[str]], saved: dict[str, Any], folder: Pat
     before = saved.get("pictures")
     if before is None or before == now:
         return
-    both = {part: (set(before[part]), set(now[part])) for part in now}
-    gone = sorted({*before["train"], *before["val"]} - {*now["train"], *now["val"]})
-    new = sorted({*now["train"], *now["val"]} - {*before["train"], *before["val"]})
-    moved = sorted(both["val"][0] & both["train"][1] | both["train"][0] & both["val"][1])
-    parts = ((gone, "are gone"), (new, "are new"), (moved, "changed sides between training and validation"))
-    changes = [f"{len(names)} {what}, such as {names[0]}" for names, what in parts if names]
-    raise InputError(
-        f"--resume {folder}: its pictures are not those it began with: {'; '.join(changes) or 'their order changed'}"
-    )
+    changes = split_changes((before["train"], before["val"]), (now["train"], now["val"])) or "their order changed"
+    raise InputError(f"--resume {folder}: its pictures are not those it began with: {changes}")

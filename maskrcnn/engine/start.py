@@ -56,6 +56,7 @@ def adopt_start(config: TrainConfig) -> TrainConfig:
     diameter, percentiles = start.get("diameter"), start["percentiles"]
     channels = config.data_options.channels or start.get("channels")  # other pictures may have theirs elsewhere
     seen: dict[str, Any] = {
+        "resize": start.get("resize"),
         "diameter": "none" if diameter is None else diameter,
         "percentiles": None if percentiles is None else tuple(percentiles),
         "channels": channels if channels is None else tuple(channels),

@@ -89,5 +89,12 @@ def fit_best(run: Run, datasets: Datasets) -> None:
 
 def _predictor(model: MaskRCNN, description: dict[str, Any], run: Run) -> Predictor:
     """What a user gets who loads the weights with this description; the data set has stretched the pictures."""
-    classes, diameter = description["class_names"], description.get("diameter")
-    return Predictor(model, None, classes, run.device, run.precision, diameter=diameter)
+    return Predictor(
+        model,
+        None,
+        description["class_names"],
+        run.device,
+        run.precision,
+        diameter=description.get("diameter"),
+        resize=description.get("resize"),
+    )

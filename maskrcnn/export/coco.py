@@ -13,7 +13,7 @@ from typing import Any
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-from maskrcnn.data.hw3 import TestImage
+from maskrcnn.data.id_mapping import TestImage
 from maskrcnn.files import atomic_write
 
 RESULTS = "test-results.json"
@@ -21,24 +21,25 @@ SUBMISSION = "submission.zip"
 
 
 def write_results(
-    folder: Path, results: Sequence[dict[str, Any]], images: Sequence[TestImage], num_classes: int
+    folder: Path, results: Sequence[dict[str, Any]], images: Sequence[TestImage], category_ids: Sequence[int]
 ) -> tuple[Path, Path]:
     """Write ``test-results.json`` and ``submission.zip`` into ``folder``, after pycocotools has loaded them.
 
     Both are written beside and renamed, so that a failure leaves earlier files as they were.
 
     Args:
-        results: COCO results: ``image_id``, ``category_id`` (1-based), ``bbox`` [x, y, w, h], ``score`` and
+        results: COCO results: ``image_id``, ``category_id`` (class 1..K), ``bbox`` [x, y, w, h], ``score`` and
             ``segmentation`` (RLE with text counts, in the picture's own size).
         images: the pictures that were predicted, with their ids.
-        num_classes: number of cell classes.
+        category_ids: what the files have for classes 1..K: the ids of the data that the network was trained on.
 
     Raises:
         InputError: the folder cannot be written.
         RuntimeError: pycocotools does not read back what was written: an error of this program.
     """
-    check_results(results, images, num_classes)
-    text = json.dumps(list(results))
+    own = [{**result, "category_id": category_ids[result["category_id"] - 1]} for result in results]
+    check_results(own, images, category_ids)
+    text = json.dumps(own)
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr(RESULTS, text)
@@ -48,12 +49,12 @@ def write_results(
     return folder / RESULTS, folder / SUBMISSION
 
 
-def check_results(results: Sequence[dict[str, Any]], images: Sequence[TestImage], num_classes: int) -> None:
+def check_results(results: Sequence[dict[str, Any]], images: Sequence[TestImage], category_ids: Sequence[int]) -> None:
     """Load the results with pycocotools against the pictures' ids and compare every mask's size with its picture's."""
     truth = COCO()
     truth.dataset = {
         "images": [{"id": i.image_id, "file_name": i.file_name, "height": i.height, "width": i.width} for i in images],
-        "categories": [{"id": c, "name": f"class{c}"} for c in range(1, num_classes + 1)],
+        "categories": [{"id": number, "name": str(number)} for number in category_ids],
         "annotations": [],
     }
     with contextlib.redirect_stdout(io.StringIO()):

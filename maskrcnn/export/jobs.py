@@ -12,7 +12,8 @@ from pathlib import Path
 import tifffile
 
 from maskrcnn import distributed
-from maskrcnn.data.hw3 import IMAGE, read_test_release
+from maskrcnn.data.hw3 import IMAGE
+from maskrcnn.data.id_mapping import read_test_release
 from maskrcnn.data.picture import Picture, open_pictures
 from maskrcnn.errors import InputError
 from maskrcnn.export.config import InferConfig

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from maskrcnn.data.hw3 import IMAGE, TestImage
+from maskrcnn.data.hw3 import IMAGE
+from maskrcnn.data.id_mapping import TestImage
 from maskrcnn.errors import InputError
 from maskrcnn.export.coco import write_results
 from maskrcnn.export.config import InferConfig
@@ -54,7 +55,7 @@ def finish(
             for job, record in records
         ]
         with _kept(errors):
-            written += write_results(folder, results, images, len(predictor.class_names))
+            written += write_results(folder, results, images, predictor.category_ids)
     if config.report:
         pictures = _report_pictures(Opener(config, predictor.percentiles), records, truth, failures)
         with _kept(errors):

@@ -65,8 +65,10 @@ class Predictor:
         augment: views of each tile that are averaged (:mod:`maskrcnn.predict.augment`).
         diameter: the median diameter of cells, in pixels, that the network was trained for: pictures are brought to
             that scale, and tiles and overlap are pixels there. None: it was trained at the pictures' own scale.
+        resize: the longer side, in pixels, to which each picture is brought, as in training; None: they are not.
         score_threshold: the score from which a cell is to be believed, one for each class.
         channels: those of a picture's channels that are shown to the network, as in training; None: grey or RGB.
+        category_ids: the ids of classes 1..K in the COCO file that the network was trained on, else 1..K.
 
     One predictor may serve several threads at once: what a call needs is an argument of the call.
     """
@@ -88,11 +90,17 @@ class Predictor:
         score_threshold: Fraction | Sequence[Fraction] = SCORE_THRESHOLD,
         mask_threshold: Fraction = 0.5,
         channels: Sequence[Annotated[int, Range(0, 65535)]] | None = None,
+        category_ids: Sequence[int] | None = None,
+        resize: Annotated[int, Range(32, 16384, multiple_of=32)] | None = None,
     ) -> None:
         self.percentiles, self.channels = percentiles, None if channels is None else tuple(channels)
         self.class_names = tuple(class_names)
+        self.category_ids = tuple(category_ids or range(1, len(self.class_names) + 1))
+        if len(self.category_ids) != len(class_names):
+            count = len(self.category_ids)
+            raise InputError(f"category_ids has {count} entries; expected {len(class_names)}, one per class")
         self.augment: Augment = augment
-        self.diameter = diameter
+        self.diameter, self.resize = diameter, resize
         scores = [score_threshold] * len(class_names) if isinstance(score_threshold, float | int) else score_threshold
         self.score_threshold = tuple(map(float, scores))
         if len(self.score_threshold) != len(self.class_names):
@@ -168,6 +176,8 @@ class Predictor:
         """
         size = self.find_diameter(picture, diameter)
         factor = 1.0 if size is None or self.diameter is None else scale_to(self.diameter, size)
+        if self.resize is not None:
+            factor = self.resize / max(picture.size)
         cells = self._predict(picture.rescaled(factor), progress)
         return replace(cells.resized(picture.size), diameter=size)
 
@@ -303,6 +313,8 @@ def load(
         box_score_threshold,
         contents.get("diameter"),
         channels=contents.get("channels"),
+        category_ids=contents.get("category_ids"),
+        resize=contents.get("resize"),
         **_thresholds(contents),
     )
 

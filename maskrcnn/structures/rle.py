@@ -14,15 +14,22 @@ import numpy.typing as npt
 
 Ints = npt.NDArray[np.int64]
 
+LONGEST_CHAIN = 7
+"""Characters of 5 bits that a number of 32 bits and its sign take."""
 
-def run_lengths(counts: str | bytes) -> npt.NDArray[np.int64]:
-    """The run lengths that COCO's text stands for, background first.
+
+def run_lengths(counts: str | bytes | Ints) -> Ints:
+    """The run lengths that COCO's text stands for, background first; run lengths int64 [R] as they are.
 
     Each number is a chain of characters, 5 bits in each (code minus 48), the lowest first; bit 5 says that the chain
     goes on, and bit 4 of the last one is the sign. From the fourth number on it is the difference to the number two
     before (``rleToString`` in pycocotools' maskApi.c).
+
+    Raises ValueError for text that does not consist of such chains.
     """
-    text = counts.encode() if isinstance(counts, str) else counts
+    if isinstance(counts, np.ndarray):
+        return counts
+    text = counts.encode("utf-8", "replace") if isinstance(counts, str) else counts
     codes = np.frombuffer(text, np.uint8).astype(np.int64) - 48
     if len(codes) == 0:
         return codes
@@ -30,6 +37,10 @@ def run_lengths(counts: str | bytes) -> npt.NDArray[np.int64]:
     first = np.flatnonzero(np.concatenate(([True], last[:-1])))
     chain = np.cumsum(last) - last  # which number a character belongs to
     digit = np.arange(len(codes)) - first[chain]
+    if codes.min() < 0 or codes.max() > 63:
+        raise ValueError(f"run lengths with the character {chr(text[np.argmax((codes < 0) | (codes > 63))])!r}")
+    if not last[-1] or digit.max() >= LONGEST_CHAIN:
+        raise ValueError("run lengths that stop in the middle of a number, or hold one of more than 32 bits")
     numbers = np.add.reduceat((codes & 31) << (5 * digit), first)
     negative = (codes[last] & 16) != 0
     numbers[negative] -= 1 << (5 * (digit[last][negative] + 1))
@@ -111,4 +122,7 @@ def label_planes(rles: Sequence[dict[str, Any]], size: tuple[int, int]) -> npt.N
             free = np.zeros(width * height, np.int32)
             planes.append(free)
         free[inside] = value
-    return np.array(planes, np.int32).reshape(len(planes), width, height).transpose(0, 2, 1)
+    rows = np.empty((len(planes), height, width), np.int32)
+    for index, plane in enumerate(planes):
+        rows[index] = plane.reshape(width, height).T
+    return rows

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,9 +17,13 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-from maskrcnn.data.coco import CocoDataset, to_coco
+from maskrcnn.data.coco import CocoDataset, ConvertOptions, convert, to_coco
 from maskrcnn.data.hw3 import Hw3Folder
+from maskrcnn.data.joined import JoinedDataset
+from maskrcnn.engine.config import DataOptions, TrainConfig
+from maskrcnn.engine.datasets import build_datasets
 from maskrcnn.errors import InputError
+from tests.data.mutations import mutated
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +51,7 @@ def test_pycocotools_loads_what_is_converted(converted: Path, tiny_dataset: Path
 
 def test_reads_what_it_wrote(converted: Path, tiny_dataset: Path) -> None:
     folder = Hw3Folder(tiny_dataset)
-    read = CocoDataset(converted, tiny_dataset / "train")
+    read = CocoDataset(converted)  # the file names the pictures relative to itself
     assert read.class_names == folder.class_names
     for index in range(3):
         ours, theirs = read[index], folder[index]
@@ -92,24 +99,83 @@ def test_polygons_runs_crowds_and_overlaps(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("annotation", "changes", "message"),
+    ("segmentation", "message"),
     [
-        ({**SQUARE, "category_id": 9}, {}, "annotation 8 has the unknown category 9"),
-        ({**SQUARE, "category_id": 3, "image_id": 77}, {}, "not a COCO annotation file"),
-        ({**SQUARE, "category_id": 3, "segmentation": None}, {}, "the segmentation of annotation 8"),
-        (
-            {**SQUARE, "category_id": 3, "segmentation": {"size": [9, 9], "counts": [81]}},
-            {},
-            r"the segmentation of annotation 8: size \[9, 9\]",
-        ),
-        ({**SQUARE, "category_id": 3}, {"images": []}, "not a COCO annotation file|names no picture"),
-        ({**SQUARE, "category_id": 3}, {"categories": None}, "not a COCO annotation file"),
+        ({"size": [9, 9], "counts": [81]}, r"the segmentation of annotation 8: size \[9, 9\]"),
+        ([[2, 3, 12, 3, math.nan, 9]], "the segmentation of annotation 8: the coordinate nan"),
     ],
 )
-def test_files_that_do_not_fit(tmp_path: Path, annotation: dict, changes: dict, message: str) -> None:
-    path = write(tmp_path / "c.json", [{"id": 8, **annotation}], **changes)
-    with pytest.raises(InputError, match=message):
-        CocoDataset(path).class_counts()
+def test_segmentations_that_do_not_fit(tmp_path: Path, segmentation: object, message: str) -> None:
+    annotations = [{**SQUARE, "category_id": 3}, {**SQUARE, "category_id": 3, "id": 8, "segmentation": segmentation}]
+    data = CocoDataset(write(tmp_path / "c.json", annotations))
+    with pytest.raises(InputError, match=r"c\.json: " + message):
+        data.labels(0)
+
+
+def test_cells_are_counted_without_decoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    annotations = [{**SQUARE, "category_id": category} for category in (3, 17, 3)]
+    data = CocoDataset(write(tmp_path / "c.json", annotations), num_classes=3)
+    monkeypatch.setattr(CocoDataset, "read_labels", None)
+    assert data.class_counts().tolist() == [[2, 1, 0]]
+    assert data.class_names == ["ring", "dot", "class3"]
+    assert data.category_ids == [3, 17, 18]
+
+
+def test_annotations_without_a_pixel_are_no_cells(tmp_path: Path) -> None:
+    outside = [[-9, -9, -5, -9, -5, -5]]
+    annotations = [
+        {**SQUARE, "category_id": 17, "segmentation": outside},
+        {**SQUARE, "category_id": 17, "segmentation": {"size": [20, 30], "counts": [600]}},
+        {**SQUARE, "category_id": 3},
+    ]
+    labels = CocoDataset(write(tmp_path / "c.json", annotations))[0].labels
+    assert labels.classes.tolist() == [1]
+    assert labels.areas.tolist() == [60]
+
+
+def test_skipped_annotations_are_counted_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    annotations = [{**SQUARE, "category_id": 3}, {**SQUARE, "category_id": 3, "iscrowd": 1}, SQUARE | {"image_id": 7}]
+    path = write(tmp_path / "c.json", annotations)
+    assert CocoDataset(path).class_counts().sum() == 1
+    reasons = "1 crowds, 1 of pictures that the file does not name"
+    assert capsys.readouterr().err == f"warning: {path}: 2 of 3 annotations skipped: {reasons}\n"
+
+
+@pytest.mark.parametrize("size", [{"height": None, "width": None}, {}])
+def test_sizes_that_the_file_leaves_out_are_the_pictures(tmp_path: Path, size: dict) -> None:
+    images = [{"id": 5, "file_name": "a.png", **size}]
+    sample = CocoDataset(write(tmp_path / "c.json", [{**SQUARE, "category_id": 3}], images=images))[0]
+    assert sample.labels.areas.tolist() == [60]
+
+
+def test_the_converted_folder_is_trained_on(tiny_dataset: Path, tmp_path: Path) -> None:
+    """With the file inside the folder that it describes."""
+    data = shutil.copytree(tiny_dataset, tmp_path / "set")
+    convert(ConvertOptions(data, data / "annotations.json"))
+    options = TrainConfig(data_options=DataOptions(data=(data / "annotations.json",)))
+    built = build_datasets(options, tmp_path)
+    folder = Hw3Folder(data)
+    assert sorted(built.train.names + built.val.names) == [f"train/{name}/image.tif" for name in folder.names]
+    assert len(built.val[0].labels) == built.val.class_counts()[0].sum()
+
+
+def test_random_changes_of_a_file_are_read_or_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """No other exception than InputError, and no crash in C code."""
+    path = tmp_path / "c.json"
+    text = coco_mask.encode(np.asfortranarray(np.eye(20, 30, dtype=np.uint8)))["counts"].decode()
+    annotations = [
+        {**SQUARE, "id": 1, "category_id": 3},
+        {**SQUARE, "id": 2, "category_id": 17, "segmentation": {"size": [20, 30], "counts": [21, 4, 575]}},
+        {**SQUARE, "id": 3, "category_id": 17, "segmentation": {"size": [20, 30], "counts": text}},
+    ]
+    contents = json.loads(write(path, annotations).read_text())
+    rng = np.random.default_rng(0)
+    read = 0
+    for _ in range(400):
+        path.write_text(json.dumps(mutated(contents, rng)))
+        with contextlib.suppress(InputError):
+            read += to_coco(JoinedDataset([CocoDataset(path)]))["images"] is not None
+    assert 40 < read < 360
 
 
 def test_a_picture_of_another_size(tmp_path: Path) -> None:

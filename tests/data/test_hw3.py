@@ -9,8 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
+from PIL import Image
 
-from maskrcnn.data.hw3 import Hw3Folder, read_test_release
+from maskrcnn.data.hw3 import Hw3Folder
+from maskrcnn.data.id_mapping import read_test_release
 from maskrcnn.data.synthetic import write_dataset
 from maskrcnn.errors import InputError
 
@@ -26,11 +28,6 @@ def folder(tmp_path: Path) -> Path:
         tifffile.imwrite(tmp_path / "train" / name / "image.tif", image, photometric="rgb")
         for k in classes:
             tifffile.imwrite(tmp_path / "train" / name / f"class{k}.tif", plane)
-    (tmp_path / "test_release").mkdir()
-    for number in (1, 2):
-        tifffile.imwrite(tmp_path / "test_release" / f"{number}.tif", image, photometric="rgb")
-    mapping = [{"file_name": f"{n}.tif", "id": n + 10, "height": 20, "width": 30} for n in (1, 2)]
-    (tmp_path / "test_image_name_to_ids.json").write_text(json.dumps(mapping))
     return tmp_path
 
 
@@ -111,6 +108,77 @@ def test_folders_that_are_not_whole(folder: Path, damage: Callable[[Path], None]
         Hw3Folder(folder)
 
 
+def _labels_of(folder: Path, name: str, plane: np.ndarray) -> None:
+    """Replaces class2.tif of picture b, as its file says it is written."""
+    (folder / "train" / "b" / "class2.tif").unlink()
+    path = folder / "train" / "b" / name
+    if path.suffix.lower() == ".png":
+        Image.fromarray(plane).save(path)
+    else:
+        tifffile.imwrite(path, plane)
+
+
+@pytest.mark.parametrize("name", ["class2.TIF", "Class2.tiff", "class2.png", "CLASS2.PNG"])
+def test_label_files_by_any_spelling(folder: Path, name: str) -> None:
+    plane = np.zeros((20, 30), np.uint16)
+    plane[2:5, 3:9], plane[10:12, 20:25] = 7, 40000
+    _labels_of(folder, name, plane)
+    assert Hw3Folder(folder)[1].labels.ids.tolist() == [7, 40000]
+
+
+@pytest.mark.parametrize(
+    "name", ["class2.jpg", "class2.npy", "class_2.png", "class02.png", "class1000.tif", "klass2.TIF", "mask.tif"]
+)
+def test_what_looks_like_labels_and_is_not_read_is_named(folder: Path, name: str) -> None:
+    (folder / "train" / "b" / name).write_bytes(b"")
+    with pytest.raises(InputError, match=f"{name}: not a file of a class"):
+        Hw3Folder(folder)
+
+
+def test_two_files_of_one_class(folder: Path) -> None:
+    (folder / "train" / "b" / "class2.png").write_bytes(b"")
+    with pytest.raises(InputError, match=r"class2\.tif: class 2 has another file, class2\.png"):
+        Hw3Folder(folder)
+
+
+def test_hidden_files_and_those_beside_pictures_are_left_alone(folder: Path) -> None:
+    for name in (
+        *("._class1.tif", "._image.tif", ".DS_Store", "Thumbs.db", "image.tif.aux.xml", "class1.tif:Zone.Identifier"),
+        *("class1.tif.bak", "image.bak", "preview.png", "classes.png", "class1.roi", "notes.txt"),
+    ):
+        (folder / "train" / "a" / name).write_bytes(b"")
+    for name in (".hidden", "__MACOSX", "@eaDir"):
+        (folder / "train" / name).mkdir()
+    assert Hw3Folder(folder).class_counts().tolist() == [[2, 0, 2], [0, 2, 0], [0, 0, 0]]
+
+
+@pytest.mark.parametrize("dtype", [bool, np.uint8, np.uint16])
+@pytest.mark.parametrize("name", ["class2.tif", "class2.png"])
+def test_a_mask_of_all_cells_is_named_once(
+    folder: Path, capsys: pytest.CaptureFixture[str], dtype: type, name: str
+) -> None:
+    plane = np.zeros((20, 30), dtype)
+    plane[2:5, 3:9] = plane[10:12, 20:25] = plane[15:17, 2:4] = 255
+    _labels_of(folder, name, plane)
+    data = Hw3Folder(folder)
+    assert data.class_counts().sum(0).tolist() == [2, 1, 2]
+    data.subset([1]).read_labels(0)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"warning: {folder}/train/b/{name}: holds one value, {int(plane.max())}, in 3 pieces, and")
+    assert "skimage.measure.label" in line
+
+
+@pytest.mark.parametrize(("value", "second"), [(255, 0), (7, 7), (255, 254)])
+def test_labels_are_not_taken_for_masks(
+    folder: Path, capsys: pytest.CaptureFixture[str], value: int, second: int
+) -> None:
+    plane = np.zeros((20, 30), np.uint8)
+    plane[2:5, 3:9], plane[10:12, 20:25] = value, second
+    _labels_of(folder, "class2.png", plane)
+    Hw3Folder(folder).class_counts()
+    assert capsys.readouterr().err == ""
+
+
 def test_more_classes_than_asked_for(folder: Path) -> None:
     with pytest.raises(InputError, match=r"class3\.tif: class 3, but there are 2 classes"):
         Hw3Folder(folder, num_classes=2)
@@ -125,47 +193,6 @@ def test_a_mask_of_another_size(folder: Path) -> None:
     tifffile.imwrite(folder / "train" / "a" / "class1.tif", np.zeros((20, 31), np.uint8))
     with pytest.raises(InputError, match=r"a/class1\.tif: mask of 20x31 pixels, expected 20x30"):
         Hw3Folder(folder).class_counts()
-
-
-def test_the_mapping_gives_names_ids_and_sizes(folder: Path) -> None:
-    images = read_test_release(folder)
-    assert [(i.file_name, i.image_id, i.height, i.width) for i in images] == [
-        ("1.tif", 11, 20, 30),
-        ("2.tif", 12, 20, 30),
-    ]
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"file_name": "3.tif"}, r"names 3\.tif, which is not in"),
-        ({"file_name": "1.tif"}, r"1\.tif is named twice"),
-        ({"id": 11}, "the id 11 is given twice"),
-        ({"width": "30"}, "needs a text and three whole numbers"),
-        ({"id": None}, "needs a text and three whole numbers"),
-    ],
-)
-def test_mappings_that_do_not_fit(folder: Path, change: dict, message: str) -> None:
-    path = folder / "test_image_name_to_ids.json"
-    first, second = json.loads(path.read_text())
-    path.write_text(json.dumps([first, second | change]))
-    with pytest.raises(InputError, match=message):
-        read_test_release(folder)
-
-
-@pytest.mark.parametrize(
-    ("text", "message"), [("[1", "not JSON"), ("{}", "expected a list"), ('[{"id": 1}]', "lacks one")]
-)
-def test_mappings_that_are_none(folder: Path, text: str, message: str) -> None:
-    (folder / "test_image_name_to_ids.json").write_text(text)
-    with pytest.raises(InputError, match=message):
-        read_test_release(folder)
-
-
-def test_a_missing_mapping(folder: Path) -> None:
-    (folder / "test_image_name_to_ids.json").unlink()
-    with pytest.raises(InputError, match="the id mapping cannot be read"):
-        read_test_release(folder)
 
 
 def test_the_synthetic_set_is_one_of_these_folders(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from maskrcnn.data.split import repeat_factors, train_val_split
+from maskrcnn.data.split import repeat_factors, split_changes, train_val_split
 from maskrcnn.errors import InputError
 
 
@@ -126,3 +126,26 @@ def test_repeat_factors_balance_sources() -> None:
     table[:64, 0], table[64:, 1] = 1, 1
     factors = repeat_factors(table, 1.0)
     assert factors[:64].sum() / factors.sum() == pytest.approx(0.8 / (0.8 + 0.6))
+
+
+@pytest.mark.parametrize(
+    ("train", "val", "expected"),
+    [
+        (["b", "a", "c"], ["e", "d"], None),
+        (["a", "b", "c"], ["d"], "1 gone (e)"),
+        (["a", "b", "c", "f"], ["d", "e"], "1 new (f)"),
+        (
+            ["a", "b", "d"],
+            ["c", "e"],
+            "1 moved from training to validation (c), 1 moved from validation to training (d)",
+        ),
+        (
+            ["w", "z", "y", "x", "e"],
+            ["c"],
+            "3 gone (a, b, d), 4 new (w, x, y, ...), "
+            "1 moved from training to validation (c), 1 moved from validation to training (e)",
+        ),
+    ],
+)
+def test_what_changed_since_a_split(train: list[str], val: list[str], expected: str | None) -> None:
+    assert split_changes((["a", "b", "c"], ["d", "e"]), (train, val)) == expected

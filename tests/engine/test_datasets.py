@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import maskrcnn
 from maskrcnn.checkpoint import load_checkpoint
@@ -22,6 +23,7 @@ from maskrcnn.data.synthetic import write_dataset
 from maskrcnn.engine.config import DataOptions, TrainConfig
 from maskrcnn.engine.datasets import Datasets, build_datasets
 from maskrcnn.engine.resume import run_config
+from maskrcnn.engine.start import adopt_start
 from maskrcnn.engine.train import train
 from maskrcnn.errors import InputError
 from tests.conftest import ROOT, tiny_config
@@ -103,9 +105,72 @@ def test_groups_are_not_divided(tiny_dataset: Path, other: Path, tmp_path: Path,
     assert len(sides[0] | sides[1]) == 10
 
 
+def slides(folder: Path, count: int) -> Path:
+    """A COCO file of crops in one folder per slide, four of each slide, with one cell each."""
+    images, annotations = [], []
+    for index in range(4 * count):
+        name = f"slide{index // 4}/crop{index % 4}.png"
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((20, 30, 3), index, np.uint8)).save(folder / name)
+        images.append({"id": index, "file_name": name, "height": 20, "width": 30})
+        cell = {"id": index, "image_id": index, "category_id": 5, "segmentation": [[2, 3, 12, 3, 12, 9, 2, 9]]}
+        annotations.append(cell)
+    contents = {"images": images, "annotations": annotations, "categories": [{"id": 5, "name": "cell"}]}
+    (folder / "c.json").write_text(json.dumps(contents))
+    return folder / "c.json"
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_crops_of_one_slide_are_on_one_side(tmp_path: Path, seed: int) -> None:
+    """By the folder that their names begin with."""
+    built = build(tmp_path, slides(tmp_path, 6), val_fraction=0.3, split_seed=seed, group_by="[^/]+/")
+    sides = [{name.split("/")[0] for name in side.names} for side in (built.train, built.val)]
+    assert sides[0].isdisjoint(sides[1])
+    assert (len(built.train), len(built.val)) == (16, 8)
+    apart = build(tmp_path, tmp_path / "c.json", val_fraction=0.3, split_seed=seed)
+    sides = [{name.split("/")[0] for name in side.names} for side in (apart.train, apart.val)]
+    assert sides[0] & sides[1]  # without groups they are not
+
+
+def test_a_published_split_in_two_coco_files(tmp_path: Path) -> None:
+    first, second = (
+        slides(tmp_path / name, count).rename(tmp_path / name / f"{name}.json")
+        for name, count in (("train", 2), ("val", 1))
+    )
+    built = build(tmp_path, first, val=(second,))
+    assert (len(built.train), len(built.val)) == (8, 4)
+    assert built.train.sources + built.val.sources == ["train"] * 8 + ["val"] * 4
+    assert (built.class_names, built.category_ids) == (["cell"], [5])
+
+
+def test_whole_pictures_at_one_size(tiny_dataset: Path, tmp_path: Path) -> None:
+    built = build(tmp_path, tiny_dataset, resize=160)
+    whole = built.train[0]
+    enlarged = built.train[0, 3]
+    assert enlarged.size == (160, 160)
+    assert len(enlarged.labels) == len(whole.labels)  # no cell is cut off
+    assert enlarged.labels.areas.sum() == pytest.approx(int(whole.labels.areas.sum()) * (160 / 96) ** 2, rel=0.02)
+    assert built.val[0, 3].size == (96, 96)
+
+
+def test_a_run_on_whole_pictures_predicts_at_their_size(tiny_dataset: Path, tmp_path: Path) -> None:
+    config = tiny_config(tiny_dataset, tmp_path / "run", epochs=1)
+    data = dataclasses.replace(config.data_options, resize=64)
+    folder = train(dataclasses.replace(config, data_options=data))
+    best = load_checkpoint(folder / "best.pt")
+    assert (best["resize"], best["diameter"]) == (64, None)
+    assert maskrcnn.load(folder / "best.pt", device="cpu").resize == 64
+    adopted = adopt_start(TrainConfig(from_=str(folder / "best.pt")))
+    assert (adopted.data_options.resize, adopted.data_options.diameter) == (64, "none")
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"resize": 100}, "--resize is 100; expected a multiple of 32"),
+        ({"resize": 64, "diameter": 12.0}, r"--diameter is 12\.0; expected none with --resize"),
+        ({"resize": 64, "scale_min": 0.9}, r"--scale-min is 0\.9; expected none with --resize"),
+        ({"resize": 64, "scale_max": 2.0}, r"--scale-max is 2\.0; expected none with --resize"),
         ({"source_by": "("}, r"--source-by is \(; expected a regular expression"),
         ({"group_by": "*"}, r"--group-by is \*; expected a regular expression"),
         ({"merge_classes": ""}, "--merge-classes is ''; expected a name"),
@@ -147,7 +212,8 @@ def test_a_run_on_two_sources_as_one_class(tiny_dataset: Path, other: Path, tmp_
     config = tiny_config(tiny_dataset, tmp_path / "run", epochs=1)
     data = dataclasses.replace(config.data_options, data=(tiny_dataset, other), merge_classes="nucleus")
     folder = train(dataclasses.replace(config, data_options=data))
-    assert load_checkpoint(folder / "best.pt")["class_names"] == ["nucleus"]
+    best = load_checkpoint(folder / "best.pt")
+    assert (best["class_names"], best["category_ids"]) == (["nucleus"], [1])
     assert maskrcnn.load(folder / "best.pt").class_names == ("nucleus",)
     assert train(run_config(folder)) == folder
 

@@ -268,3 +268,17 @@ def test_threads_may_share_a_predictor(tiny_run: Path) -> None:
 
 def test_the_default_tile_fits_the_memory() -> None:
     assert default_tile(torch.device("cpu")) in (512, 1024)
+
+
+@pytest.mark.parametrize(("height", "width"), [(200, 120), (90, 130)])
+def test_pictures_are_brought_to_the_size_of_training(height: int, width: int) -> None:
+    """A network that was trained with --resize sees whole pictures at that size; its cells are in their own pixels."""
+    model = BrightSquares()
+    picture, expected = squares(height, width)
+    found = Predictor(model, None, ["cell"], torch.device("cpu"), resize=256, tile=512)(picture)  # type: ignore[arg-type]
+    assert [max(shape) for shape in model.shapes] == [256]
+    assert len(found) == expected
+    assert found.size == (height, width)
+    sides = found.boxes[:, 2:] - found.boxes[:, :2]
+    assert sides.sub(SIDE).abs().max() <= 1
+    assert found.boxes[0].sub(torch.tensor([3.0, 3, 3 + SIDE, 3 + SIDE])).abs().max() <= 1

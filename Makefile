@@ -1,7 +1,7 @@
 # make demo   real cells found by the model of the package, then a model trained on synthetic ones: all in runs/demo
 # make test   the whole test suite          make lint   ruff, mypy, clang-format
 # make wheel  a wheel in dist/              make cuda   compile the CUDA kernels too (needs nvcc, no GPU)
-# make sanitize   the op tests under AddressSanitizer and UBSan
+# make sanitize   the op tests under AddressSanitizer and UBSan     make imports   which package imports which
 PYTHON ?= python3
 VENV ?= .venv
 PY := $(VENV)/bin/python
@@ -9,7 +9,7 @@ SOURCES := setup.py $(wildcard csrc/*.* csrc/*/*.*)
 CPP := $(SOURCES:setup.py=) $(wildcard tests/csrc/*.h)
 DEMO := runs/demo
 
-.PHONY: demo test lint format wheel cuda sanitize clean
+.PHONY: demo test lint format wheel cuda sanitize imports clean
 
 # torch and torchvision are asked for together, so that pip finds the pair that fits.
 $(VENV)/.installed: pyproject.toml
@@ -58,6 +58,9 @@ sanitize: $(VENV)/.installed
 
 cuda: $(VENV)/.installed
 	MASKRCNN_CUDA=1 $(PY) setup.py build_ext --inplace
+
+imports: $(VENV)/.installed
+	@$(PY) -m tests.imports
 
 wheel: $(VENV)/.installed
 	$(PY) -m pip wheel . --no-deps --no-build-isolation --wheel-dir dist

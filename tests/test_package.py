@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import shutil
 import subprocess
 import sys
@@ -12,42 +11,23 @@ import pytest
 
 import maskrcnn
 from tests.conftest import ROOT
-
-
-def imported_modules(path: Path) -> set[str]:
-    names: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            names.add(node.module or "")
-    return names
-
-
-# Imports run one way: cli -> engine, export -> evaluation -> predict -> model, data -> structures -> ops. Those of one
-# level do not know each other.
-LEVELS = (
-    ("ops",),
-    ("structures",),
-    ("data", "model"),
-    ("predict",),
-    ("evaluation",),
-    ("export", "engine"),
-)
-ALLOWED = {
-    package: {package, *(below for lower in LEVELS[:index] for below in lower)}
-    for index, level in enumerate(LEVELS)
-    for package in level
-}
+from tests.imports import ALLOWED, files_of, imported_modules, imported_packages
 
 
 @pytest.mark.parametrize("package", ALLOWED)
 def test_imports_run_one_way(package: str) -> None:
-    for path in (ROOT / "maskrcnn" / package).glob("*.py"):
-        imported = imported_modules(path)
-        assert not {name for name in imported if name.split(".")[0] == "torchvision"}, path
-        of_packages = {name.split(".")[1] for name in imported if name.startswith("maskrcnn.")}
-        assert of_packages & set(ALLOWED) <= ALLOWED[package], path
+    """``python -m tests.imports`` shows them."""
+    assert imported_packages(package) <= ALLOWED[package]
+    for path in files_of(package):
+        assert not {name for name in imported_modules(path) if name.split(".")[0] == "torchvision"}, path
+
+
+def test_an_import_against_the_direction_is_seen(tmp_path: Path) -> None:
+    (tmp_path / "a.py").write_text(
+        "from maskrcnn import engine\nimport maskrcnn.export.coco\nfrom maskrcnn.cli import main\n"
+    )
+    found = {name.split(".")[1] for name in imported_modules(tmp_path / "a.py") if name.startswith("maskrcnn.")}
+    assert found == {"engine", "export", "cli"}
 
 
 def test_build_info_is_one_line() -> None:

@@ -225,9 +225,9 @@ class TrainConfig:
             for name in ("data", "val"):  # older versions name one source, or None
                 value = data.get(name)
                 data[name] = [] if value is None else [value] if isinstance(value, str) else value
-            model = dict(values["model_options"])
-            if "channels" in model:  # the earlier name
-                model["pyramid_channels"] = model.pop("channels")
+            model = values["model_options"]
+            if isinstance(model, dict) and "channels" in model:
+                model = {("pyramid_channels" if name == "channels" else name): model[name] for name in model}
             return from_plain(TrainConfig, {**values, "data_options": data, "model_options": model})
         except (InputError, KeyError, TypeError) as error:
             raise InputError(f"options of a run that were written by another version or are damaged: {error}") from None

@@ -120,7 +120,7 @@ class CocoDataset(CellDataset):
 
     def read_image(self, index: int) -> Tensor:
         path = self._path(index)
-        image = read_image(path, self.percentiles)
+        image = read_image(path, self.percentiles, self.channels)
         height, width = self._size(index)
         if image.shape[:2] != (height, width):
             found = f"{image.shape[0]}x{image.shape[1]}"

@@ -41,13 +41,17 @@ def run_config(resume: Path) -> TrainConfig:
 
 
 def check_resumed(config: TrainConfig, saved: dict[str, Any]) -> None:
-    """Raise InputError for options that are neither those of the run's checkpoint ``saved`` nor :data:`CHANGEABLE`, and
-    for fewer epochs than are done."""
+    """Raise InputError for options that are neither those of the run's checkpoint ``saved`` nor :data:`CHANGEABLE`, for
+    another folder than the run's, and for fewer epochs than are done."""
     assert config.resume is not None
+    folder = last_checkpoint(config.resume).parent
+    if config.out is None or config.out.resolve() != folder.resolve():
+        raise InputError(f"--out is {config.out}; expected none with --resume: the run goes on in its folder, {folder}")
     now, before = _options(config), _options(TrainConfig.from_dict(saved["config"]))
     changed = [name for name in now if now[name] != before[name] and name not in CHANGEABLE]
     if changed:
-        changes = ", ".join(f"--{name.replace('_', '-')} from {before[name]} to {now[name]}" for name in changed)
+        names = {name: name.rstrip("_").replace("_", "-") for name in changed}  # --from is from_ in Python
+        changes = ", ".join(f"--{names[name]} from {before[name]} to {now[name]}" for name in changed)
         raise InputError(f"--resume {config.resume}: the run cannot go on with other options: {changes}")
     epochs = config.optim_options.epochs
     if epochs < saved["epoch"]:

@@ -54,6 +54,9 @@ def test_options_that_may_change(tiny_run: Path, changes: dict[str, Any]) -> Non
         ({"crop": 96}, r"--crop from 64 to 96"),
         ({"lr": 1.0, "seed": 3}, r"--lr from 0\.0001 to 1\.0, --seed from 0 to 3"),
         ({"mask_loss": "bce"}, r"--mask-loss from dice to bce"),
+        ({"from_": "nuclei"}, r"--from from None to nuclei"),
+        ({"out": Path("other")}, r"--out is other; expected none with --resume: the run goes on in its folder"),
+        ({"out": None}, r"--out is None; expected none with --resume"),
         ({"epochs": 1}, r"--epochs is 1; expected at least 2, which the run has done"),
     ],
 )

@@ -121,7 +121,7 @@ def test_pages_of_an_ome_set_are_read_from_their_own_files(tmp_path: Path, compr
     for path in paths:
         assert np.array_equal([picture.raw(0, 0, 70, 90) for picture in open_pictures(path)], stack)
     paths[1].unlink()
-    with pytest.raises(InputError, match="another file of its OME set, which is missing"):
+    with pytest.raises(InputError, match="another file of this OME-TIFF, which is missing"):
         open_pictures(paths[0])
 
 
@@ -240,7 +240,7 @@ def test_a_stack_that_claims_more_pages_than_it_has(tmp_path: Path) -> None:
     tifffile.imwrite(path, np.stack([BYTES[:, :, 0]] * 3), imagej=True, truncate=True, metadata={"axes": "TYX"})
     assert len(open_pictures(path)) == 3
     path.write_bytes(path.read_bytes().replace(b"images=3\nframes=3", b"images=9\nframes=9"))
-    with pytest.raises(InputError, match="truncated, ImageJ counted 9 pages"):
+    with pytest.raises(InputError, match="truncated, expected 9 pages by its ImageJ header"):
         open_pictures(path)
 
 

@@ -26,7 +26,7 @@ def _config(run: Path, images: Path, truth: Path, out: Path) -> InferConfig:
     ("fault", "message"),
     [
         ("missing", r"--truth: .*nowhere: no such folder"),
-        ("empty", r"--truth: .*empty: holds no folder with an image.tif"),
+        ("empty", r"--truth: .*empty: no folder with an image.tif found"),
         ("lacks", r"--truth .*lacks: no folder 0\S+ for .*image.tif, and none for 3 more"),
         ("fifth class", r"--truth: .*class5.tif: class 5, but there are 4 classes"),
     ],

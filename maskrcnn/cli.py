@@ -25,7 +25,7 @@ from maskrcnn.export.infer import infer
 
 @dataclass(frozen=True)
 class PackConfig:
-    """Turn best.pt into a file of half the size that predicts and fine-tunes alike (safetensors, bfloat16)."""
+    """Convert best.pt to a file of half the size for prediction and fine-tuning (safetensors, bfloat16)."""
 
     checkpoint: Path
     """best.pt or last.pt of a run."""

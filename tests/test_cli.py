@@ -1,4 +1,4 @@
-"""The command line: what is offered, how errors look, and scores of a checkpoint."""
+"""The command line: commands, error messages, and scores of a checkpoint."""
 
 from __future__ import annotations
 

@@ -202,7 +202,7 @@ def test_a_forked_process_does_not_keep_the_lock(tmp_path: Path) -> None:
         child.join()
 
 
-def test_without_locks_a_warning_says_so(
+def test_without_locks_a_warning_is_printed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def no_locks(*_: object) -> None:

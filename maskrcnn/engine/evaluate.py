@@ -81,7 +81,9 @@ def _pictures(config: EvaluateConfig, predictor: Predictor) -> CellDataset:
     merge = run.data_options.merge_classes if config.merge_classes is None else None
     if config.merge_classes:
         if len(predictor.class_names) > 1:
-            raise InputError(f"--merge-classes: {config.checkpoint} tells {len(predictor.class_names)} classes apart")
+            raise InputError(
+                f"--merge-classes: {config.checkpoint} has {len(predictor.class_names)} classes; expected one"
+            )
         merge = predictor.class_names[0]
     named = (*config.val, *(() if config.coco is None else (config.coco,)))
     options: DataOptions = dataclasses.replace(

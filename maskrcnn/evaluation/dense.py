@@ -140,16 +140,16 @@ def match(pairs: Overlaps, threshold: float) -> npt.NDArray[np.float64]:
     truth, predicted, iou = pairs.truth[keep], pairs.predicted[keep], pairs.iou[keep]
     if not len(iou):
         return iou
-    alone = (np.bincount(truth)[truth] == 1) & (np.bincount(predicted)[predicted] == 1)
-    rows, row = np.unique(truth[~alone], return_inverse=True)
-    columns, column = np.unique(predicted[~alone], return_inverse=True)
+    unique = (np.bincount(truth)[truth] == 1) & (np.bincount(predicted)[predicted] == 1)
+    rows, row = np.unique(truth[~unique], return_inverse=True)
+    columns, column = np.unique(predicted[~unique], return_inverse=True)
     if not len(rows):
         return iou
     table = np.zeros((len(rows), len(columns)))
-    table[row, column] = iou[~alone]
+    table[row, column] = iou[~unique]
     # the weights of all IoU together are less than that of one more pair
     chosen = table[linear_sum_assignment((table > 0) + table / (2 * min(table.shape)), maximize=True)]
-    return np.concatenate([iou[alone], chosen[chosen > 0]])
+    return np.concatenate([iou[unique], chosen[chosen > 0]])
 
 
 def count(truth: npt.NDArray[np.integer], predicted: npt.NDArray[np.integer]) -> Counts:

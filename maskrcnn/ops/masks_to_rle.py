@@ -33,7 +33,7 @@ def masks_to_rle(
     boxes to whole pixels, a threshold and ``pycocotools.mask.encode``, except for pixels whose value equals the
     threshold to the last bit.
 
-    Each mask is resized only within the part of its box that lies in the image, never to the size of the image.
+    Each mask is resized only within the part of its box that is inside the image, never to the size of the image.
 
     Args:
         masks: float [K, M, M], probabilities.

@@ -1,4 +1,4 @@
-"""Data sets put together: names, files, classes, sources and groups of their pictures."""
+"""Joined data sets: names, files, classes, sources and groups of their pictures."""
 
 from __future__ import annotations
 

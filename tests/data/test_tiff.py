@@ -139,7 +139,7 @@ def test_pages_of_an_ome_set_are_read_from_their_own_files(tmp_path: Path, compr
     ],
     ids=str,
 )
-def test_two_and_four_channels_are_no_grey_or_rgb_with_alpha(
+def test_two_and_four_channels_are_not_grey_or_rgb_with_alpha(
     tmp_path: Path, axes: str, options: dict, count: int
 ) -> None:
     """Where the file does not say that one is alpha: fluorescence has as many."""
@@ -210,7 +210,7 @@ def test_complex_numbers_are_refused(tmp_path: Path) -> None:
         open_pictures(write(tmp_path / "c.tif", np.ones((20, 30), np.complex64)))
 
 
-def test_a_turned_tiff_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_orientation_of_a_tiff_is_warned_about(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """ImageJ, napari and tifffile show it as it is stored."""
     path = tmp_path / "turned.tif"
     write_tiff(path, BYTES[:, :, 0].tobytes(), {HEIGHT: H, WIDTH: W, BITS: 8, ORIENTATION: 6})

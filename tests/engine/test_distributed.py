@@ -1,4 +1,4 @@
-"""Several processes train as one does with their pictures joined; gloo on the CPU, in processes of their own."""
+"""Several processes train like one process with all their pictures; gloo on the CPU, in separate processes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which runs can be resumed: with what options, and on which pictures."""
+"""Which runs can be resumed, with which options and pictures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Steps of several batches, the average of the weights, and which process draws what."""
+"""Steps of several batches, the moving average of the weights, and the random numbers of each process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs of the trainer: what they leave behind, how they stop, and that going on is as if they had not stopped."""
+"""Training runs: their files, how they stop, and that a resumed run equals an uninterrupted one."""
 
 from __future__ import annotations
 

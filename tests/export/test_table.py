@@ -1,4 +1,4 @@
-"""Tables, held against measures of the full-size masks."""
+"""Tables, compared with measures of full-size masks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The true cells for the report: looked at before any picture is predicted."""
+"""The ground truth for the report, which is checked before any picture is predicted."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_truth_that_does_not_fit_is_told_before_the_first_picture(
 
 
 @pytest.mark.usefixtures("quick")
-def test_truth_that_cannot_be_used_costs_the_scores_of_its_picture(
+def test_invalid_truth_affects_only_the_scores_of_its_picture(
     tiny_run: Path, tiny_dataset: Path, tmp_path: Path
 ) -> None:
     """One of another size, one that is damaged: both are shown without true cells, and named."""

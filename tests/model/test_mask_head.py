@@ -164,7 +164,7 @@ def test_no_positives(kind: str) -> None:
     assert all(p.grad is not None and not p.grad.any() for p in head.parameters())
 
 
-def test_initial_loss_is_that_of_not_knowing() -> None:
+def test_initial_loss_is_log_2() -> None:
     """Random weights must not begin with confident masks: log 2 is the cross-entropy of probability one half."""
     torch.manual_seed(0)
     labels = [_cells(size, i) for i, size in enumerate(SIZES)]

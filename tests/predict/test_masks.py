@@ -1,4 +1,4 @@
-"""Masks of one box as masks of another; masks of networks that were trained as torchvision's."""
+"""Resampling of masks to other boxes; alignment of masks of networks that were trained as torchvision's."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.stand_in import StandIn
 CELLS = 40  # of each size
 
 
-def test_a_box_laid_over_itself_and_over_its_halves() -> None:
+def test_resampling_to_the_same_box_and_to_its_halves() -> None:
     masks = torch.rand(2, 28, 28, generator=torch.Generator().manual_seed(0))
     boxes = torch.tensor([[3.0, 4, 17, 40], [0.5, 0.5, 6, 9]])
     torch.testing.assert_close(resample_masks(masks, boxes, boxes), masks)

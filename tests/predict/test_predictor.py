@@ -1,4 +1,4 @@
-"""Pictures of any size through the predictor: tiles, memory that runs out, many cells."""
+"""The predictor on pictures of any size: tiles, out of memory, many cells."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ def test_augmented_views_and_tiles_go_together(tiny_run: Path, monkeypatch: pyte
     assert len(plain(picture)) <= 2 * 20
 
 
-def test_tiles_are_normalised_as_parts_of_the_picture(tiny_run: Path) -> None:
+def test_tiles_are_normalized_as_parts_of_the_picture(tiny_run: Path) -> None:
     """Features of a tile, away from its borders, are those of the whole picture; by its own statistics they are not."""
     rng = np.random.default_rng(0)
     picture = np.repeat(rng.integers(0, 255, (32, 64), dtype=np.uint8), 8, axis=0).repeat(8, axis=1)  # 256 x 512

@@ -74,7 +74,7 @@ def versions() -> dict[str, str]:
     """Versions of this package and of what its results depend on; stored in every file of weights or results."""
     return {
         "maskrcnn": __version__,
-        "torch": str(torch.__version__),  # a class of its own, which weights_only refuses
+        "torch": str(torch.__version__),  # a subclass of str, which weights_only refuses
         "numpy": np.__version__,
         "python": sys.version.split()[0],
     }

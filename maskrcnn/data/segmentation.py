@@ -1,7 +1,7 @@
 """Checks and decodes a COCO segmentation in any of its three forms: polygons, run lengths, or run lengths as text.
 
 pycocotools draws the polygons, so that the pixels are those of other tools. Its C code does not check its input: NaN or
-huge coordinates crash the process, and run lengths that are too short leave pixels uninitialised.
+huge coordinates crash the process, and run lengths that are too short leave pixels uninitialized.
 """
 
 from __future__ import annotations

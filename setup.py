@@ -30,7 +30,7 @@ CPU_ARCHS = "x86-64, AVX2, AVX-512 (chosen at run time)"
 
 
 class BuildKernels(build_ext):
-    """Writes a ninja file and runs it: what did not change is not compiled again."""
+    """Writes a ninja file and runs it, so that only changed files are compiled."""
 
     def run(self) -> None:
         import torch
@@ -58,7 +58,7 @@ class BuildKernels(build_ext):
         print(f"built {package / 'lib'}: {library_names(archs)}; CPU {cpu_archs()}; CUDA {cuda_archs(archs)}")
 
     def find_nvcc(self) -> Path | None:
-        """The toolkit's compiler, or pip's (nvidia-cuda-nvcc); None where the CUDA kernels are not to be built."""
+        """The toolkit's compiler, or pip's (nvidia-cuda-nvcc); None if the CUDA kernels are not to be built."""
         wanted = os.environ.get("MASKRCNN_CUDA")
         if wanted not in (None, "", "0", "1"):
             sys.exit(f"error: MASKRCNN_CUDA is {wanted}; expected 0 or 1")
@@ -99,7 +99,7 @@ class BuildKernels(build_ext):
         for source in [ROOT / "csrc" / "ops.cpp", *sorted((ROOT / "csrc" / "cpu").glob("*.cpp"))]:
             outputs.append(objects / f"cpu_{source.stem}.o")
             rules.append(f"build {outputs[-1]}: cpu {source}")
-            # NMS and matching decide by the last bit of an IoU; RoIAlign and convolutions may fuse multiply and add.
+            # NMS and matching depend on the last bit of an IoU; RoIAlign and convolutions may use fused multiply-adds.
             rules.append(f"  flags = -ffp-contract={'fast' if source.stem in ('roi_align', 'conv3x3') else 'off'}")
         library = package / "lib" / "libmaskrcnn_cpu.so"
         rules.append(f"build {library}: link {' '.join(map(str, outputs))}")
@@ -180,5 +180,5 @@ def cuda_archs(archs: list[str]) -> str:
     return " ".join(f"sm_{a}" for a in archs) if archs else "not built"
 
 
-# The extension stands for all that BuildKernels makes: it tells setuptools that the wheel is for one platform.
+# A placeholder for everything that BuildKernels makes: it tells setuptools that the wheel is platform-specific.
 setup(ext_modules=[Extension("maskrcnn._build_info", ["csrc/build_info.cpp"])], cmdclass={"build_ext": BuildKernels})

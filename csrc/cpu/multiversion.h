@@ -1,5 +1,5 @@
 // One binary for every x86-64 processor: functions marked MASKRCNN_MULTIVERSION are compiled for AVX-512, for AVX2 with
-// FMA and for the baseline, and the loader picks the one that the processor can run.
+// FMA and for the baseline, and the loader selects the one for the processor.
 #pragma once
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && !defined(__SANITIZE_ADDRESS__)
@@ -7,6 +7,6 @@
 #else
 #define MASKRCNN_MULTIVERSION
 #endif
-// What such a function calls is compiled for its processor only if it becomes a part of it.
+// Functions that it calls are compiled for the same processor only if they are inlined.
 #define MASKRCNN_INLINE inline __attribute__((always_inline))
 #define MASKRCNN_INLINE_LAMBDA __attribute__((always_inline))

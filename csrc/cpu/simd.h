@@ -1,11 +1,11 @@
-// Vectors of 32 bytes in GCC's notation: the compiler turns them into what each clone's processor has.
+// Vectors of 32 bytes as GCC vector extensions, which the compiler maps to the instructions of each clone's processor.
 #pragma once
 
 #include <cstdint>
 
 namespace maskrcnn {
 
-// Loaded and stored at any address.
+// May be loaded and stored at any address.
 template <typename T>
 struct Simd {
     typedef T Vec __attribute__((vector_size(32), aligned(sizeof(T)), may_alias));

@@ -1,4 +1,4 @@
-"""Pictures of several channels: those that a network was trained on are those that it is shown."""
+"""Pictures with several channels: prediction uses the channels of training."""
 
 from __future__ import annotations
 

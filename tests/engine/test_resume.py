@@ -1,4 +1,4 @@
-"""Which runs can be resumed: with what options, and on which pictures."""
+"""Which runs can be resumed, with which options and pictures."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ NOW = {"train": ["a", "b", "c"], "val": ["d"]}
     ],
 )
 def test_other_pictures_are_no_resumption(before: dict[str, list[str]], message: str) -> None:
-    with pytest.raises(InputError, match=rf"--resume run: its pictures are not those it began with: {message}"):
+    with pytest.raises(InputError, match=rf"--resume run: the pictures changed since the run started: {message}"):
         check_pictures(NOW, {"pictures": before}, Path("run"))
 
 

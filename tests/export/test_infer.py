@@ -134,7 +134,7 @@ def test_the_real_sample_in_every_format(tiny_run: Path, shared_data: Path, tmp_
     assert "AP50" in (tmp_path / "report.html").read_text()
 
 
-def test_processes_share_out_the_same_list(
+def test_processes_divide_the_same_list(
     tiny_run: Path, tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also where another process has finished a picture before this one has looked."""

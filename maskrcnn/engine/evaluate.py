@@ -71,6 +71,7 @@ def evaluate_checkpoint(config: EvaluateConfig) -> dict[str, float]:
     scores = evaluate(predictor, dataset, config.diameter, plots=config.out)
     if config.out is not None:
         write_text(config.out / SCORES, to_json(scores, indent=2) + "\n")
+    print(f"{len(dataset)} pictures")
     print(scores_table(scores, predictor.class_names, sorted(set(dataset.sources))))
     return scores
 
@@ -103,6 +104,11 @@ def _pictures(config: EvaluateConfig, predictor: Predictor) -> CellDataset:
         folder = locate(config.checkpoint).parent
         if not options.data and not (folder / "synthetic").is_dir():
             raise InputError(f"{config.checkpoint}: does not say where its data lies; give --data, --val or --coco")
+        if locate(config.checkpoint).suffix == ".safetensors":
+            raise InputError(
+                f"--data: {config.checkpoint} does not say which pictures validated it; give --val or --coco with pictures "
+                "that are all scored"
+            )
         dataset = _validation_pictures(contents, dataclasses.replace(run, data_options=options), folder)
     if dataset.class_names != list(predictor.class_names)[: dataset.num_classes]:
         raise InputError(

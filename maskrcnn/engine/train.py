@@ -59,9 +59,9 @@ def train(config: TrainConfig) -> Path:
         torch.manual_seed(config.seed)
         folder = distributed.from_main(lambda: run_folder(config))
         distributed.from_main(lambda: stack.enter_context(lock_folder(folder, "train")))
-        distributed.from_main(lambda: write_config(config, folder))
         datasets = build_datasets(config, folder)
         run = start_run(config, datasets, device, folder, saved)
+        distributed.from_main(lambda: write_config(config, folder))
         train_epochs(run, config, datasets, stop, resumed=saved is not None)
     return folder
 
@@ -157,7 +157,7 @@ def _stop_if_requested(run: Run, stop: Stop) -> None:
     run.save()
     if distributed.is_main():
         hint = f"stopped after step {run.step}; resume with: python train.py --resume {run.folder}"
-        print(hint, file=sys.stderr)
+        tqdm.write(hint, file=sys.stderr)
     raise KeyboardInterrupt
 
 

@@ -91,7 +91,7 @@ def _load(config: InferConfig) -> Predictor:
     )
     if config.diameter not in (None, "none") and predictor.diameter is None:
         raise InputError(
-            f"--diameter is {config.diameter}, but {config.checkpoint} was trained at the pictures' own scale; "
+            f"--diameter is {config.diameter}, but {config.checkpoint} was not trained for cells of one size; "
             "expected none"
         )
     return predictor

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,7 +24,7 @@ from maskrcnn.device import Precision, choose_device
 from maskrcnn.errors import InputError
 from maskrcnn.model import MaskRCNN
 from maskrcnn.model.limits import Limits
-from maskrcnn.options import Fraction, Percentile, Range, checked
+from maskrcnn.options import Fraction, Percentile, Range, check_value, checked
 from maskrcnn.predict.augment import Augment
 from maskrcnn.predict.capacity import Capacity, default_tile
 from maskrcnn.predict.detector import Detector
@@ -188,16 +187,15 @@ class Predictor:
 
         ``diameter`` and errors as in :meth:`predict`. None also if ``auto`` finds no cell.
         """
+        check_value("diameter", diameter, Diameter | None)
         if diameter == "none" or (diameter is None and self.diameter is None):
             return None
         if self.diameter is None:
             raise InputError(
-                f"--diameter is {diameter}, but the network was trained at the pictures' own scale; expected none"
+                f"--diameter is {diameter}, but the network was not trained for cells of one size; expected none"
             )
         if diameter is None or diameter == "auto":
             return self._estimate(picture, self.diameter)
-        if not 0 < diameter < math.inf:
-            raise InputError(f"--diameter is {diameter}; expected pixels above 0, auto or none")
         return float(diameter)
 
     def _estimate(self, picture: Picture, canonical: float) -> float | None:

@@ -134,5 +134,7 @@ def test_a_picture_that_was_added_is_said(tiny_dataset: Path, tiny_run: Path, tm
     shutil.copytree(tiny_dataset, tmp_path / "data")
     pictures = sorted((tmp_path / "data" / "train").iterdir())
     shutil.copytree(pictures[0], pictures[0].with_name("added"))
+    before = (tiny_run / "config.json").read_bytes()
     with pytest.raises(InputError, match=r"1 new \(added\)"):
         train(_changed(run_config(tiny_run), data=(tmp_path / "data",)))
+    assert (tiny_run / "config.json").read_bytes() == before

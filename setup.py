@@ -26,7 +26,7 @@ from setuptools.command.build_ext import build_ext
 ROOT = Path(__file__).resolve().parent
 TORCH_TARGET = "-DTORCH_TARGET_VERSION=0x020b000000000000"  # the oldest PyTorch that the binary runs under: 2.11
 DEFAULT_ARCHS = "75;80;86;90;100;120"  # 8.9 runs what is compiled for 8.6
-CPU_ARCHS = "x86-64, AVX2, AVX-512 (chosen at run time)"
+VECTORISED = ("conv3x3", "nms", "roi_align")  # compiled for each instruction set (csrc/cpu/instruction_set.h)
 
 
 class BuildKernels(build_ext):
@@ -78,7 +78,7 @@ class BuildKernels(build_ext):
 
     def cpu_rules(self, package: Path, objects: Path, sanitize: bool) -> list[str]:
         compiler = os.environ.get("CXX", "g++")
-        # Not -march=native: the binary must run everywhere (csrc/cpu/multiversion.h chooses at run time).
+        # Not -march=native: the binary must run everywhere; csrc/cpu/register.cpp chooses at run time.
         flags = (
             f"-std=c++17 -O3 -fPIC -Wall -Wno-psabi -fvisibility=hidden {TORCH_TARGET} -isystem {self.torch}/include"
         )
@@ -97,10 +97,12 @@ class BuildKernels(build_ext):
         ]
         outputs = []
         for source in [ROOT / "csrc" / "ops.cpp", *sorted((ROOT / "csrc" / "cpu").glob("*.cpp"))]:
-            outputs.append(objects / f"cpu_{source.stem}.o")
-            rules.append(f"build {outputs[-1]}: cpu {source}")
             # NMS and matching decide by the last bit of an IoU; RoIAlign and convolutions may fuse multiply and add.
-            rules.append(f"  flags = -ffp-contract={'fast' if source.stem in ('roi_align', 'conv3x3') else 'off'}")
+            contract = f"-ffp-contract={'fast' if source.stem in ('roi_align', 'conv3x3') else 'off'}"
+            for name in instruction_sets() if source.stem in VECTORISED else [""]:
+                outputs.append(objects / f"cpu_{source.stem}{name and '_' + name}.o")
+                rules.append(f"build {outputs[-1]}: cpu {source}")
+                rules.append(f"  flags = {contract}" + (f" -DMASKRCNN_SET={name} -DMASKRCNN_SET_{name}" if name else ""))
         library = package / "lib" / "libmaskrcnn_cpu.so"
         rules.append(f"build {library}: link {' '.join(map(str, outputs))}")
         rules.append(f"  libs = -L{self.torch}/lib -ltorch_cpu -lc10")
@@ -172,8 +174,13 @@ def library_names(archs: list[str]) -> str:
     return "CPU and CUDA" if archs else "CPU"
 
 
+def instruction_sets() -> list[str]:
+    """Those that csrc/cpu/begin_set.h knows for this kind of processor."""
+    return ["baseline", "avx2", "avx512"] if platform.machine() in ("x86_64", "AMD64") else ["baseline"]
+
+
 def cpu_archs() -> str:
-    return CPU_ARCHS if platform.machine() == "x86_64" else platform.machine()
+    return f"{platform.machine()} ({', '.join(instruction_sets())}; chosen at run time)"
 
 
 def cuda_archs(archs: list[str]) -> str:

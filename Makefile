@@ -1,4 +1,4 @@
-# make demo   real cells found by the model of the package, then a model trained on synthetic ones: all in runs/demo
+# make demo   predict real cells with the model of the package, then train one on synthetic cells: all in runs/demo
 # make test   the whole test suite          make lint   ruff, mypy, clang-format
 # make wheel  a wheel in dist/              make cuda   compile the CUDA kernels too (needs nvcc, no GPU)
 # make sanitize   the op tests under AddressSanitizer and UBSan     make imports   which package imports which
@@ -11,7 +11,7 @@ DEMO := runs/demo
 
 .PHONY: demo test lint format wheel cuda sanitize imports clean
 
-# torch and torchvision are asked for together, so that pip finds the pair that fits.
+# torch and torchvision are installed together, so that pip finds a matching pair.
 $(VENV)/.installed: pyproject.toml
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet torch torchvision
@@ -48,7 +48,7 @@ format: $(VENV)/.installed
 	$(PY) -m ruff format .
 	$(VENV)/bin/clang-format -i $(CPP)
 
-# The op tests with the CPU kernels under AddressSanitizer and UBSan; the usual library is built again afterwards.
+# The op tests with the CPU kernels under AddressSanitizer and UBSan; the normal library is rebuilt afterwards.
 SANITIZED = LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" \
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1
 sanitize: $(VENV)/.installed

@@ -30,7 +30,7 @@ VECTORISED = ("conv3x3", "nms", "roi_align")  # compiled for each instruction se
 
 
 class BuildKernels(build_ext):
-    """Writes a ninja file and runs it: what did not change is not compiled again."""
+    """Writes a ninja file and runs it, so that only changed files are compiled."""
 
     def run(self) -> None:
         import torch
@@ -58,7 +58,7 @@ class BuildKernels(build_ext):
         print(f"built {package / 'lib'}: {library_names(archs)}; CPU {cpu_archs()}; CUDA {cuda_archs(archs)}")
 
     def find_nvcc(self) -> Path | None:
-        """The toolkit's compiler, or pip's (nvidia-cuda-nvcc); None where the CUDA kernels are not to be built."""
+        """The toolkit's compiler, or pip's (nvidia-cuda-nvcc); None if the CUDA kernels are not to be built."""
         wanted = os.environ.get("MASKRCNN_CUDA")
         if wanted not in (None, "", "0", "1"):
             sys.exit(f"error: MASKRCNN_CUDA is {wanted}; expected 0 or 1")
@@ -97,7 +97,7 @@ class BuildKernels(build_ext):
         ]
         outputs = []
         for source in [ROOT / "csrc" / "ops.cpp", *sorted((ROOT / "csrc" / "cpu").glob("*.cpp"))]:
-            # NMS and matching decide by the last bit of an IoU; RoIAlign and convolutions may fuse multiply and add.
+            # NMS and matching depend on the last bit of an IoU; RoIAlign and convolutions may use fused multiply-adds.
             contract = f"-ffp-contract={'fast' if source.stem in ('roi_align', 'conv3x3') else 'off'}"
             for name in instruction_sets() if source.stem in VECTORISED else [""]:
                 outputs.append(objects / f"cpu_{source.stem}{name and '_' + name}.o")
@@ -187,5 +187,5 @@ def cuda_archs(archs: list[str]) -> str:
     return " ".join(f"sm_{a}" for a in archs) if archs else "not built"
 
 
-# The extension stands for all that BuildKernels makes: it tells setuptools that the wheel is for one platform.
+# A placeholder for everything that BuildKernels makes: it tells setuptools that the wheel is platform-specific.
 setup(ext_modules=[Extension("maskrcnn._build_info", ["csrc/build_info.cpp"])], cmdclass={"build_ext": BuildKernels})

@@ -1,1 +1,1 @@
-"""One script a question; each prints one table. What was measured, and where, is in results/."""
+"""One script per question; each prints one table. results/ contains what was measured, with the machine."""

@@ -1,4 +1,4 @@
-"""What test-time augmentation gains on the validation pictures of a run, and what it costs.
+"""Gain and cost of test-time augmentation on the validation pictures of a run.
 
 python -m benchmarks.augment --checkpoint runs/NAME/best.pt [--data DIR] [--augment none flips rotations scales]
 """
@@ -24,7 +24,7 @@ class Options:
 
     checkpoint: Path
     data: tuple[Path, ...] = ()
-    """The run's data folders, where they are others now."""
+    """The run's data folders, if they have moved."""
     augment: tuple[Augment, ...] = ("none", "flips", "rotations", "scales")
 
 

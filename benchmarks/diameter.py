@@ -1,4 +1,4 @@
-"""How well the diameter of cells is estimated, and what the estimate costs in AP against the true median.
+"""Accuracy of the estimated cell diameter, and the AP with it compared to that with the true median.
 
 python -m benchmarks.diameter --checkpoint runs/NAME/best.pt [--data DIR]
 """
@@ -29,7 +29,7 @@ class Options:
 
     checkpoint: Path
     data: tuple[Path, ...] = ()
-    """The run's data folders, where they are others now."""
+    """The run's data folders, if they have moved."""
 
 
 def main() -> None:
@@ -52,7 +52,7 @@ def main() -> None:
 
 
 def errors(validation: CellDataset, true: list[float | None], estimates: list[float | None]) -> list[list[str]]:
-    """A row for each source: absolute errors in octaves, of the pictures that have cells."""
+    """One row per source: absolute errors in octaves, over the pictures that have cells."""
     rows = []
     for source in ["all", *sorted(set(validation.sources))]:
         chosen = [i for i, own in enumerate(validation.sources) if source in ("all", own) and true[i] is not None]

@@ -1,10 +1,10 @@
-"""What a model that comes with the package is worth as a start: from it against from random weights.
+"""Fine-tuning of a model that comes with the package, compared to training from random weights.
 
     python -m benchmarks.finetune --data DIR --out runs/finetune [--pictures 5 20 0] [--steps 400] [-- --crop 256]
 
-Trains on a few pictures of a task that the model does not do, with the same steps from both starts, and scores both on
-the same validation pictures, as well as the start itself. What stands after ``--`` goes to train.py. Runs that are done
-are not repeated, and runs that were stopped go on.
+Trains on a few pictures of a new task, with the same number of steps from both initializations, and scores both, and
+the model before training, on the same validation pictures. Options after ``--`` are passed to train.py. Completed runs
+are not repeated, and stopped runs are resumed.
 """
 
 from __future__ import annotations
@@ -44,11 +44,11 @@ class Options:
     steps: int = 400
     val_fraction: float = 0.1
     seeds: tuple[int, ...] = (0,)
-    """Of the choice of pictures and of training."""
+    """Seed of the choice of pictures and of training."""
 
 
 def choose(counts: np.ndarray, number: int, seed: int) -> np.ndarray:
-    """Indices of ``number`` pictures such that each class is in one at least, if that many will do."""
+    """Indices of ``number`` pictures such that each class is in at least one of them, if possible."""
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(counts))
     first = [next(index for index in order if counts[index, k]) for k in np.flatnonzero(counts.sum(0))]
@@ -57,7 +57,7 @@ def choose(counts: np.ndarray, number: int, seed: int) -> np.ndarray:
 
 
 def link(folder: Hw3Folder, names: Sequence[str], path: Path) -> Path:
-    """A data set of these pictures alone."""
+    """Make a data set of these pictures only, by links."""
     for name in names:
         (path / "train").mkdir(parents=True, exist_ok=True)
         if not (path / "train" / name).exists():

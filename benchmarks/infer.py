@@ -1,16 +1,16 @@
-"""How long is the way from a picture to run lengths, part by part, beside torchvision's Mask R-CNN?
+"""Time of inference from a picture to run lengths, part by part, compared to torchvision's Mask R-CNN.
 
     python -m benchmarks.infer [--device cuda] [--precisions fp32 bf16] [--pictures 512 200 1024 500]
 
 Both start from a decoded picture, uint8 [H, W, 3], and end with COCO results: torchvision by its pasted masks > 0.5 and
 pycocotools' encoder, as its users do; ours by :class:`Predictor` and ``Detections.to_coco``. Both have the same random
-weights, anchors and thresholds and are held to the same number of cells, and the boxes that they find are compared in
-fp32 before anything is timed. They run in turns in one process; ratios are medians over the rounds.
+weights, anchors and thresholds and are limited to the same number of cells, and their boxes are compared in fp32 before
+anything is timed. They run alternately in one process; ratios are medians over the rounds.
 
 "As it comes" is torchvision in fp32 in its usual memory layout, "like for like" under the autocast and in the layout
-(channels_last) of ours. The floor is the arithmetic of the network, by the convolutions' definition, at the speed that
-PyTorch's large convolutions reach on the machine; Winograd's algorithm needs less arithmetic and can go below it. The
-memory is what a picture needs at its peak on top of the weights, torchvision's that of "like for like".
+(channels_last) of ours. The floor is the time for the network's arithmetic, by direct convolution, at the speed of
+PyTorch's large convolutions on the machine; Winograd's algorithm needs less arithmetic and can be faster. The memory is
+the peak of a picture in addition to the weights, torchvision's that of "like for like".
 """
 
 from __future__ import annotations
@@ -65,11 +65,11 @@ class Options:
 
     device: Literal["cpu", "cuda"] = "cpu"
     precisions: Annotated[tuple[Literal["fp32", "bf16"], ...], tyro.conf.arg(aliases=["--precision"])] = ("fp32",)
-    """bf16 is left out where the processor does not compute in it."""
+    """bf16 is skipped on processors without bfloat16 units."""
     pictures: tuple[tuple[int, int], ...] = ((512, 200), (1024, 500))
     """Side in pixels and number of detections of each picture."""
     keep_memory: bool = False
-    """Let the process keep the memory that it frees: both sides gain (CPU)."""
+    """Make the process keep the memory that it frees, which makes both sides faster (CPU)."""
     budget: float = 60.0
     """Seconds to spend on the slowest side of each comparison, at least three rounds."""
     quick: bool = False
@@ -78,7 +78,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Contender:
-    """A way from a picture to COCO results, and which functions belong to which part of it."""
+    """One implementation, from a picture to COCO results, and its functions by part."""
 
     run: Callable[[], Results]
     parts: list[tuple[Any, str, str]]
@@ -92,7 +92,7 @@ class Contender:
 
 
 def torchvision_model(size: int, cells: int) -> TorchvisionMaskRCNN:
-    """``maskrcnn_resnet50_fpn`` as it is with trained weights (frozen norms), on our anchors, with random weights."""
+    """``maskrcnn_resnet50_fpn`` with frozen norms, as with trained weights, with our anchors and random weights."""
     torch.manual_seed(0)
     norm = torchvision.ops.FrozenBatchNorm2d
     model = TorchvisionMaskRCNN(
@@ -134,7 +134,7 @@ def our_model(theirs: TorchvisionMaskRCNN, cells: int) -> MaskRCNN:
 
 
 class Torchvision:
-    """What a user of torchvision writes around the model."""
+    """The code that a user of torchvision writes around the model."""
 
     def __init__(self, model: TorchvisionMaskRCNN, precision: str, device: str) -> None:
         self.model, self.precision, self.device = model, precision, device
@@ -191,7 +191,7 @@ def ours(model: MaskRCNN, image: np.ndarray, precision: str, device: str) -> Con
 
 
 def common_boxes(one: Results, other: Results) -> int:
-    """How many boxes, of the same class, both have found: one to one, within :data:`TOLERANCE`."""
+    """Number of boxes that both found, of the same class, one to one, within :data:`TOLERANCE`."""
     boxes, other_boxes = (torch.tensor([r["bbox"] for r in results], dtype=torch.float64) for results in (one, other))
     classes, other_classes = (torch.tensor([r["category_id"] for r in results]) for results in (one, other))
     for xywh in (boxes, other_boxes):
@@ -202,7 +202,7 @@ def common_boxes(one: Results, other: Results) -> int:
 
 
 def check(contenders: dict[str, Contender], cells: int, compare: bool) -> str:
-    """Hold all to ``cells`` results and, to ``compare``, to the same boxes; returns how many are the same.
+    """Check that all have ``cells`` results and, with ``compare``, the same boxes; returns the number of equal boxes.
 
     Raises:
         RuntimeError: the work of the contenders is not the same.

@@ -1,11 +1,11 @@
-"""How many training samples a second does the data loader give, and how many does a training step take?
+"""Training samples per second of the data loader, compared to those that a training step consumes.
 
     python -m benchmarks.loader --data DIR --seconds-per-step 0.25
 
-Augmented crops of a synthetic data set of 512x512 pictures, and of --data where it is given, in the order of training.
-The first epoch decodes the files (with workers: before they are started, as part of that epoch); the later ones show
-what the loader gives from then on. The step is not run: it needs batch size / --seconds-per-step samples a second, and
-the loader holds it up where it gives less.
+Augmented crops of a synthetic data set of 512x512 pictures, and of --data if given, in the order of training. The first
+epoch decodes the files (with workers: before they are started, as part of that epoch); later ones show the steady
+state. The step is not run: it consumes batch size / --seconds-per-step samples per second, and the loader is the
+bottleneck if it provides fewer.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from maskrcnn.engine.loader import EpochSampler, build_loader
 
 @dataclass(frozen=True)
 class Options:
-    """Samples a second of the data loader, by crop and number of worker processes."""
+    """Samples per second of the data loader, by crop and number of worker processes."""
 
     data: Path | None = None
-    """A folder in the HW3 layout or a COCO file, besides the synthetic one."""
+    """A folder in the HW3 layout or a COCO file, in addition to the synthetic data set."""
     seconds_per_step: float = 0.25
     """Time of a training step without the loader."""
     batch_size: int = 2
@@ -47,7 +47,7 @@ class Options:
 
 
 def samples_per_second(data: Path, crop: int, workers: int, options: Options) -> tuple[float, float]:
-    """Of the first epoch, decoding included, and of the others."""
+    """Samples per second of the first epoch, with decoding, and of the others."""
     config = TrainConfig(data_options=DataOptions(data=(data,), crop=crop))
     with contextlib.redirect_stdout(io.StringIO()):
         datasets = build_datasets(config, data)

@@ -1,10 +1,10 @@
-"""Which mask loss is the best one, and is the difference larger than that between two seeds?
+"""Comparison of the mask losses: which is best, and is the difference larger than that between seeds?
 
     python -m benchmarks.mask_loss --data DIR --out runs/mask_loss [--seeds 0 1 2] [--jobs 2] [-- --crop 256 --epochs 3]
 
-Trains every loss with every seed under one recipe (what stands after ``--`` goes to train.py) and prints tables of the
-validation scores after the last epoch, with a plot. Seeds share the split of the data. Runs that are done are not
-repeated, and runs that were stopped go on.
+Trains every loss with every seed with the same options (those after ``--`` are passed to train.py) and prints tables of
+the validation scores after the last epoch, with a plot. All seeds have the same split of the data. Completed runs are
+not repeated, and stopped runs are resumed.
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ class Options:
     data: Path
     """Folder in the HW3 layout."""
     out: Path = Path("runs/mask_loss")
-    """A run folder a loss and seed goes here, and the report: report.md, mask_loss.png."""
+    """Folder for one run folder per loss and seed, and the report: report.md, mask_loss.png."""
     losses: tuple[str, ...] = ("bce", "dice", "bce+dice", "tversky")
     seeds: tuple[int, ...] = (0, 1, 2)
     jobs: int = 1
-    """Runs at a time, which share the cores."""
+    """Number of simultaneous runs, which share the cores."""
 
 
 def summary(values: Sequence[float]) -> str:
@@ -94,7 +94,7 @@ def report(results: Results) -> str:
 
 
 def plot(results: Results, path: Path) -> None:
-    """A dot a seed and a bar at the mean of each loss."""
+    """Plot one dot per seed and a bar at the mean of each loss."""
     figure = Figure(figsize=(8, 3.5), layout="constrained")
     for axes, key in zip(figure.subplots(1, len(PLOTTED)), PLOTTED, strict=True):
         for place, scores in enumerate(results.values()):

@@ -1,4 +1,4 @@
-"""Timing side by side, memory at its peak, and what the machine can do at best."""
+"""Measurement of time, peak memory and the machine's peak performance."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def seconds(run: Run, device: str = "cpu") -> float:
 
 
 def in_turns(runs: Sequence[Run], device: str = "cpu", budget: float = 3.0, most: int = 50) -> list[list[float]]:
-    """Seconds of several calls, taken in turns, so that a slow moment of the machine hits all of them.
+    """Seconds of several calls, run alternately, so that slow phases of the machine affect all of them.
 
     Args:
         runs: calls to time; each is called once before, to warm up.
@@ -57,7 +57,7 @@ def side_by_side(runs: Sequence[Run], device: str = "cpu", budget: float = 3.0, 
 
 
 class Stopwatch:
-    """Time spent in named parts of a program; time in a part within a part counts for the inner one alone."""
+    """Time spent in named parts of a program; time in nested parts counts only for the inner one."""
 
     def __init__(self, device: str) -> None:
         self.device = device
@@ -78,7 +78,7 @@ class Stopwatch:
             self._inner[-1] += elapsed
 
     def wrap(self, owner: Any, attribute: str, name: str) -> Callable[[], None]:
-        """Time every call of ``owner.attribute``; returns what undoes it."""
+        """Time every call of ``owner.attribute``; returns a function that undoes it."""
         original = getattr(owner, attribute)
 
         def timed(*args: Any, **kwargs: Any) -> Any:
@@ -90,7 +90,7 @@ class Stopwatch:
 
     @contextlib.contextmanager
     def wrapped(self, parts: Sequence[tuple[Any, str, str]]) -> Iterator[None]:
-        """Within it every call of these functions is timed: (owner, attribute, name of the part)."""
+        """Context in which every call of these functions is timed: (owner, attribute, name of the part)."""
         undo = [self.wrap(*part) for part in parts]
         try:
             yield
@@ -104,7 +104,7 @@ class Stopwatch:
 
 
 def copy_bandwidth(device: str = "cpu", megabytes: int = 256) -> float:
-    """Bytes a second, read and written, of a copy too large for the caches."""
+    """Bytes per second, read and written, of a copy that does not fit in the caches."""
     source = torch.ones(megabytes << 18, device=device)
     target = torch.empty_like(source)
     (median,) = side_by_side([lambda: target.copy_(source)], device)
@@ -112,7 +112,7 @@ def copy_bandwidth(device: str = "cpu", megabytes: int = 256) -> float:
 
 
 def convolution_rate(precision: str, device: str) -> float:
-    """Operations a second of a 3x3 convolution, forward, as the mask head has it, in channels_last."""
+    """Operations per second of a 3x3 convolution of the mask head, forward, in channels_last."""
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     conv = nn.Conv2d(256, 256, 3, padding=1).to(device, dtype, memory_format=torch.channels_last)
     x = torch.randn(64, 256, 28, 28, device=device, dtype=dtype).contiguous(memory_format=torch.channels_last)
@@ -122,7 +122,7 @@ def convolution_rate(precision: str, device: str) -> float:
 
 
 def operations(run: Run) -> float:
-    """Multiplications and additions of PyTorch's convolutions and linear layers in a call, backward ones included."""
+    """Number of multiplications and additions of convolutions and linear layers in a call, backward pass included."""
     from torch.utils.flop_counter import FlopCounterMode
 
     counter = FlopCounterMode(display=False)
@@ -132,7 +132,7 @@ def operations(run: Run) -> float:
 
 
 def peak_extra_memory(run: Run, device: str = "cpu") -> float:
-    """Bytes that a call needs at its peak besides what was there before (its result included).
+    """Peak of the additional memory of a call in bytes, its result included.
 
     On the CPU the resident memory of the process is watched (Linux), after freed pages have been given back; numbers
     below some 100 KB are noise.
@@ -161,7 +161,7 @@ def _status(key: str) -> int:
 
 
 def machine(device: str = "cpu") -> str:
-    """What the numbers were taken on."""
+    """Description of the machine."""
     cpu = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.is_file():
@@ -186,7 +186,7 @@ def datasets_of_run(checkpoint: Path, data: Sequence[Path] = (), merge_classes: 
     """The training and validation pictures of the run that wrote ``checkpoint``.
 
     Args:
-        data: the run's folders, where they are others now.
+        data: the run's data folders, if they have moved.
         merge_classes: name of the one class that all cells get where the run told them apart; the split stays the same.
     """
     config = TrainConfig.from_dict(load_checkpoint(checkpoint)["config"])

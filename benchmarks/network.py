@@ -1,9 +1,9 @@
-"""What a network costs: its file, a training step, and a megapixel in inference, side by side for several of them.
+"""Cost of several networks: file size, time of a training step, and time per megapixel in inference.
 
 python -m benchmarks.network [--threads 2] [--precisions bf16 fp32]
 
-Each row changes one thing of the network that comes with the package. Pictures are discs of the canonical diameter, 30
-pixels, as densely as real cells lie.
+Each row changes one option of the network that comes with the package. Pictures contain discs of the canonical
+diameter, 30 pixels, as dense as real cells.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Options:
     precisions: tuple[str, ...] = ("bf16", "fp32")
     threads: int = 2
     rounds: int = 4
-    """Steps and pictures of each network, taken in turns; the fastest counts."""
+    """Steps and pictures of each network, run alternately; the fastest counts."""
     batch: int = 4
     crop: int = 256
     side: int = 1024

@@ -1,15 +1,15 @@
-"""How fast are the ops, against torchvision and against what the machine can do at best?
+"""Time of the ops, compared to torchvision and to the machine's peak performance.
 
     python -m benchmarks.ops [--device cuda] [--only nms]
 
-Both sides run in turns in one process with the same threads; torchvision gets its best memory layout and so do we.
-Torchvision's RoIAlign knows no bfloat16 on a CPU: there it gets float32 and its result is rounded, as under autocast.
-"floor" is the time that the op's bytes need at the measured copy bandwidth (read once, written once). "memory" is what
-the op needs at its peak, results included.
+Both sides run alternately in one process with the same threads, each in its best memory layout. Torchvision's RoIAlign
+does not support bfloat16 on a CPU: there it gets float32 and its result is rounded, as under autocast. "floor" is the
+time for the op's bytes at the measured copy bandwidth (read once, written once). "memory" is the op's peak memory,
+results included.
 
-torchvision's mask targets and pasted masks are compared with ours in its convention (``aligned=False``); in a second
-table that convention is timed beside the exact one, which the network uses, in turns; the fastest of up to 1,000 rounds
-counts, for the two hardly differ and other programs on the machine cost more.
+torchvision's mask targets and pasted masks are compared with ours in its convention (``aligned=False``); a second table
+compares that convention with the exact one, which the network uses. There the fastest of up to 1,000 rounds counts,
+since the difference is smaller than the influence of other programs on the machine.
 """
 
 from __future__ import annotations

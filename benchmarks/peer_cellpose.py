@@ -1,7 +1,7 @@
-"""The network of Cellpose with random weights, for its speed alone: part of ``python -m benchmarks.peers``.
+"""Cellpose's network with random weights, to measure its time only: part of ``python -m benchmarks.peers``.
 
-Cellpose downloads its weights, which is not possible everywhere and changes nothing in what the network costs. What
-follows the network (the flows of each pixel, until they meet) depends on the weights and is left out.
+Cellpose downloads its weights, which is not possible everywhere and does not affect the time of the network. The steps
+after the network (following the flow of each pixel) depend on the weights and are not timed.
 """
 
 from __future__ import annotations

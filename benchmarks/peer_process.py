@@ -1,7 +1,7 @@
-"""A model of another project in a process and an environment of its own, which predicts picture after picture.
+"""Runs a model of another project in a separate process and environment.
 
-Both ends of the conversation: lines of JSON over the standard streams, arrays in files. This module needs NumPy alone,
-so that it runs in any environment. As a program it prints the versions of modules, once they could be imported:
+Implements both ends of the communication: lines of JSON over the standard streams, arrays in files. This module only
+needs NumPy, so that it runs in any environment. As a program it prints the versions of modules that can be imported:
 
     python -m benchmarks.peer_process stardist tensorflow
 """
@@ -47,7 +47,7 @@ def versions(python: Path, modules: Sequence[str]) -> tuple[str | None, str]:
 
 
 class Peer:
-    """The asking end. What the process prints goes to the file ``log``.
+    """The client end. The output of the process goes to the file ``log``.
 
     Attributes:
         about: what the process told of itself when it was ready.
@@ -94,7 +94,7 @@ class Peer:
 
 
 class Answers:
-    """The answering end: standard output is for replies alone, what libraries print there goes to standard error."""
+    """The server end: standard output is only for replies; output of libraries is redirected to standard error."""
 
     def __init__(self) -> None:
         self._replies = os.fdopen(os.dup(1), "w")

@@ -1,6 +1,6 @@
-"""StarDist, trained from scratch and asked for its cells: part of ``python -m benchmarks.peers``.
+"""Training of StarDist from scratch, and its predictions: part of ``python -m benchmarks.peers``.
 
-    python -m benchmarks.peer_stardist train DIR HOURS      goes on where it was stopped
+    python -m benchmarks.peer_stardist train DIR HOURS      resumes if it was stopped
     python -m benchmarks.peer_stardist predict DIR
 
 Everything is as StarDist has it by default and in its example notebook for the pictures of the Data Science Bowl 2018
@@ -45,7 +45,7 @@ def read(folder: Path) -> tuple[list[np.ndarray], list[np.ndarray]]:
 
 
 def augment(image: np.ndarray, labels: np.ndarray) -> Pair:
-    """Mirrored and turned, another brightness and contrast, and noise."""
+    """Flips, rotations, changes of brightness and contrast, and noise."""
     axes = np.random.permutation(2)  # noqa: NPY002  StarDist seeds NumPy's global generator, and so do we
     image, labels = image.transpose(axes), labels.transpose(axes)
     for axis in (0, 1):
@@ -57,7 +57,7 @@ def augment(image: np.ndarray, labels: np.ndarray) -> Pair:
 
 
 class Progress(Callback):
-    """Stops training when its time is over, and keeps its state after each epoch, to go on with in another process.
+    """Stops training when its time is over, and saves its state after each epoch, to resume in another process.
 
     Keras forgets all but the weights: of its callbacks, which come before this one, the state is kept as well.
     """

@@ -1,19 +1,19 @@
-"""How good and how fast is our model beside StarDist and Cellpose, on the same validation pictures?
+"""Comparison of our model with StarDist and Cellpose in accuracy and time, on the same validation pictures.
 
     python -m benchmarks.peers --checkpoint FILE [--hours 8] [--python-stardist PATH] [--python-cellpose PATH]
 
 The pictures are the validation pictures of the run that wrote the checkpoint, of one source: fluorescence, for which
 StarDist was made. StarDist is trained from scratch on the training pictures of that source and split for ``--hours``,
-as its own example has it; a run that was stopped goes on. All results are scored by the same function of ours:
-TP / (TP + FP + FN), from label images. StarDist's thresholds are fitted on these very pictures, as its users do; ours
-are those of the checkpoint, fitted on all validation pictures of its run if that has come to its end.
+as in its own example; a stopped run is resumed. All results are scored by the same function of ours: TP / (TP + FP +
+FN), from label images. StarDist's thresholds are fitted on the same pictures, as its users do; ours are those of the
+checkpoint, fitted on all validation pictures of its run if that is complete.
 
-Cellpose's weights have to be downloaded, so its network is built with random ones and timed alone. Seconds are taken
-one model after the other, picture by picture, with the same number of threads (``OMP_NUM_THREADS``), on the CPU, from
-pixels in memory to a label image.
+Cellpose's weights have to be downloaded, so its network is built with random ones and only timed. Times are measured
+for one model after the other, picture by picture, with the same number of threads (``OMP_NUM_THREADS``), on the CPU,
+from pixels in memory to a label image.
 
-The peers run in processes of their own and may have environments of their own: ``pip install -e '.[benchmarks]'`` puts
-all into one. A peer that is not installed is said to be so, and left out.
+The peers run in separate processes and may have separate environments: ``pip install -e '.[benchmarks]'`` installs all
+in one. A peer that is not installed is reported and skipped.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Options:
     out: Path = Path("runs/peers")
     """Folder for the pictures, StarDist's training, logs and report.md."""
     data: tuple[Path, ...] = ()
-    """The run's data folders, where they are others now."""
+    """The run's data folders, if they have moved."""
     source: str = "dsb2018/class1"
     """Source of the pictures: the data folder's name, and the class where a picture has cells of one class only."""
     hours: float = 8.0
@@ -132,7 +132,7 @@ def prepare(options: Options) -> Pictures:
 
 
 def write(dataset: CellDataset, folder: Path) -> None:
-    """A file for each picture: ``image`` uint8 [H, W], ``labels`` int32 [H, W]."""
+    """Write one file per picture: ``image`` uint8 [H, W], ``labels`` int32 [H, W]."""
     folder.mkdir(parents=True, exist_ok=True)
     for index in range(len(dataset)):
         sample = dataset[index]

@@ -1,5 +1,5 @@
-"""Are the run lengths of a trained network's masks, pasted as torchvision does, byte for byte those of torchvision and
-pycocotools?
+"""Checks that the run lengths of a trained network's masks, pasted as in torchvision, are byte for byte those of
+torchvision and pycocotools.
 
 python -m benchmarks.rle_equality --checkpoint runs/demo/best.pt --images runs/demo/data/test_release/*.tif
 """

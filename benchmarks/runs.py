@@ -1,4 +1,4 @@
-"""Runs of train.py in processes of their own, for studies of many: done once, and gone on with where they stopped."""
+"""Runs of train.py in separate processes, for studies of many runs: completed ones are kept, stopped ones resumed."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from maskrcnn.engine.log import read_metrics
 
 
 def validations(run: Path) -> list[dict[str, float]]:
-    """The scores of a run so far, a row for each validation."""
+    """The scores of a run so far, one row per validation."""
     if not (run / "metrics.jsonl").is_file():
         return []
     return [row for row in read_metrics(run / "metrics.jsonl") if "mask/AP" in row]
 
 
 def last_scores(run: Path) -> dict[str, float] | None:
-    """The validation scores after the last epoch; None where the run is not done."""
+    """The validation scores after the last epoch; None if the run is not complete."""
     if not (run / "config.json").is_file() or not (run / "thresholds.json").is_file():
         return None
     epochs = json.loads((run / "config.json").read_text())["optim_options"]["epochs"]
@@ -29,7 +29,7 @@ def last_scores(run: Path) -> dict[str, float] | None:
 
 
 def finished_run(run: Path, options: Sequence[str], threads: int) -> dict[str, float]:
-    """The run's last scores, once it is done: start it with ``options`` of train.py, or go on with it.
+    """Start a run with ``options`` of train.py, or resume it, and return its last scores.
 
     Its output goes to ``<run>.log``. Ends the process where train.py fails.
     """

@@ -1,8 +1,9 @@
-"""How do NMS and mask encoding grow with the number of cells?
+"""Time of NMS and mask encoding by number of cells.
 
     python -m benchmarks.scaling -o benchmarks/results/scaling.png
 
-A side that has become too slow (--patience seconds a call) or would need too much memory (--memory GB) is left out.
+Implementations are skipped where they become too slow (--patience seconds per call) or need too much memory (--memory
+GB).
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ class Options:
     patience: float = 20.0
     """Longest time of one call, in seconds; larger sizes are left out."""
     memory: float = 10.0
-    """Most memory for the full-size masks that torchvision pastes, in GB; larger sizes are left out."""
+    """Maximum memory for the full-size masks that torchvision pastes, in GB; larger sizes are left out."""
 
 
 def measure(pair: Callable, counts: tuple[int, ...], options: Options) -> list[list[float]]:

@@ -1,9 +1,9 @@
-"""Pictures in tiles: the same cells as whole, memory that does not grow with the picture, time that grows linearly.
+"""Prediction in tiles: cells compared to whole pictures, and time and memory by size of the picture.
 
     python -m benchmarks.tiles --checkpoint runs/NAME/best.pt --images DIR [--tile 256] [--sides 5000 10000 20000]
 
 First every picture of DIR that is larger than a tile is predicted whole and in tiles, and the cells are compared. Then
-mosaics of these pictures are written and predicted by infer.py, each in a process of its own.
+mosaics of these pictures are written and predicted by infer.py, each in a separate process.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def matched(whole: Detections, tiled: Detections) -> int:
 
 
 def compare(options: Options) -> str:
-    """A table row a size of pictures: cells found whole and in tiles."""
+    """One table row per size of pictures: cells found in whole pictures and in tiles."""
     whole = maskrcnn.load(options.checkpoint, tile=1 << 14)
     tiled = maskrcnn.load(options.checkpoint, tile=options.tile, overlap=options.overlap)
     sums: dict[str, npt.NDArray[np.int64]] = {}

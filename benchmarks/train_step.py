@@ -1,13 +1,13 @@
-"""How long is a training step, part by part, beside torchvision's Mask R-CNN on the same batch?
+"""Time of a training step, part by part, compared to torchvision's Mask R-CNN on the same batch.
 
     python -m benchmarks.train_step [--device cuda] [--cells 20 150 500] [--precisions fp32 bf16]
 
 Both train a ResNet-50 FPN with frozen norms from the same kind of random weights: the same pictures, cells, anchors and
-sample counts, Adam, in turns in one process. Torchvision runs as it comes ("torchvision") and, for bf16, under autocast
-and channels_last. "like for like" compares the same precision, "as it comes" ours with torchvision in fp32. The floor
-is the arithmetic of the network, by the convolutions' definition, at the speed that PyTorch's large convolutions reach
-on the machine (Winograd's algorithm needs less arithmetic and goes below it); the memory is what a step needs at its
-peak on top of weights and optimiser.
+sample counts, Adam, alternately in one process. Torchvision runs as it comes ("torchvision") and, for bf16, under
+autocast and channels_last. "like for like" compares the same precision, "as it comes" ours with torchvision in fp32.
+The floor is the time for the network's arithmetic, by direct convolution, at the speed of PyTorch's large convolutions
+on the machine (Winograd's algorithm needs less arithmetic and can be faster); the memory is the peak of a step in
+addition to weights and optimizer.
 """
 
 from __future__ import annotations
@@ -54,18 +54,18 @@ class Options:
     cells: tuple[int, ...] = (20, 150, 500)
     """Cells in each picture."""
     precisions: tuple[Literal["fp32", "bf16"], ...] = ("fp32",)
-    """bf16: autocast. Slow on a CPU that does not compute in it."""
+    """bf16: autocast. Slow on CPUs without bfloat16 units."""
     size: int = 512
     """Side of the pictures, in pixels."""
     keep_memory: bool = False
-    """Let the process keep the memory that it frees, as train.py does on a CPU: both sides gain."""
+    """Make the process keep the memory that it frees, as train.py does on a CPU, which makes both sides faster."""
     budget: float = 60.0
     """Seconds to spend on each comparison, at least three rounds."""
 
 
 @dataclass
 class Side:
-    """One of the two: its step, and which of its functions belong to which part."""
+    """One implementation: its step, and its functions by part."""
 
     model: nn.Module
     losses: Callable[[], Tensor]

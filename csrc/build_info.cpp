@@ -1,4 +1,4 @@
-// What was built, and with what: the strings are set by setup.py.
+// Describes the build: the strings are set by setup.py.
 #include <pybind11/pybind11.h>
 
 namespace py = pybind11;

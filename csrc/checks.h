@@ -1,5 +1,4 @@
-// What the kernels demand of their arguments, whatever the device. Values (indices in range, no NaN) can be looked at
-// on the CPU alone, and are checked there.
+// Checks of the kernels' arguments on any device. Values (indices in range, no NaN) are only checked on the CPU.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>
@@ -37,7 +36,7 @@ inline void check_same_type(const Tensor& a, const char* name, const Tensor& b, 
     STD_TORCH_CHECK(a.scalar_type() == b.scalar_type(), name, " must have the dtype of ", other);
 }
 
-// A kernel that is handed memory of another device would read where nothing is.
+// A kernel that gets memory of another device would access invalid addresses.
 inline void check_same_device(const Tensor& a, const char* name, const Tensor& b, const char* other) {
     STD_TORCH_CHECK(a.is_cpu() == b.is_cpu() && (a.is_cpu() || a.get_device_index() == b.get_device_index()), name,
                     " must be on the device of ", other);
@@ -56,7 +55,7 @@ inline void check_nms(const Tensor& boxes, const Tensor& scores, const std::opti
     check_same_device(*idxs, "idxs", boxes, "boxes");
 }
 
-// How many anchors and targets each image has: as many of each as there are.
+// The numbers of anchors and targets of the images must add up to the numbers of anchors and targets.
 inline void check_counts(const std::vector<int64_t>& counts, const char* name, const Tensor& boxes, const char* other) {
     int64_t left = boxes.size(0);
     for (const int64_t count : counts) {

@@ -1,4 +1,4 @@
-// Arithmetic that the CPU and the CUDA kernels share, so that what is tested on one holds on the other.
+// Arithmetic shared by the CPU and the CUDA kernels, so that tests of one also cover the other.
 #pragma once
 
 #include <cmath>
@@ -35,7 +35,7 @@ MASKRCNN_HD T box_iou(const Box<T>& a, T area_a, const Box<T>& b, T area_b) {
     return intersection / (area_a + area_b - intersection);
 }
 
-// What match_boxes says of an anchor that belongs to no target.
+// Results of match_boxes for anchors without a target.
 constexpr int64_t kBelowLow = -1, kBetween = -2;
 
 // The largest T not above the threshold of NMS: as torchvision's CPU code does, an IoU in T is compared with the
@@ -46,7 +46,7 @@ T round_down(double threshold) {
     return nearest > threshold ? std::nextafter(nearest, -std::numeric_limits<T>::infinity()) : nearest;
 }
 
-// One axis of a RoI: RoIAlign's sampling points are a grid, and bilinear weights are products of one weight an axis.
+// One axis of a RoI: RoIAlign's sampling points are a grid, and bilinear weights are products of one weight per axis.
 template <typename T>
 struct RoIAxis {
     T start;   // of the RoI, in units of the feature map
@@ -54,7 +54,7 @@ struct RoIAxis {
     int grid;  // sampling points in a bin
 
     MASKRCNN_HD RoIAxis(T low, T high, T scale, int bins, int sampling_ratio, bool aligned) {
-        // aligned: coordinates less 0.5 are indices of pixels, for pixel i has its centre at i + 0.5
+        // aligned: coordinates minus 0.5 are pixel indices, since the centre of pixel i is at i + 0.5
         const T offset = aligned ? T(0.5) : T(0);
         start = low * scale - offset;
         T length = (high * scale - offset) - start;
@@ -69,8 +69,8 @@ struct RoIAxis {
         return start + T(index) * bin + (T(point) + T(0.5)) * bin / T(grid);
     }
 
-    // First and one past the last point of bin `index` that may lie on a map of `size` pixels, so that a RoI as large
-    // as the numbers allow costs no more than the map. Points left out have weight 0.
+    // First and one past the last point of bin `index` that may be inside a map of `size` pixels, so that a huge RoI
+    // takes no more time than the map. Other points have weight 0.
     MASKRCNN_HD void points_on_map(int index, int size, int* first, int* last) const {
         const double step = static_cast<double>(bin) / grid;
         const double base = static_cast<double>(start) + static_cast<double>(index) * bin;
@@ -78,7 +78,7 @@ struct RoIAxis {
         *first = 0;
         *last = grid;
         if (!(step > 0) || grid <= 2 * size) return;
-        if (!(rounding < 1e300)) {  // not finite: no point lies on the map
+        if (!(rounding < 1e300)) {  // not finite: no point is inside the map
             *last = 0;
             return;
         }
@@ -90,14 +90,14 @@ struct RoIAxis {
     static constexpr int kMostPoints = 1000000000;
 };
 
-// The two pixels of an axis that a position lies between, and their weights; outside the map all weights are 0.
+// The two pixels on both sides of a position on one axis, and their weights, which are 0 outside the map.
 template <typename T>
 struct BilinearTap {
     int low = 0, high = 0;
     T weight_low = T(0), weight_high = T(0);
 
     MASKRCNN_HD BilinearTap(T position, int size) {
-        if (!(position >= T(-1) && position <= T(size))) return;  // NaN ends here too
+        if (!(position >= T(-1) && position <= T(size))) return;  // also for NaN
         if (position < T(0)) position = T(0);
         low = static_cast<int>(position);
         if (low >= size - 1) {

@@ -1,17 +1,16 @@
-// Where the pixels of a mask are that is enlarged into its box, and what they are: shared by the CPU and the CUDA
-// kernels.
+// Pixels and values of a mask that is resized to its box, shared by the CPU and the CUDA kernels.
 //
-// A mask of M entries per side has one row of zeros around it, so that its outline can end inside the box: entry i of
-// the mask is entry i + 1 of the padded one.
+// A mask of M entries per side is padded with zeros by one entry, so that its outline can end inside the box: entry i
+// of the mask is entry i + 1 of the padded one.
 //
-// aligned: coordinates are continuous, pixel x covers [x, x + 1). Its centre lies at (x + 0.5 - x1) / (x2 - x1) * M +
-// 0.5 among the entries of the padded mask. Positions are computed in double, where a position that is a multiple of
-// one half comes out as one: whole outlines have exactly the threshold's value when a mask is binary.
+// aligned: coordinates are continuous, pixel x covers [x, x + 1). Its centre is at position (x + 0.5 - x1) / (x2 - x1)
+// * M + 0.5 of the padded mask. Positions are computed in double, in which multiples of one half are exact: pixels on
+// the outline of a binary mask have exactly the value of the threshold.
 //
-// Not aligned: torchvision's paste_masks_in_image. The box grows about its centre as the mask has by its padding, is
-// cut to whole pixels, the last one included, and the padded mask is enlarged to it by F.interpolate(mode="bilinear",
-// align_corners=False), with the same rounding of positions (one fused multiply-add); values may differ in the last
-// bit, which only a pixel on the threshold shows.
+// Not aligned: torchvision's paste_masks_in_image. The box is enlarged about its centre in proportion to the padding,
+// truncated to whole pixels, the last one included, and the padded mask is resized to it by
+// F.interpolate(mode="bilinear", align_corners=False), with the same rounding of positions (one fused multiply-add);
+// values may differ in the last bit, which only affects pixels on the threshold.
 #pragma once
 
 #include <cstdint>
@@ -29,7 +28,7 @@ MASKRCNN_HD bool is_finite_box(const float* box) {
     return true;
 }
 
-// The entries of the padded mask that a pixel lies between on one axis, and their weights.
+// The entries of the padded mask on both sides of a pixel on one axis, and their weights.
 struct MaskTap {
     int low, high;
     float weight_low, weight_high;
@@ -37,7 +36,7 @@ struct MaskTap {
     MASKRCNN_HD float mix(float at_low, float at_high) const { return weight_low * at_low + weight_high * at_high; }
 };
 
-// One axis of a mask that is enlarged into its box.
+// One axis of a mask that is resized to its box.
 struct MaskAxis {
     int64_t begin, end;  // the pixels that the mask can reach: first, and one past the last; none, where it has no area
     int last;            // entry of the padded mask

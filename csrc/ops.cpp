@@ -1,4 +1,4 @@
-// The list of the kernels: their schemas, once. CPU implementations are in cpu/, CUDA ones in cuda/, autograd and fake
+// The schemas of all kernels. CPU implementations are in cpu/, CUDA ones in cuda/, autograd and fake
 // kernels in Python beside each op's reference.
 #include <torch/csrc/stable/library.h>
 
@@ -14,7 +14,7 @@ STABLE_TORCH_LIBRARY(maskrcnn, m) {
     m.def(
         "roi_align_backward(Tensor grad, Tensor rois, Tensor level, float[] scales, int batch, int[] heights, "
         "int[] widths, int sampling_ratio, bool aligned, bool deterministic) -> Tensor[]");
-    // anchors [A, 4], targets [G, 4], how many of each every image has, one image after another -> matches int64 [A]
+    // anchors [A, 4], targets [G, 4], the numbers of both per image -> matches int64 [A]
     m.def(
         "match_boxes(Tensor anchors, Tensor targets, int[] anchor_counts, int[] target_counts, float high, float low, "
         "bool allow_low_quality) -> Tensor");
@@ -22,12 +22,12 @@ STABLE_TORCH_LIBRARY(maskrcnn, m) {
     m.def(
         "crop_labels(Tensor planes, Tensor rois, Tensor plane, Tensor ids, int size, bool binary, bool aligned) -> "
         "Tensor");
-    // masks [K, M, M], boxes [K, 4] -> the run lengths of all masks one after another, int64, and where each mask's
-    // end, int64 [K]: column by column, background first
+    // masks [K, M, M], boxes [K, 4] -> the concatenated run lengths of all masks, int64, column by column, background
+    // first, and where each mask's end, int64 [K]
     m.def(
         "mask_runs(Tensor masks, Tensor boxes, int height, int width, float threshold, bool aligned) -> (Tensor, "
         "Tensor)");
-    // what mask_runs gives, on the CPU -> COCO's texts one after another, uint8, and where each ends, int64 [K]
+    // results of mask_runs, on the CPU -> COCO's texts, concatenated, uint8, and where each ends, int64 [K]
     m.def("encode_runs(Tensor runs, Tensor ends) -> (Tensor, Tensor)");
     // maps[l] [B, H_l, W_l, C], weight [K, C, 3, 3] of any strides, bias [K] -> [B, H_l, W_l, K]; transposed: maps of K
     // channels -> of C, the adjoint

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-# Found on first use, so that `import maskrcnn.ops` needs nothing but PyTorch and numpy.
-_HOME = {
+# Imported on first use, so that `import maskrcnn.ops` needs nothing but PyTorch and numpy.
+_MODULES = {
     "Detections": "maskrcnn.structures",
     "MaskRCNN": "maskrcnn.model",
     "Predictor": "maskrcnn.predict.predictor",
@@ -47,6 +47,6 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOME:
-        return getattr(importlib.import_module(_HOME[name]), name)
+    if name in _MODULES:
+        return getattr(importlib.import_module(_MODULES[name]), name)
     raise AttributeError(f"module 'maskrcnn' has no attribute {name!r}")

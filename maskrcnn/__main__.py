@@ -1,4 +1,4 @@
-"""``python -m maskrcnn``: the command line without its script."""
+"""``python -m maskrcnn``: the command line without the installed script."""
 
 from maskrcnn.cli import main
 

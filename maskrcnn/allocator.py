@@ -1,4 +1,4 @@
-"""How the C library's allocator treats the large tensors of a step."""
+"""Settings of the C library's allocator that make training steps faster."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # malloc.h
 
 
 def keep_freed_memory() -> None:
-    """Let this process keep the memory that it frees, for the next step (glibc; elsewhere nothing is done).
+    """Make this process keep the memory that it frees, for the next step (glibc only; does nothing elsewhere).
 
-    glibc takes each large tensor from the system and gives it back when freed. The tensors of all steps are the same,
-    and the first touch of fresh pages takes a fifth of a step's time. It holds for the whole process, so the command
-    line asks for it, and nothing else does.
+    By default glibc maps each large tensor anew and unmaps it when it is freed. The tensors of all steps have the same
+    sizes, and the first access to fresh pages takes a fifth of a step's time. The setting holds for the whole process,
+    so only the command line makes it.
     """
     if sys.platform != "linux":
         return

@@ -1,4 +1,4 @@
-"""Checkpoints: written as a whole or not at all, checked when they are read, which runs no code of theirs."""
+"""Checkpoints: written as a whole or not at all, and checked when they are read, without running code from them."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ DESCRIPTION = (
     "metrics",
     "versions",
 )
-"""What a checkpoint says besides its weights, all of plain types."""
+"""Entries of a checkpoint that describe its weights, all of plain types."""
 
 _Count = Annotated[int, Range(0, 2**63 - 1)]
 _ENTRIES: dict[str, Any] = {
@@ -65,39 +65,39 @@ _OPTIMIZER_STATE: dict[type[torch.optim.Optimizer], set[str]] = {
     torch.optim.AdamW: {"step", "exp_avg", "exp_avg_sq"},
     torch.optim.SGD: {"momentum_buffer"},
 }
-"""What each optimiser keeps for a weight; all but the step are of the weight's shape."""
-_NEEDED = ("model", "model_options", "config", "percentiles", "class_names")
-_NEEDED_TO_RESUME = ("optimizer", "epoch", "step_in_epoch", "step", "best")
+"""The state that each optimizer keeps per weight; all entries but ``step`` have the weight's shape."""
+_REQUIRED = ("model", "model_options", "config", "percentiles", "class_names")
+_REQUIRED_TO_RESUME = ("optimizer", "epoch", "step_in_epoch", "step", "best")
 
 
 def versions() -> dict[str, str]:
-    """Of this package and of what its results depend on: kept in every file of weights or results."""
+    """Versions of this package and of what its results depend on; stored in every file of weights or results."""
     return {
         "maskrcnn": __version__,
-        "torch": str(torch.__version__),  # a class of its own, which weights_only refuses
+        "torch": str(torch.__version__),  # a subclass of str, which weights_only refuses
         "numpy": np.__version__,
         "python": sys.version.split()[0],
     }
 
 
 def save_checkpoint(path: Path, contents: dict[str, Any]) -> None:
-    """Write ``contents`` (tensors and plain types), and the :func:`versions` they come from, to ``path``.
+    """Write ``contents`` (tensors and plain types) and the current :func:`versions` to ``path``.
 
-    A run that is killed while it writes leaves the earlier file as it was (:func:`maskrcnn.files.atomic_write`). Raises
-    InputError where the file cannot be written (no space, no permission).
+    A run that is killed while writing leaves the earlier file unchanged (:func:`maskrcnn.files.atomic_write`). Raises
+    InputError if the file cannot be written (no space, no permission).
     """
     with atomic_write(path) as beside, open(beside, "wb") as file:
         try:
             torch.save({"format": FORMAT, "versions": versions(), **contents}, file)
-        except RuntimeError as error:  # torch.save hides the OSError of a full disk behind its own complaint
+        except RuntimeError as error:  # torch.save hides the OSError of a full disk behind an error of its own
             raise error.__context__ if isinstance(error.__context__, OSError) else error from None
 
 
 def pack_checkpoint(contents: dict[str, Any], path: Path) -> None:
-    """Write what prediction and fine-tuning need of a checkpoint as a safetensors file, weights in bfloat16.
+    """Write the part of a checkpoint that prediction and fine-tuning need to a safetensors file, weights in bfloat16.
 
-    It is half as large as ``best.pt``, holds a checksum, and is loaded likewise (:func:`load_checkpoint`). Raises
-    InputError where it cannot be written.
+    The file is half as large as ``best.pt``, holds a checksum, and is read by :func:`load_checkpoint` too. Raises
+    InputError if it cannot be written.
     """
     from safetensors.torch import save
 
@@ -114,30 +114,30 @@ def pack_checkpoint(contents: dict[str, Any], path: Path) -> None:
 
 
 def _without_paths(config: dict[str, Any]) -> dict[str, Any]:
-    """The options of a run without the places of its files, which mean nothing elsewhere.
+    """The options of a run without the paths of its files, which mean nothing on another machine.
 
-    Of the folders with its data the names stay.
+    Of the data folders, the names are kept.
     """
-    places: dict[str, Any] = dict.fromkeys(("image_root", "backbone_weights", "out", "resume", "from_"))
-    places |= {key: [Path(path).name for path in config.get(key) or ()] for key in ("data", "val")}
+    paths: dict[str, Any] = dict.fromkeys(("image_root", "backbone_weights", "out", "resume", "from_"))
+    paths |= {key: [Path(path).name for path in config.get(key) or ()] for key in ("data", "val")}
     cleared = {key: _without_paths(value) if isinstance(value, dict) else value for key, value in config.items()}
-    return cleared | {key: value for key, value in places.items() if key in config}
+    return cleared | {key: value for key, value in paths.items() if key in config}
 
 
 def load_checkpoint(source: str | os.PathLike[str], to_resume: bool = False) -> dict[str, Any]:
-    """Read a checkpoint, tensors on the CPU, without running any code of the file's.
+    """Read and check a checkpoint, tensors on the CPU, without running any code from the file.
 
-    Whatever it returns can be relied on: the entries of :data:`DESCRIPTION` are of their types and in their ranges, and
-    a network can be built from the options (:func:`build_model`).
+    The result is valid: the entries of :data:`DESCRIPTION` have their types and lie in their ranges, and a network can
+    be built from the options (:func:`build_model`).
 
     Args:
         source: a file that :func:`save_checkpoint` or :func:`pack_checkpoint` wrote, or the name of a model that comes
             with the package (:mod:`maskrcnn.pretrained`).
-        to_resume: whether it must be a ``last.pt``, with everything that a run needs to go on.
+        to_resume: whether it must be a ``last.pt``, with everything that a run needs to continue.
 
     Raises:
-        InputError: the file is missing, damaged (its checksums are compared) or something else, or holds options that
-            no network can have.
+        InputError: the file is missing, damaged (its checksums are compared) or not a checkpoint, or its options are
+            invalid.
     """
     path = locate(source)
     if not path.is_file():
@@ -145,23 +145,23 @@ def load_checkpoint(source: str | os.PathLike[str], to_resume: bool = False) -> 
         raise InputError(f"{source}: no such checkpoint{known}")
     try:
         contents = read_file(path)
-    except Exception as error:  # the readers have all kinds of exceptions for a file that is none
+    except Exception as error:  # the readers raise all kinds of exceptions for a file of another format
         reason = f": {error}" if type(error) is ValueError else ""
         raise InputError(f"{path}: not a checkpoint that can be read ({type(error).__name__}{reason})") from error
     if not isinstance(contents, dict) or str(contents.get("format")) != FORMAT:
         raise InputError(
-            f"{path}: not a checkpoint of train.py; weights of other programs: train.py --backbone-weights"
+            f"{path}: not a checkpoint of train.py; for weights of other programs use train.py --backbone-weights"
         )
-    missing = [name for name in (*_NEEDED, *(_NEEDED_TO_RESUME if to_resume else ())) if name not in contents]
+    missing = [name for name in (*_REQUIRED, *(_REQUIRED_TO_RESUME if to_resume else ())) if name not in contents]
     if missing:
-        hint = "; to go on with a run, give its folder or its last.pt" if to_resume else ""
+        hint = "; to resume a run, give its folder or its last.pt" if to_resume else ""
         raise InputError(f"{path}: a checkpoint without {', '.join(missing)}{hint}")
     _check(contents, path)
     return contents
 
 
 def _check(contents: dict[str, Any], path: Path) -> None:
-    """Raise InputError for entries of a checkpoint that are not what they must be."""
+    """Raise InputError for entries of a checkpoint that have another type or value than they must have."""
     for name, kind in _ENTRIES.items():
         if name in contents:
             check_value(f"{path}: {name}", contents[name], kind)
@@ -180,14 +180,14 @@ def _check(contents: dict[str, Any], path: Path) -> None:
         raise InputError(f"{path}: {len(contents['class_names'])} class_names for {options['num_classes']} classes")
     for weights in (contents["model"], *(() if average is None else (average.get("model"),))):
         if not isinstance(weights, dict) or not all(isinstance(k, str) and is_weight(v) for k, v in weights.items()):
-            raise InputError(f"{path}: its weights are not plain tensors by name")
+            raise InputError(f"{path}: the weights are not a dict of plain tensors by name")
         sizes = _sizes(_model_arguments(options))
         if wrong := key_mismatches({key: weights[key] for key in sizes if key in weights}, sizes):
             raise InputError(f"{path}: weights of another architecture or class count: {wrong}")
 
 
 def _sizes(options: dict[str, Any]) -> State:
-    """Empty tensors of the sizes of some layers, which tell how large a network is before it is built."""
+    """Empty tensors with the shapes of some layers: the size of a network is compared before memory is allocated."""
     defaults = {name: value.default for name, value in inspect.signature(mask_rcnn_resnet_fpn).parameters.items()}
     width, channels, hidden = ((defaults | options)[name] for name in ("width", "channels", "box_hidden"))
     classes = options["num_classes"] + 1
@@ -205,7 +205,7 @@ def _sizes(options: dict[str, Any]) -> State:
 
 
 def locate(source: str | os.PathLike[str]) -> Path:
-    """The file of a checkpoint that is given by its path, or by the name of a model that comes with the package."""
+    """The file of a checkpoint, given its path or the name of a model that comes with the package."""
     path = Path(source)
     if not path.is_file() and (found := pretrained.find(str(source))) is not None:
         return found
@@ -213,40 +213,40 @@ def locate(source: str | os.PathLike[str]) -> Path:
 
 
 def build_model(contents: dict[str, Any], path: Path) -> MaskRCNN:
-    """The network of a checkpoint that :func:`load_checkpoint` read, with its weights; ``path`` is for the message.
+    """Build the network of a checkpoint that :func:`load_checkpoint` read; ``path`` is for the error message.
 
-    Raises InputError where the weights are of another architecture or class count than the description says.
+    Raises InputError if the weights have another architecture or class count than ``model_options`` say.
     """
     try:
         model = mask_rcnn_resnet_fpn(**_model_arguments(contents["model_options"]))
-    except ValueError as error:  # each option is in its range, but they do not go together
+    except ValueError as error:  # each option is in its range, but the combination is invalid
         raise InputError(f"{path}: model_options: {error}") from None
     load_model_state(model, weights_of(contents), path)
     return model
 
 
 def weights_of(contents: dict[str, Any]) -> State:
-    """The weights of a checkpoint that predict: in ``last.pt`` of a run with ``--ema`` their average, as in
+    """The weights to predict with: their moving average in the ``last.pt`` of a run with ``--ema``, as in
     ``best.pt``."""
     average = contents.get("ema")
     return contents["model"] if average is None else average["model"]
 
 
 def load_model_state(model: MaskRCNN, state: State, path: Path) -> None:
-    """Load a state dict whose every key and shape must fit; raises InputError that names those that do not."""
+    """Load a state dict; raises InputError that names the keys and shapes that differ from the model's."""
     if wrong := key_mismatches(state, model.state_dict()):
         raise InputError(f"{path}: weights of another architecture or class count: {wrong}")
     model.load_state_dict(state)
 
 
 def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any], path: Path) -> None:
-    """Load what an optimiser of the same kind and weights has gathered (``optimizer.state_dict()``).
+    """Load the per-weight state of an optimizer (from ``optimizer.state_dict()``), e.g. Adam's moments.
 
-    Its learning rate and the like are not: those are the run's options. Raises InputError where the state is of other
-    weights or of another optimiser: PyTorch's fused kernels read and write beyond tensors of other shapes.
+    The learning rate and other options are not loaded: the run's options set them. Raises InputError if the state is
+    that of other weights or another optimizer: PyTorch's fused kernels access memory out of bounds for other shapes.
     """
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]
-    gathered = state.get("state")
+    weight_states = state.get("state")
     names = _OPTIMIZER_STATE[type(optimizer)]
 
     def fits(index: object, values: object) -> bool:
@@ -258,15 +258,15 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]
             for name, value in values.items()
         )
 
-    if not isinstance(gathered, dict) or not all(fits(index, values) for index, values in gathered.items()):
+    if not isinstance(weight_states, dict) or not all(fits(index, values) for index, values in weight_states.items()):
         raise InputError(f"{path}: the optimizer's state is that of other weights, or of another optimizer")
-    optimizer.load_state_dict({"state": gathered, "param_groups": optimizer.state_dict()["param_groups"]})
+    optimizer.load_state_dict({"state": weight_states, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 def _model_arguments(options: dict[str, Any]) -> dict[str, Any]:
-    """Lists back to tuples: checkpoints hold plain types.
+    """Options of the network as function arguments: lists become tuples, since checkpoints hold plain types.
 
-    A checkpoint that does not say whether its network is ``aligned`` was written when none was.
+    Checkpoints without the entry ``aligned`` were written when no network was aligned.
     """
 
     def tuples(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The command line: ``maskrcnn train | predict | evaluate | pack``, and what ``train.py`` and ``infer.py`` call."""
+"""The command line ``maskrcnn train | predict | evaluate | pack``, which ``train.py`` and ``infer.py`` call."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from maskrcnn.export.infer import infer
 
 @dataclass(frozen=True)
 class PackConfig:
-    """Turn best.pt into a file of half the size that predicts and fine-tunes alike (safetensors, bfloat16)."""
+    """Convert best.pt to a file of half the size for prediction and fine-tuning (safetensors, bfloat16)."""
 
     checkpoint: Path
     """best.pt or last.pt of a run."""
@@ -36,8 +36,8 @@ class PackConfig:
         if self.out.suffix != ".safetensors":
             raise InputError(f"--out is {self.out}; expected a name that ends with .safetensors")
         contents = load_checkpoint(self.checkpoint)
-        build_model(contents, self.checkpoint)  # raises InputError where the weights do not fit
-        contents["config"] = TrainConfig.from_dict(contents["config"]).to_dict()  # or the options
+        build_model(contents, self.checkpoint)  # raises InputError if the weights do not fit
+        contents["config"] = TrainConfig.from_dict(contents["config"]).to_dict()  # or if the options are invalid
         pack_checkpoint(contents, self.out)
         print(f"{self.out}: {self.out.stat().st_size / 1e6:.1f} MB")
 
@@ -51,11 +51,11 @@ COMMANDS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """``maskrcnn COMMAND OPTIONS``; input that cannot be used ends the process with one line and status 2."""
+    """Run ``maskrcnn COMMAND OPTIONS``; for invalid input, print one line and exit with status 2."""
     command, *options = (sys.argv[1:] if arguments is None else list(arguments)) or [""]
     if command not in COMMANDS:
         lines = "\n".join(f"  {name:10}{text}" for name, (_, text) in COMMANDS.items())
-        print(f"usage: maskrcnn COMMAND [OPTIONS]    (maskrcnn COMMAND --help tells them)\n\n{lines}")
+        print(f"usage: maskrcnn COMMAND [OPTIONS]    (maskrcnn COMMAND --help lists them)\n\n{lines}")
         sys.exit(0 if command in ("-h", "--help") else 2)
     run_command(command, options)
 
@@ -67,7 +67,7 @@ def run_command(command: str, options: Sequence[str] | None = None) -> None:
         parse = partial(tyro.cli, kind, prog=f"maskrcnn {command}", description=description, args=options)
         config: TrainConfig | InferConfig | EvaluateConfig | PackConfig = parse()
         if isinstance(config, TrainConfig) and config.resume is not None:
-            config = parse(default=run_config(config.resume))  # what is not given stays as the run has it
+            config = parse(default=run_config(config.resume))  # options that are not given keep the run's values
         try:
             status = _run(config)
         except NonFiniteLossError as error:
@@ -77,7 +77,7 @@ def run_command(command: str, options: Sequence[str] | None = None) -> None:
 
 
 def _run(config: TrainConfig | InferConfig | EvaluateConfig | PackConfig) -> int:
-    """The exit status: 1 where pictures were passed over."""
+    """Run a command and return the exit status: 1 if pictures failed."""
     keep_freed_memory()
     if isinstance(config, InferConfig):
         return 1 if infer(config).failures else 0

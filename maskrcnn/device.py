@@ -1,4 +1,4 @@
-"""Which device, precision and how many processes a run uses."""
+"""Choice of device, precision and number of loader processes."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from maskrcnn.errors import InputError
 from maskrcnn.ops.library import CUDA_LIBRARY
 
 Precision = Literal["auto", "fp32", "bf16"]
-"""auto: bf16 autocast where the device computes in it."""
+"""auto: bf16 autocast on devices with bfloat16 units."""
 
 
 def choose_device(name: str) -> torch.device:
-    """``auto`` (cuda where there is one), ``cpu``, ``cuda`` or ``cuda:1``; raises InputError where cuda is asked for in
-    vain, and for other names."""
+    """The device named ``auto`` (cuda if available, else cpu), ``cpu``, ``cuda`` or ``cuda:1``.
+
+    Raises InputError for other names, and if CUDA, the GPU of that number or the CUDA kernels are not available."""
     if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", str(name)):
         raise InputError(f"--device is {str(name)[:100]!r}; expected auto, cpu, cuda or cuda:1")
     if name.startswith("cuda:") and int(name[5:]) >= torch.cuda.device_count():
@@ -35,7 +36,7 @@ def choose_device(name: str) -> torch.device:
 
 
 def use_bfloat16(precision: str, device: torch.device) -> bool:
-    """Whether autocast to bfloat16 is on. ``auto``: on GPUs and CPUs with bfloat16 units."""
+    """Whether to enable autocast to bfloat16. ``auto``: on GPUs and CPUs with bfloat16 units."""
     if precision == "auto" and device.type == "cpu":
         return cpu_computes_bfloat16()
     if precision == "auto":
@@ -44,10 +45,10 @@ def use_bfloat16(precision: str, device: torch.device) -> bool:
 
 
 def cpu_computes_bfloat16() -> bool:
-    """Whether the processor has dot products of bfloat16 (AVX-512 BF16 or AMX), by PyTorch's own account.
+    """Whether PyTorch reports that the processor has bfloat16 dot products (AVX-512 BF16 or AMX).
 
-    Elsewhere bfloat16 is converted to float32 and back, which is slower than float32. The queries are not public: a
-    PyTorch without them is taken for a processor without the units.
+    Other processors convert bfloat16 to float32 and back, which is slower than float32. The queries are private: where
+    PyTorch does not have them, the answer is False.
     """
     queries = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
     return any(query is not None and query() for query in queries)
@@ -59,5 +60,5 @@ def autocast(precision: str, device: torch.device) -> torch.autocast:
 
 
 def default_workers(device: torch.device) -> int:
-    """On the CPU the network needs every core; on a GPU up to 8 processes prepare batches."""
+    """Number of loader processes: up to 8 with a GPU; 0 on the CPU, where the network needs every core."""
     return min(8, len(os.sched_getaffinity(0))) if device.type == "cuda" else 0

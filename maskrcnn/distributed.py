@@ -1,4 +1,4 @@
-"""Several processes that train one network (data parallel), as torchrun starts them; without it, one process."""
+"""Data-parallel training in several processes started by torchrun; without torchrun, everything is one process."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from maskrcnn.errors import InputError
 T = TypeVar("T")
 
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-"""What torchrun tells the processes that it starts (https://docs.pytorch.org/docs/stable/elastic/run.html)."""
+"""Environment variables that torchrun sets (https://docs.pytorch.org/docs/stable/elastic/run.html)."""
 
 TIMEOUT = timedelta(hours=1)
-"""How long processes wait for each other: process 0 alone scores a validation, which may take minutes."""
+"""How long processes wait for each other: only process 0 computes validation scores, which may take minutes."""
 
 
 def rank() -> int:
-    """Number of this process, 0..N - 1; 0 where there is only one."""
+    """Rank of this process, 0..N - 1; 0 without torchrun."""
     return dist.get_rank() if _running() else 0
 
 
 def launched_rank() -> int:
-    """:func:`rank` also before the processes are joined and after they have parted."""
+    """:func:`rank`, also before the process group is initialized and after it is destroyed."""
     return int(os.environ["RANK"]) if all(name in os.environ for name in VARIABLES) else 0
 
 
@@ -40,15 +40,16 @@ def world_size() -> int:
 
 
 def is_main() -> bool:
-    """Whether this is process 0, which alone writes files, prints and shows progress."""
+    """Whether this is process 0, the only one that writes files, prints and shows progress."""
     return rank() == 0
 
 
 @contextmanager
 def processes(device: torch.device, timeout: timedelta = TIMEOUT) -> Iterator[None]:
-    """Inside the block, processes that torchrun started are joined: by nccl on a GPU each, by gloo on the CPU.
+    """Initialize the process group for the block if torchrun started this process: nccl with one GPU per process, or
+    gloo on the CPU.
 
-    They wait for each other up to ``timeout``. Raises InputError where torchrun started more processes on this machine
+    Collective operations wait up to ``timeout``. Raises InputError if torchrun started more processes on this machine
     than it has GPUs.
     """
     if any(name not in os.environ for name in VARIABLES) or os.environ["WORLD_SIZE"] == "1":
@@ -70,7 +71,7 @@ def processes(device: torch.device, timeout: timedelta = TIMEOUT) -> Iterator[No
 
 
 def data_parallel(model: nn.Module, device: torch.device) -> nn.Module:
-    """``model`` with gradients that are averaged over the processes during the backward pass; one process: itself."""
+    """``model`` in DistributedDataParallel, which averages gradients over the processes; one process: ``model``."""
     if not _running():
         return model
     return DistributedDataParallel(model, device_ids=[torch.cuda.current_device()] if device.type == "cuda" else None)
@@ -86,18 +87,18 @@ def mean(values: Tensor) -> Tensor:
 
 
 def mean_count(count: int, device: torch.device) -> Tensor | int:
-    """What a sum over ``count`` examples is divided by: their number, or the mean of it over the training processes.
+    """The denominator of a loss that is a mean over examples: their mean number over the training processes.
 
-    Processes that train one network average their gradients. With sum_r and n_r of process r of N, the average of
-    sum_r / mean(n) is sum(sum_r) / sum(n), as if one process had all pictures; the average of sum_r / n_r is not.
+    DistributedDataParallel averages gradients. With sum_r and n_r of process r of N, the average of sum_r / mean(n) is
+    sum(sum_r) / sum(n), as if one process had all images; the average of sum_r / n_r is not. All processes must call
+    this, in the same order.
 
     Args:
         count: examples in this process, possibly 0.
-        device: where the count is added up, that of the loss.
+        device: the device of the loss.
 
     Returns:
-        max(1, count) without torch.distributed; else a float32 scalar on ``device``, at least 1 / N. All processes must
-        call this, in the same order.
+        max(1, count) in one process; else a float32 scalar on ``device``, at least 1 / N.
     """
     if not _running():
         return max(1, count)
@@ -107,7 +108,7 @@ def mean_count(count: int, device: torch.device) -> Tensor | int:
 
 
 def any_process(flag: bool, device: torch.device) -> bool:
-    """Whether ``flag`` is set in any process: the same answer in all."""
+    """Whether ``flag`` is set in any process; the same result in all of them."""
     if not _running():
         return flag
     flags = torch.tensor(int(flag), device=device)
@@ -116,7 +117,7 @@ def any_process(flag: bool, device: torch.device) -> bool:
 
 
 def from_all(value: T) -> list[T]:
-    """``value`` (anything that pickles) of every process, in their order, in all processes."""
+    """``value`` (anything that can be pickled) of every process, in order of rank, in all processes."""
     values: list[Any] = [value] * world_size()
     if _running():
         dist.all_gather_object(values, value)
@@ -124,7 +125,7 @@ def from_all(value: T) -> list[T]:
 
 
 def gather(value: T) -> list[T]:
-    """``value`` (anything that pickles) of every process, in their order: in process 0; an empty list in others."""
+    """``value`` (anything that can be pickled) of every process, in order of rank, in process 0; [] in the others."""
     if not _running():
         return [value]
     values: list[Any] | None = [None] * world_size() if is_main() else None
@@ -133,9 +134,9 @@ def gather(value: T) -> list[T]:
 
 
 def from_main(make: Callable[[], T]) -> T:
-    """What ``make`` returns in process 0, which alone calls it, in all processes; all wait for it.
+    """Call ``make`` in process 0 only and return its result in all processes, which wait for it.
 
-    Raises InputError in all where ``make`` raises it: all end, none waits for process 0 in vain.
+    An InputError of ``make`` is raised in all processes, so that none waits for process 0 forever.
     """
     if not _running():
         return make()

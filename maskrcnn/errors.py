@@ -1,4 +1,4 @@
-"""The one exception for what a user can put right, and how the scripts show it."""
+"""The exception for errors that a user can correct, and how the command line shows it."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from typing import NoReturn
 
 
 class InputError(ValueError):
-    """A file, folder or option of the user's is not what it must be.
+    """Raised for a file, folder, option or argument that is invalid.
 
-    The message is one line: it names the file or option, says what was found and what is expected. ``train.py`` and
-    ``infer.py`` print it without a traceback and exit with status 2.
+    The message is one line: it names the file or option, what was found and what is expected. The command line prints
+    it without a traceback and exits with status 2.
     """
 
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Turn what a user can put right, or has asked for, inside the block into one line on stderr and an exit status.
+    """Turn errors of the user's input inside the block into one line on stderr and an exit status.
 
-    An :class:`InputError`, and an OSError that names a file (it cannot be read, say): status 2. Ctrl-C: 130, and a
-    reader of standard output that has gone away (``| head``): 141, nothing said, as of other programs. All else is a
-    fault of the program, and keeps its traceback.
+    :class:`InputError`, or an OSError that names a file (that cannot be read, for example): status 2. Ctrl-C: 130. If
+    the reader of standard output has exited (``| head``): 141, without a message. Other exceptions are bugs and keep
+    their traceback.
     """
     try:
         yield
@@ -33,7 +33,7 @@ def one_line_errors() -> Iterator[None]:
     except InputError as error:
         _end(str(error))
     except BrokenPipeError:
-        if not _reader_is_gone():
+        if not _reader_has_exited():
             raise
         raise SystemExit(141) from None
     except OSError as error:
@@ -50,18 +50,18 @@ def _end(message: str) -> NoReturn:
     raise SystemExit(2) from None
 
 
-def _reader_is_gone() -> bool:
-    """Whether standard output is a pipe that nobody reads; if so, what is still to be written goes nowhere."""
+def _reader_has_exited() -> bool:
+    """Whether standard output is a pipe without a reader; if so, redirect it to the null device."""
     try:
         descriptor = sys.stdout.fileno()
-    except OSError:  # it is no file
+    except OSError:  # not a file
         return False
     poll = select.poll()
-    poll.register(descriptor, 0)  # errors alone
-    gone = bool(poll.poll(0))
-    if gone:
+    poll.register(descriptor, 0)  # report errors only
+    exited = bool(poll.poll(0))
+    if exited:
         os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
-    return gone
+    return exited
 
 
 @contextmanager
@@ -70,5 +70,5 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        reason = error.strerror or f"{error} (is the disk full?)"  # numpy counts the bytes, and gives no reason
+        reason = error.strerror or f"{error} (is the disk full?)"  # numpy's error counts the bytes, without a reason
         raise InputError(f"{path}: cannot be written: {reason}") from error

@@ -21,21 +21,22 @@ from typing import Any
 from maskrcnn.errors import InputError, writing
 
 _LONGEST_NAME = 255
-"""Bytes in a file name, on the file systems that are in use."""
+"""Maximum length of a file name in bytes, on common file systems."""
 
-_held: set[int] = set()
-"""Descriptors of the locks that this process holds, each closed in processes that it forks."""
+_lock_descriptors: set[int] = set()
+"""File descriptors of the locks that this process holds; forked processes close them."""
 
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """A file beside ``path`` to write to; at the end of the block it takes the name ``path``.
+    """Write a file as a whole or not at all: yields a temporary path, which is renamed to ``path`` after the block.
 
-    Where the block fails, it is removed, and what stood at ``path`` stays; after a power cut one of the two is there as
-    a whole. The folder is made where it is missing. A file that is replaced hands on its permissions.
+    If the block fails, the temporary file is removed and an existing ``path`` stays unchanged; after a power failure,
+    either the old or the new file is complete. Missing folders are created. The new file keeps the permissions of the
+    one that it replaces.
 
     Raises:
-        InputError: the folder or the file cannot be written; an OSError of the block is taken for that, too.
+        InputError: the folder or the file cannot be written, or the block raised an OSError.
     """
     beside = path.with_name(f"{path.name}.part")
     if len(os.fsencode(beside.name)) > _LONGEST_NAME:
@@ -46,22 +47,22 @@ def atomic_write(path: Path) -> Iterator[Path]:
             yield beside
             if path.exists():
                 shutil.copymode(path, beside)
-            _to_disk(beside)
+            _fsync(beside)
             os.replace(beside, path)
-            _to_disk(path.parent)  # the name of a file is an entry of its folder
+            _fsync(path.parent)  # the name of a file is an entry of its folder
         except BaseException:
             beside.unlink(missing_ok=True)
             raise
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a whole file in UTF-8, as :func:`atomic_write` does."""
+    """Write a text file in UTF-8 through :func:`atomic_write`."""
     with atomic_write(path) as beside:
         beside.write_bytes(text.encode())
 
 
-def _to_disk(path: Path) -> None:
-    """Wait until what was written to a file or folder is on the disk."""
+def _fsync(path: Path) -> None:
+    """Wait until a file or folder is written to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -70,15 +71,15 @@ def _to_disk(path: Path) -> None:
 
 
 def new_folder(path: Path) -> Path:
-    """Create a folder that no other process has: ``path``, or where that is there already ``path-2``, ``path-3``, ...
+    """Create a new folder: ``path``, or if that exists ``path-2``, ``path-3``, ...
 
-    For default names that hold the time: jobs that start in the same second get a folder each.
+    For default names that contain the time: jobs that start in the same second get different folders.
 
     Returns:
-        The folder that was created; its parents are made where they are missing.
+        The folder that was created; missing parents are created too.
 
     Raises:
-        InputError: it cannot be created.
+        InputError: the folder cannot be created.
     """
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -96,33 +97,33 @@ def new_folder(path: Path) -> Path:
 def lock_folder(folder: Path, work: str) -> Iterator[None]:
     """Inside the block, no other process can lock ``folder`` for the same ``work``.
 
-    The lock is that of ``flock(2)`` on the file ``.<work>.lock`` in the folder, which is left there. The kernel
-    releases it when the process ends, however it ends; child processes do not inherit it. It holds between the machines
-    of a shared file system where that has locks; where it has none, a warning says so and the block runs without.
+    The lock is ``flock(2)`` on the file ``.<work>.lock`` in the folder, which is left there. The kernel releases it
+    when the process ends for any reason; child processes do not inherit it. On a shared file system it also holds
+    between machines; on a file system without locks, a warning is printed and the block runs without one.
 
-    Of several processes that torchrun started the main one takes it, for all of them::
+    With torchrun, the main process takes the lock for all processes::
 
-        with ExitStack() as held:
-            distributed.from_main(lambda: held.enter_context(lock_folder(folder, "train")))
+        with ExitStack() as stack:
+            distributed.from_main(lambda: stack.enter_context(lock_folder(folder, "train")))
             ...
 
     Args:
         folder: must exist.
-        work: what is done in it, one word: training into a folder does not exclude predicting into it.
+        work: one word for the kind of work: training into a folder does not exclude predicting into it.
 
     Raises:
-        InputError: another process (or another call in this one) holds the lock, or the file cannot be written.
+        InputError: another process (or another call in this one) holds the lock, or the lock file cannot be written.
     """
     path = folder / f".{work}.lock"
     with writing(path):
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     _release_in_forked_processes()
-    _held.add(descriptor)
+    _lock_descriptors.add(descriptor)
     try:
         _lock(descriptor, folder, work)
         yield
     finally:
-        _held.discard(descriptor)
+        _lock_descriptors.discard(descriptor)
         os.close(descriptor)
 
 
@@ -132,14 +133,14 @@ def _lock(descriptor: int, folder: Path, work: str) -> None:
     except BlockingIOError:
         holder = os.pread(descriptor, 200, 0).decode(errors="replace").strip() or "another process"
         raise InputError(
-            f"{folder}: in use by {holder}; wait until that ends, or choose another folder with --out"
+            f"{folder}: in use by {holder}; wait until it ends, or choose another folder with --out"
         ) from None
     except OSError as error:
         if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL):
             raise InputError(f"{folder}: cannot be locked: {error.strerror}") from error
         print(
-            f"warning: {folder}: its file system has no locks ({error.strerror}): make sure that no other process "
-            "writes into it",
+            f"warning: {folder}: the file system has no locks ({error.strerror}): make sure that no other process "
+            "writes into this folder",
             file=sys.stderr,
         )
         return
@@ -150,18 +151,18 @@ def _lock(descriptor: int, folder: Path, work: str) -> None:
 
 @functools.cache
 def _release_in_forked_processes() -> None:
-    """A forked process (a loader's worker) must not keep a lock alive that its parent held; called once."""
+    """Register a hook, once, so that forked processes (loader workers) do not keep their parent's locks."""
 
     def release() -> None:
-        for descriptor in _held:
+        for descriptor in _lock_descriptors:
             os.close(descriptor)
-        _held.clear()
+        _lock_descriptors.clear()
 
     os.register_at_fork(after_in_child=release)
 
 
 def to_json(value: Any, indent: int | None = None) -> str:
-    """``value`` as strict JSON: numbers that are infinite or NaN, for which JSON has no notation, become null."""
+    """``value`` as strict JSON: infinite and NaN numbers, which JSON cannot represent, become null."""
     return json.dumps(_finite(value), indent=indent, allow_nan=False)
 
 

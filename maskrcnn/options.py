@@ -1,9 +1,9 @@
-"""Which values an option or argument may have: declared in its type annotation, checked here.
+"""Checks that options and arguments have the type and range that their type annotation declares.
 
 >>> threshold: Annotated[float, Range(0, 1)] = 0.5
 
-The command line's dataclasses, the functions of the API and the options that checkpoints hold are all checked against
-their annotations, so that a range stands in one place.
+The command line's dataclasses, the functions of the API and the options in checkpoints are all checked against their
+annotations, so that each range is declared in one place.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ class Range:
     """Numbers from ``low`` to ``high``, for ``Annotated[int, Range(1, 9)]``; infinity and NaN are in no range.
 
     Attributes:
-        low, high: the smallest and the largest number; both ends belong to the range ...
-        open_low, open_high: ... but for those that are open.
-        multiple_of: only multiples of this number.
+        low, high: the smallest and the largest number; included unless the end is open.
+        open_low, open_high: whether that end is excluded.
+        multiple_of: numbers must be multiples of this.
     """
 
     low: float
@@ -57,13 +57,13 @@ class Range:
 
 
 Fraction = Annotated[float, Range(0, 1)]
-"""A share, probability or score."""
+"""A fraction, probability or score."""
 
 Percentile = Annotated[float, Range(0, 100)]
 
 
 def check_value(name: str, value: object, annotation: Any) -> None:
-    """Raise InputError, with ``name`` in front, unless ``value`` is of the annotated type and in its range.
+    """Raise InputError, which starts with ``name``, unless ``value`` has the annotated type and is in its range.
 
     Annotations other than numbers, text, paths, Literal, None, and unions, sequences and dicts of these are not
     checked.
@@ -74,7 +74,7 @@ def check_value(name: str, value: object, annotation: Any) -> None:
 
 
 def check_options(options: Any) -> None:
-    """Check every field of a dataclass, and of those in it; errors name ``score_threshold`` ``--score-threshold``."""
+    """Check every field of a dataclass and of nested ones; errors call ``score_threshold`` ``--score-threshold``."""
     for name, annotation in _annotations(type(options)).items():
         value = getattr(options, name)
         if dataclasses.is_dataclass(value):
@@ -84,8 +84,8 @@ def check_options(options: Any) -> None:
 
 
 def check_arguments(function: Callable[..., Any], arguments: Mapping[str, object]) -> None:
-    """Raise InputError unless ``function`` can be called with these arguments: no unknown names, none missing, each
-    value as annotated."""
+    """Raise InputError unless ``function`` can be called with these arguments: no name is unknown or missing, and each
+    value is as annotated."""
     parameters, annotations = inspect.signature(function).parameters, _annotations(function)
     if unknown := [name for name in arguments if name not in parameters]:
         raise InputError(f"unknown: {', '.join(map(str, unknown))[:200]}")
@@ -97,7 +97,7 @@ def check_arguments(function: Callable[..., Any], arguments: Mapping[str, object
 
 
 def checked(function: Callable[P, R]) -> Callable[P, R]:
-    """Decorator: each call's arguments are checked against the annotations of ``function``; raises InputError."""
+    """Decorator that checks each call's arguments against the annotations of ``function``; raises InputError."""
     signature = inspect.signature(function)
 
     @functools.wraps(function)
@@ -111,12 +111,12 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def from_plain(kind: type[T], values: object) -> T:
-    """Build the dataclass ``kind`` from JSON's types, of which its fields' annotations say what they stand for.
+    """Build the dataclass ``kind`` from values of JSON types, converted as its field annotations say.
 
-    Lists become tuples, text becomes paths, dicts become dataclasses; names that are not there keep their defaults.
+    Lists become tuples, text becomes paths, dicts become dataclasses; missing names keep their defaults.
 
     Raises:
-        InputError: a name that ``kind`` does not have, a value of another type or out of its range.
+        InputError: a name that ``kind`` does not have, or a value of another type or out of its range.
     """
     annotations = _annotations(kind)
     if not isinstance(values, dict):
@@ -134,7 +134,7 @@ def from_plain(kind: type[T], values: object) -> T:
 
 
 def plain(value: Any) -> Any:
-    """``value`` in JSON's types: dataclasses as dicts, tuples as lists, paths as text."""
+    """``value`` in JSON types: dataclasses as dicts, tuples as lists, paths as text."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
     if isinstance(value, dict):
@@ -179,7 +179,7 @@ def _fits(value: Any, annotation: Any) -> bool:
 
 
 def _expected(annotation: Any) -> str:
-    """What an error message says about the values of an annotation."""
+    """The values that an annotation allows, in words for an error message."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         ranges = [extra for extra in annotation.__metadata__ if isinstance(extra, Range)]
@@ -198,7 +198,7 @@ def _expected(annotation: Any) -> str:
 
 
 def _typed(annotation: Any, value: Any) -> Any:
-    """A value of JSON's types as the annotation says, where it can be; what cannot is left for the check."""
+    """Convert a value of JSON types to the annotated type; values that do not fit are left for the check to reject."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         return _typed(arguments[0], value)

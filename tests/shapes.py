@@ -1,4 +1,4 @@
-"""Cells of known pixels, from a few pixels to a hundred, for the tests of what becomes of their masks."""
+"""Cells with known pixels, from a few pixels to a hundred, for tests of masks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What tests of prediction have in place of the network: something whose detections are known."""
+"""A substitute for the network in tests of prediction, whose detections are known."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checkpoints are whole or not there; foreign and damaged ones are refused in one line."""
+"""Checkpoints are written as a whole or not at all; foreign and damaged ones are rejected with one line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command line: what is offered, how errors look, and scores of a checkpoint."""
+"""The command line: commands, error messages, and scores of a checkpoint."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ def test_evaluate_knows_its_classes(tiny_run: Path, tiny_dataset: Path, capsys: 
     options = ["evaluate", "--checkpoint", str(tiny_run / "best.pt"), "--val", str(tiny_dataset), "--device", "cpu"]
     with pytest.raises(SystemExit):
         main([*options, "--merge-classes", "True"])
-    assert "tells 4 classes apart" in capsys.readouterr().err
+    assert "has 4 classes; expected one" in capsys.readouterr().err
 
 
 def test_evaluate_does_not_split_what_was_trained_on_as_a_whole(

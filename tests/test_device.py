@@ -1,4 +1,4 @@
-"""Which precision ``auto`` is, and what becomes of freed memory."""
+"""The precision ``auto``, and the allocator's setting."""
 
 from __future__ import annotations
 

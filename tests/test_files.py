@@ -202,7 +202,7 @@ def test_a_forked_process_does_not_keep_the_lock(tmp_path: Path) -> None:
         child.join()
 
 
-def test_without_locks_a_warning_says_so(
+def test_without_locks_a_warning_is_printed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def no_locks(*_: object) -> None:
@@ -211,7 +211,7 @@ def test_without_locks_a_warning_says_so(
     monkeypatch.setattr(fcntl, "flock", no_locks)
     with lock_folder(tmp_path, "train"):
         pass
-    assert "its file system has no locks (No locks available)" in capsys.readouterr().err
+    assert "the file system has no locks (No locks available)" in capsys.readouterr().err
 
 
 def test_a_folder_that_cannot_be_locked_is_named(tmp_path: Path) -> None:

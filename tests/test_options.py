@@ -1,4 +1,4 @@
-"""Every option has a range, and nothing outside of it is taken: by the command line, the API and checkpoints alike."""
+"""Every option has a range, which the command line, the API and checkpoints enforce."""
 
 from __future__ import annotations
 

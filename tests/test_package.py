@@ -1,4 +1,4 @@
-"""The package as a whole: what it imports, what it says it was built with, and that its wheel serves other PyTorchs."""
+"""The package as a whole: its imports, its build information, and its wheel under other versions of PyTorch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The model that comes with the package: there, small, at home anywhere, and it finds nuclei."""
+"""The model that comes with the package: it exists, is small and portable, and finds nuclei."""
 
 from __future__ import annotations
 

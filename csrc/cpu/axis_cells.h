@@ -1,4 +1,4 @@
-// An axis cut into cells of equal width: where to look for boxes that lie near a position.
+// Division of an axis into cells of equal width, to find boxes near a position.
 #pragma once
 
 #include <algorithm>
@@ -13,7 +13,7 @@ struct AxisCells {
 
     AxisCells() = default;
 
-    // Covers low .. high with cells of at least `side`, about `most` of them at the most.
+    // Covers low .. high with about `most` cells or fewer, of at least `side`.
     AxisCells(T low, T high, T side, T most) {
         const T extent = high - low, width = std::max(side, extent / most);
         if (!(width > 0) || !std::isfinite(extent)) return;
@@ -22,7 +22,7 @@ struct AxisCells {
         count = static_cast<int>(std::min(extent / width, most)) + 1;
     }
 
-    // Never falls as the position rises, rounding included; positions off the axis belong to its ends.
+    // Monotonic in the position, also with rounding; positions outside the axis belong to its first or last cell.
     int cell(T position) const {
         const T at = (position - origin) * per_unit;
         return !(at > 0) ? 0 : at < T(count - 1) ? static_cast<int>(at) : count - 1;

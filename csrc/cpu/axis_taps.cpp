@@ -1,11 +1,11 @@
-// Merged bilinear taps of one axis of a RoI. Compiled apart from the sums that use them, which may fuse multiplications
-// and additions: here the last bit of a length decides how many sampling points a bin has.
+// Merged bilinear taps of one axis of a RoI. Compiled separately from the sums that use them, which may use fused
+// multiply-adds: here the last bit of a length determines the number of sampling points of a bin.
 #include "axis_taps.h"
 
 namespace maskrcnn {
 namespace {
 
-// Where `value` is among the last two entries from `first` on; the end if it is not there.
+// The index of `value` among the last two entries from `first` on; the end if it is not there.
 int find(const std::vector<int>& entries, int first, int value) {
     const int end = static_cast<int>(entries.size());
     for (int i = end - 1; i >= std::max(first, end - 2); --i) {
@@ -35,8 +35,8 @@ void AxisTaps<T>::compute(T low, T high, T scale, int bins, int sampling_ratio, 
     }
 }
 
-// Positions rise, so a pixel seen before is one of the last two, in this bin as in all. (Where a box is upside down
-// they fall, and a pixel may come twice: its weights add up all the same.)
+// Positions increase, so a pixel that occurred before is one of the last two, of this bin and of all. (For an inverted
+// box they decrease, and a pixel may be listed twice: its weights still add up.)
 template <typename T>
 void AxisTaps<T>::add(int at, T value) {
     if (value == T(0)) return;

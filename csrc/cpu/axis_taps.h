@@ -18,7 +18,7 @@ class AxisTaps {
     int bins() const { return static_cast<int>(start.size()) - 1; }
     int pixels() const { return static_cast<int>(pixel.size()); }
 
-    // The most pixels from the first to the last that a bin reads.
+    // The largest number of pixels from the first to the last that a bin reads.
     int most() const {
         int most = 1;
         for (int b = 0; b < bins(); ++b) {
@@ -29,7 +29,7 @@ class AxisTaps {
         return most;
     }
 
-    std::vector<int> pixel;  // all that the bins read, each once
+    std::vector<int> pixel;  // all pixels that the bins read, each once
     std::vector<int> start;  // bin b reads pixel[slot[i]] with weight[i], i from start[b] to start[b + 1]
     std::vector<int> slot;
     std::vector<T> weight;

@@ -1,5 +1,5 @@
-// Channels of a pixel, which lie side by side in memory, a vector at a time. Numbers of 16 bits are widened to float32
-// as they are read, summed in float32 and rounded once.
+// Vectors of neighbouring channels of a pixel. 16-bit numbers are converted to float32 when they are read, summed in
+// float32 and rounded once.
 #pragma once
 
 #include <torch/headeronly/util/BFloat16.h>
@@ -61,7 +61,7 @@ struct Channels<Half> : Channels<float> {
     }
 };
 
-// The same for one channel alone: what is left over after whole vectors.
+// The same for a single channel: the remainder after whole vectors.
 template <typename T>
 struct OneChannel {
     using Sum = typename Channels<T>::Sum;

@@ -1,8 +1,8 @@
 // 3x3 convolution, stride 1, padding 1, channels last, and its gradients, by Winograd's algorithm (winograd.h).
 //
-// Tiles of 4x4 outputs are taken some at a time, so that what is in work stays in the caches: they are transformed to
-// 36 points, at each point a matrix product over the channels is made, and the products are transformed back. Channels
-// lie in panels of 16, [panel][tile][16], which the products read and write from one end to the other.
+// Tiles of 4x4 outputs are processed in groups that fit in the caches: they are transformed to 36 points, a matrix
+// product over the channels is computed at each point, and the products are transformed back. Channels are stored in
+// panels of 16, [panel][tile][16], which the products read and write sequentially.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -25,8 +25,8 @@ namespace {
 using namespace winograd;
 using Vec = Simd<float>::Vec;
 constexpr int kLanes = Simd<float>::kLanes, kPanel = 2 * kLanes;
-constexpr int kRows = 6;           // of a product in work: 12 sums, with 2 + 1 factors, fill 16 registers
-constexpr int kTilesAThread = 48;  // in work
+constexpr int kRows = 6;           // of a product: 12 sums and 2 + 1 factors fill 16 registers
+constexpr int kTilesAThread = 48;  // per group
 static_assert(kPanel == 16);
 
 using AnyAddress = Simd<float>::AnyAddress;
@@ -47,7 +47,7 @@ struct Maps {
         for (const Tensor& tensor : tensors) {
             const int64_t h = tensor.size(1), w = tensor.size(2);
             const int64_t rows = (h + kOut - 1) / kOut, columns = (w + kOut - 1) / kOut;
-            // read alone where the tensor is an argument
+            // only read if the tensor is an argument
             auto* data = static_cast<float*>(const_cast<void*>(tensor.const_data_ptr()));
             maps.push_back({data, h, w, rows, columns, tiles});
             tiles += tensor.size(0) * rows * columns;
@@ -55,7 +55,7 @@ struct Maps {
     }
 };
 
-// A tile's pixels: those of a square of kSide, of which rows y1..y2-1 and columns x1..x2-1 lie on the map.
+// A tile's pixels: those of a square of kSide, of which rows y1..y2-1 and columns x1..x2-1 are inside the map.
 template <int kSide>
 struct Window {
     float* corner;
@@ -93,13 +93,13 @@ struct Window {
     }
 };
 
-// Numbers of tiles in work: at each of 36 points panels of 16 channels, [point][panel][tile][16].
+// Transformed tiles of a group: at each of 36 points panels of 16 channels, [point][panel][tile][16].
 struct Work {
     int64_t capacity, point_step;
     Tensor memory;
     float* data;
 
-    // One line more a point: the same place of all points would fall into the same set of the cache.
+    // One more cache line per point: otherwise the same element of all points would be in the same cache set.
     Work(int64_t tiles, int64_t channels)
         : capacity(tiles),
           point_step(channels * tiles + kPanel),
@@ -112,7 +112,7 @@ struct Work {
     }
 };
 
-// Tiles begin..end-1 of those in work, which start at tile `first`, into points.
+// Transforms tiles begin..end-1 of the group, which starts at tile `first`, to points.
 template <typename T>
 void to_points(const Maps& maps, const Work& work, int64_t first, int64_t begin, int64_t end) {
     constexpr int kSide = T::kFrom;
@@ -128,7 +128,7 @@ void to_points(const Maps& maps, const Work& work, int64_t first, int64_t begin,
     }
 }
 
-// And the products back into the outputs.
+// Transforms the products back to outputs.
 void from_points(const Maps& maps, const Work& work, const float* bias, int64_t first, int64_t begin, int64_t end) {
     Vec pixels[kOut * kOut], points[kPoints];
     for (int64_t t = begin; t < end; ++t) {
@@ -322,7 +322,7 @@ Tensor conv3x3_weight_gradient(const std::vector<Tensor>& maps, const std::vecto
     auto* sums = static_cast<float*>(sums_memory.mutable_data_ptr());
     const int64_t capacity = tiles_in_work(from.tiles);
     const Work work(capacity, inputs), gradients(capacity, outputs);
-    // one round at least, which writes the sums
+    // at least one round, which writes the sums
     for (int64_t first = 0; first == 0 || first < from.tiles; first += capacity) {
         const int64_t count = std::min(capacity, from.tiles - first);
         parallel(count, [&](int64_t begin, int64_t end) {

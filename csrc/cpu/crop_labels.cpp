@@ -1,4 +1,4 @@
-// Mask targets cut from label planes: RoIAlign of a cell's mask that is never made.
+// Mask targets cropped from label planes: RoIAlign of each cell's mask without making the mask.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>

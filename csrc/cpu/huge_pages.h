@@ -9,8 +9,8 @@
 
 namespace maskrcnn {
 
-// The first touch of a fresh page costs more than what is written to it: a gradient of 33 MB takes 8,000 page faults of
-// 4 KB, longer than the rest of RoIAlign's backward. The advice may be ignored, and nothing depends on it.
+// The first access to a fresh page takes longer than writing to it: a gradient of 33 MB causes 8,000 page faults of
+// 4 KB, which take longer than the rest of RoIAlign's backward pass. The system may ignore the advice.
 inline void use_huge_pages(const torch::stable::Tensor& fresh) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
     constexpr uintptr_t kPage = uintptr_t{1} << 21;

@@ -1,7 +1,7 @@
-// From the network's small masks to COCO run lengths, without a mask of the picture's size.
+// Encodes the network's small masks as COCO run lengths, without a mask of the picture's size.
 //
-// A mask is enlarged inside its own box, one column of pixels at a time as COCO counts them; where the value crosses
-// the threshold a run ends. Which entries of the mask a pixel reads is in mask_geometry.h.
+// A mask is resized within its box, one column of pixels at a time, in COCO's order; a run ends where the value crosses
+// the threshold. mask_geometry.h determines the entries of the mask that a pixel reads.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -23,9 +23,9 @@ class RunLengths {
   public:
     explicit RunLengths(int64_t pixels) : pixels_(pixels) {}
 
-    // The pixels begin .. end belong to the cell; calls come in rising order.
+    // Pixels begin .. end belong to the cell; must be called in ascending order.
     void add(int64_t begin, int64_t end) {
-        if (begin == end_ && !counts_.empty()) {  // goes on from the bottom of the column before
+        if (begin == end_ && !counts_.empty()) {  // continues from the bottom of the previous column
             counts_.back() += end - begin;
         } else {
             counts_.push_back(begin - end_);
@@ -88,7 +88,7 @@ class Encoder {
     std::vector<float> line_;  // a column of the padded mask, interpolated along x
 };
 
-// Several lists as one tensor, and where each ends in it.
+// Concatenates lists to one tensor, and returns where each ends.
 template <typename Element, typename List>
 std::tuple<Tensor, Tensor> join(const std::vector<List>& lists, ScalarType type) {
     Tensor ends = torch::stable::empty({static_cast<int64_t>(lists.size())}, ScalarType::Long);
@@ -118,7 +118,7 @@ std::tuple<Tensor, Tensor> mask_runs(const Tensor& masks, const Tensor& boxes, i
     return join<int64_t>(runs, ScalarType::Long);
 }
 
-// As COCO writes run lengths (pycocotools' rleToString): differences to the run before the last, five bits a character.
+// COCO's text of run lengths (pycocotools' rleToString): differences to the run before the last, 5 bits per character.
 std::string coco_text(const int64_t* runs, int64_t count) {
     std::string text;
     for (int64_t i = 0; i < count; ++i) {

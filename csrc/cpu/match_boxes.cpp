@@ -1,8 +1,8 @@
-// Which target each anchor belongs to, without the matrix of all their overlaps.
+// Matches anchors to targets without the matrix of all IoU.
 //
-// Two passes over pairs that touch: the first finds the best target of each anchor and the best overlap of each target,
-// the second, if asked for, the anchors that reach a target's best. A pair that does not touch has IoU 0 and is
-// skipped: targets are filed by their upper left corner, and an anchor looks at those whose corner lies near enough.
+// Two passes over overlapping pairs: the first finds the best target of each anchor and the highest IoU of each target;
+// the second, which is optional, the anchors that have the highest IoU of a target. Other pairs have IoU 0 and are
+// skipped: targets are indexed by their upper left corner, and only those near enough to an anchor are compared.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -26,7 +26,7 @@ bool is_finite(const Box<T>& b) {
     return std::isfinite(b.x1) && std::isfinite(b.y1) && std::isfinite(b.x2) && std::isfinite(b.y2);
 }
 
-// Targets in the order of their cells, row by row of cells; before them the few that are far larger than most.
+// Targets sorted by grid cell, row by row, after the few that are much larger than most.
 template <typename T>
 class Targets {
   public:
@@ -46,7 +46,7 @@ class Targets {
             y1 = std::min(y1, b.y1), y2 = std::max(y2, b.y1);
             reach = std::max({reach, std::abs(b.x1), std::abs(b.y1), std::abs(b.x2), std::abs(b.y2)});
         }
-        // for the rounding of widest_ and tallest_; what is rounded when an anchor subtracts them only falls
+        // margin for the rounding of widest_ and tallest_; subtracting them from an anchor only rounds down
         const T margin = reach * std::numeric_limits<T>::epsilon() * 8;
         widest_ += margin;
         tallest_ += margin;
@@ -56,14 +56,14 @@ class Targets {
         file(boxes, count);
     }
 
-    // Calls visit(position, IoU) for every target that touches the anchor.
+    // Calls visit(position, IoU) for every target that overlaps the anchor.
     template <typename Visit>
     void visit_touching(const Box<T>& anchor, const Visit& visit) const {
         const T area_of_anchor = anchor.area();
         const auto look_at = [&](int64_t begin, int64_t end) {
             for (int64_t i = begin; i < end; ++i) {
                 const Box<T>& b = box[i];
-                // without a branch for each side: which one fails cannot be foreseen
+                // no branch per side, since it would be unpredictable
                 if ((b.x1 < anchor.x2) & (b.x2 > anchor.x1) & (b.y1 < anchor.y2) & (b.y2 > anchor.y1)) {
                     visit(i, box_iou(b, area[i], anchor, area_of_anchor));
                 }
@@ -147,8 +147,8 @@ void match(const Box<T>* anchor, int64_t count, const Box<T>* target, int64_t ta
     for (const auto& row : best_rows) {
         for (int64_t g = 0; g < target_count; ++g) best[g] = std::max(best[g], row[g]);
     }
-    // An anchor with less than any target's best reaches none. A target that no anchor touches has best overlap 0,
-    // which every anchor that does not touch it "reaches".
+    // Finds anchors that have the highest IoU of some target. A target that overlaps no anchor has a highest IoU of 0,
+    // which every anchor that does not overlap it has, too.
     const T lowest = *std::min_element(best.begin(), best.end());
     torch::stable::parallel_for(0, count, kGrain, [&](int64_t begin, int64_t end) {
         for (int64_t a = begin; a < end; ++a) {

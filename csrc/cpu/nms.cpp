@@ -1,7 +1,7 @@
-// Non-maximum suppression, near-linear for boxes that are small against the image.
+// Non-maximum suppression, near-linear for boxes that are small compared to the image.
 //
-// Greedy NMS compares each box with the boxes kept so far; shelves.h files these so that only those that may overlap it
-// are looked at.
+// Greedy NMS compares each box with the boxes kept so far; shelves.h indexes these, so that only those that may overlap
+// it are compared.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -25,12 +25,12 @@ namespace maskrcnn {
 namespace MASKRCNN_SET {
 namespace {
 
-constexpr int64_t kFew = 48;  // boxes that are compared faster than filed
+constexpr int64_t kFew = 48;  // for so few boxes, comparing all is faster than an index
 
 template <typename T>
 void suppress_group(const Box<T>* boxes, int64_t count, T threshold, bool* keep) {
-    // Below 0, boxes suppress one another that do not touch; and of areas too small to be normal numbers the IoU is so
-    // far off that sides say nothing about it.
+    // With a threshold below 0, boxes that do not overlap suppress one another; and for areas that are subnormal
+    // numbers the IoU is so inexact that sides give no bound for it.
     const bool tiny = std::any_of(
         boxes, boxes + count, [](const Box<T>& b) { return is_proper(b) && b.area() < std::numeric_limits<T>::min(); });
     if (count <= kFew || tiny || !(threshold >= 0)) {
@@ -56,8 +56,7 @@ std::vector<int32_t> order_of(const Tensor& scores) {
                : order_descending(static_cast<const float*>(scores.const_data_ptr()), count);
 }
 
-// Brings the boxes of a group together, each group in the order in which they came; gives where the groups start, and
-// the end.
+// Sorts boxes by group, stable within a group; returns where the groups start, and the end.
 std::vector<int64_t> gather_groups(const int64_t* group, std::vector<int32_t>& order) {
     std::stable_sort(order.begin(), order.end(), [&](int32_t a, int32_t b) { return group[a] < group[b]; });
     std::vector<int64_t> starts{0};

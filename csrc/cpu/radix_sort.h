@@ -1,4 +1,4 @@
-// The order of scores from high to low, in time that grows with their number.
+// Sorts scores in descending order, in linear time.
 #pragma once
 
 #include <array>
@@ -10,7 +10,7 @@
 
 namespace maskrcnn {
 
-// An integer that falls as the score rises, the same for equal scores; NaN counts as the highest, as in torch.sort.
+// An integer key that decreases with the score, equal for equal scores; NaN is the highest, as in torch.sort.
 template <typename T>
 auto falling_key(T score) {
     using Key = std::conditional_t<sizeof(T) == 4, uint32_t, uint64_t>;
@@ -23,8 +23,7 @@ auto falling_key(T score) {
     return static_cast<Key>(~rising);
 }
 
-// The positions of `count` scores from the highest to the lowest, equal ones in the given order: a sort by one byte of
-// the keys after another, from the last to the first.
+// The indices of `count` scores in descending order, stable: sorts by each byte of the keys, from the lowest on.
 template <typename T>
 std::vector<int32_t> order_descending(const T* scores, int64_t count) {
     using Key = decltype(falling_key(T()));

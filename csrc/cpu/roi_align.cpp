@@ -1,7 +1,7 @@
 // RoIAlign over the levels of a pyramid, forward and backward, channels last.
 //
-// The sampling points of a bin are a grid: its value is a sum over few rows times few columns of pixels, whose weights
-// are computed once for the RoI (axis_taps.h) and applied one axis after the other (roi_passes.h).
+// The sampling points of a bin are a grid: its value is a sum over a few rows times a few columns of pixels, whose
+// weights are computed once per RoI (axis_taps.h) and applied one axis after the other (roi_passes.h).
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -57,7 +57,7 @@ struct RoITaps {
     }
 };
 
-// The values of RoIs: finite, and of an image and a level that are there.
+// Checks that RoIs are finite, and that their images and levels exist.
 template <typename Sum>
 void check_roi_values(const Tensor& rois, const Tensor& level, int64_t levels, int64_t batch) {
     const auto* l = static_cast<const int64_t*>(level.const_data_ptr());
@@ -72,8 +72,7 @@ void check_roi_values(const Tensor& rois, const Tensor& level, int64_t levels, i
     }
 }
 
-// The order in which to visit the RoIs: neighbours one after another, so that the pixels that they share are in the
-// cache.
+// The order in which to process the RoIs: neighbours consecutively, so that shared pixels are in the cache.
 template <typename Sum>
 std::vector<int64_t> by_place(const Sum* rois, const int64_t* level_of, int64_t count) {
     struct Key {
@@ -95,7 +94,7 @@ std::vector<int64_t> by_place(const Sum* rois, const int64_t* level_of, int64_t 
     return order;
 }
 
-// Calls run(i) for `count` jobs of unequal size; a thread that becomes free takes the next.
+// Calls run(i) for `count` jobs of unequal size; each free thread takes the next one.
 template <typename Run>
 void share_out(int64_t count, const Run& run) {
     std::atomic<int64_t> next{0};
@@ -132,7 +131,7 @@ void forward(const std::vector<Tensor>& features, const Tensor& rois, const Tens
     });
 }
 
-// A part of a map whose gradient is summed in one go, by one thread, and the RoIs that read it.
+// A tile of a map whose gradient is summed by one thread, and the RoIs that read it.
 struct Tile {
     int level;
     int64_t image;
@@ -140,7 +139,7 @@ struct Tile {
     std::vector<int64_t> rois;
 };
 
-// Tiles small enough for the sums of one to stay in a core's cache.
+// Tiles whose sums fit in a core's cache.
 template <typename T, typename Sum>
 class Tiles {
   public:
@@ -164,7 +163,7 @@ class Tiles {
         }
     }
 
-    // Enters RoI k in every tile that it reads.
+    // Adds RoI k to every tile that it reads.
     void add(int64_t k, int64_t level, int64_t image, const RoITaps<Sum>& taps) {
         if (taps.rows.pixel.empty() || taps.columns.pixel.empty()) return;
         const Grid& grid = grids_[level];
@@ -187,8 +186,8 @@ class Tiles {
     std::vector<Grid> grids_;
 };
 
-// A tile belongs to one thread and visits its RoIs in order, so that no two threads write to the same place and every
-// sum has the same order whatever the number of threads.
+// Each tile is processed by one thread, which visits its RoIs in order, so that no two threads write to the same
+// address and every sum has the same order for any number of threads.
 template <typename T, typename Sum = typename Channels<T>::Sum>
 void backward(const Tensor& grad, const Tensor& rois, const Tensor& level, const std::vector<double>& scales,
               const Bins& bins, std::vector<Tensor>& out) {

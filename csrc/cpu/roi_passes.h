@@ -1,9 +1,8 @@
-// RoIAlign of one RoI, channels last, as two passes: bilinear weights are products of one weight an axis, so rows of
-// pixels are first interpolated to the bins along x, each once, and these lines then along y. Backward the other way
-// round.
+// RoIAlign of one RoI, channels last, in two passes: bilinear weights are products of one weight per axis, so each row
+// of pixels is first interpolated to the bins along x, and the results along y. The backward pass is in reverse order.
 //
-// Backward, a block of channels is summed for a whole tile, small enough for a RoI's pixels to stay in the first-level
-// cache; forward, a pixel is read with all its channels, in the order in which they lie.
+// The backward pass sums a block of channels for a whole tile, small enough for a RoI's pixels to stay in the L1 cache;
+// the forward pass reads all channels of a pixel in memory order.
 #pragma once
 
 #include <algorithm>
@@ -16,7 +15,7 @@
 namespace maskrcnn {
 namespace MASKRCNN_SET {
 
-// T: what the map holds; kVecs vectors of Lanes<T> are a block.
+// T: element type of the map; a block is kVecs vectors of Lanes<T>.
 template <typename T_, template <typename> class Lanes_, int kVecs_>
 struct BlockOf {
     using T = T_;
@@ -79,7 +78,7 @@ MASKRCNN_INLINE void store_all(To* to, const typename Lanes::Vec* values) {
     for (int i = 0; i < kVecs; ++i) Lanes::store(to + i * Lanes::kLanes, values[i]);
 }
 
-// Asks for the cache lines of `count` numbers that are needed soon.
+// Prefetches the cache lines of `count` numbers.
 template <int kCount, typename T>
 MASKRCNN_INLINE void fetch(const T* from) {
     constexpr int kLine = 64 / sizeof(T);

@@ -1,7 +1,7 @@
-// Boxes filed by width, height and place, so that those that may overlap another box are found without looking at all.
+// An index of boxes by width, height and position, to find those that may overlap another box without comparing all.
 //
-// A pair with an IoU above the threshold has similar sides and lies close together. The bounds on sides and place have
-// a margin for rounding; the comparison itself, a vector of boxes at a time, is exact.
+// A pair with an IoU above the threshold has similar sides and positions. The bounds on sides and positions have a
+// margin for rounding; the comparison itself, with a vector of boxes at a time, is exact.
 #pragma once
 
 #include <algorithm>
@@ -22,8 +22,7 @@
 namespace maskrcnn {
 namespace MASKRCNN_SET {
 
-// Kept boxes as columns, so that they are compared side by side. The area of an empty lane is NaN: it suppresses
-// nothing.
+// Kept boxes as structure of arrays for vectorized comparison. The area of an empty lane is NaN: it suppresses nothing.
 template <typename T>
 struct Block {
     static constexpr int kLanes = Simd<T>::kLanes;
@@ -44,7 +43,7 @@ struct Block {
 template <typename T>
 MASKRCNN_INLINE bool overlaps(const Block<T>* blocks, int64_t count, const Box<T>& box, T threshold) {
     using Vec = typename Simd<T>::Vec;
-    constexpr int kAtOnce = 4;  // blocks between two looks at the result
+    constexpr int kAtOnce = 4;  // blocks between two checks of the result
     const Vec zero = {};
     const T area = box.area();
     for (int64_t begin = 0; begin < count; begin += kAtOnce) {
@@ -71,7 +70,7 @@ MASKRCNN_INLINE bool overlaps(const Block<T>* blocks, int64_t count, const Box<T
 // Sides of one class differ by less than a factor of 4.
 constexpr int kClasses = 16;
 
-// The boxes of one class of widths and heights, filed by their upper left corner.
+// The boxes of one class of widths and heights, indexed by their upper left corner.
 template <typename T>
 struct Shelf {
     int64_t boxes = 0, kept = 0;
@@ -88,7 +87,7 @@ struct Shelf {
         y1 = std::min(y1, b.y1), y2 = std::max(y2, b.y1);
     }
 
-    // Cells as large as the largest box, and so large that a vector of boxes falls into one.
+    // Grid cells are at least as large as the largest box, and large enough for a vector of boxes.
     void cut() {
         const T most = std::ceil(std::sqrt(static_cast<T>(boxes) / Simd<T>::kLanes));
         columns = AxisCells<T>(x1, x2, widest, most);
@@ -100,7 +99,7 @@ struct Shelf {
     int64_t cell_of(const Box<T>& b) const { return cell(rows.cell(b.y1), columns.cell(b.x1)); }
 };
 
-// A box takes part in suppression if it can have an intersection at all.
+// A box takes part in suppression if it can have an intersection.
 template <typename T>
 bool is_proper(const Box<T>& b) {
     return b.x2 > b.x1 && b.y2 > b.y1 && std::isfinite(b.area()) && std::isfinite(b.x1) && std::isfinite(b.y1);
@@ -124,7 +123,7 @@ class Shelves {
         }
         if (sides.empty()) return;
         std::nth_element(sides.begin(), sides.begin() + sides.size() / 2, sides.end());
-        lowest_ = sides[sides.size() / 2] - kClasses / 2;  // odd boxes cost the others nothing
+        lowest_ = sides[sides.size() / 2] - kClasses / 2;  // outliers do not slow down other boxes
         for (int64_t i = 0; i < count; ++i) {
             if (shelf_of_[i] == kNone) continue;
             const Box<T>& b = boxes[i];
@@ -188,7 +187,7 @@ class Shelves {
         blocks_.reset(new Block<T>[blocks]);  // written before they are read
     }
 
-    // Compares with the boxes whose corner lies where an overlap of at least overlap_w x overlap_h allows it.
+    // Compares with the boxes whose corner is in the range for an overlap of at least overlap_w x overlap_h.
     MASKRCNN_INLINE bool on_shelf(const Shelf<T>& shelf, const Box<T>& box, T overlap_w, T overlap_h) const {
         constexpr T kRounding = std::numeric_limits<T>::epsilon() * 8;
         const T margin_x = kRounding * (std::abs(box.x1) + std::abs(box.x2) + shelf.widest);

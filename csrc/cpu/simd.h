@@ -1,4 +1,4 @@
-// Vectors of 32 bytes in GCC's notation: the compiler turns them into what each clone's processor has.
+// Vectors of 32 bytes as GCC vector extensions, which the compiler maps to the instructions of each clone's processor.
 #pragma once
 
 #include <cstdint>
@@ -8,7 +8,7 @@
 namespace maskrcnn {
 namespace MASKRCNN_SET {
 
-// Vec: values in work. AnyAddress: how they are loaded and stored, where nothing is known of the address.
+// Vec is for values; AnyAddress loads and stores them at any address.
 template <typename T>
 struct Simd {
     typedef T Vec __attribute__((vector_size(32)));

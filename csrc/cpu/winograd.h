@@ -2,8 +2,8 @@
 // (Lavin & Gray 2016, Fast Algorithms for Convolutional Neural Networks, section 4 and equations 13 to 16). 36
 // multiplications make 16 outputs that take 144 otherwise.
 //
-// The interpolation points are 0, +-5/8, +-3/2 and infinity: with them float32 sums of 256 channels are off by 1e-6 of
-// their size, half of what the paper's 0, +-1, +-2 give; the definition itself is off by 0.8e-6.
+// The interpolation points are 0, +-5/8, +-3/2 and infinity: with them the relative error of float32 sums of 256
+// channels is 1e-6, half of that with the paper's 0, +-1, +-2; the error of direct convolution is 0.8e-6.
 //
 // Each function is one of the matrices applied along one axis, to vectors of channels.
 #pragma once
@@ -17,7 +17,7 @@ constexpr int kPoints = kIn * kIn;  // products of a tile
 
 constexpr float kA = 0.625f, kB = 1.5f;
 constexpr float kA2 = kA * kA, kB2 = kB * kB, kA3 = kA2 * kA, kB3 = kB2 * kB;
-// What the taps are divided by at each point: the product of its distances to the other finite ones.
+// The divisor of the taps at each point: the product of its distances to the other finite points.
 constexpr float kAt0 = 1 / (kA2 * kB2), kAtA = 1 / (2 * kA2 * (kA2 - kB2)), kAtB = 1 / (2 * kB2 * (kB2 - kA2));
 
 // B^T: 6 inputs

@@ -1,4 +1,4 @@
-// Neighbouring channels of a map, as one thread works on them.
+// Neighbouring channels of a map that one thread processes.
 #pragma once
 
 #include <cmath>
@@ -33,7 +33,7 @@ struct Sums {
     }
 };
 
-// *place += weight * channels, whatever other threads add meanwhile.
+// *place += weight * channels, atomically.
 template <typename T, int kCount>
 __device__ void add_atomically(Channels<T, kCount>* place, T weight, const Channels<T, kCount>& channels) {
 #pragma unroll
@@ -41,7 +41,7 @@ __device__ void add_atomically(Channels<T, kCount>* place, T weight, const Chann
 }
 
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-// Four floats are one instruction on devices that have it.
+// One instruction for four floats on devices that have it.
 __device__ inline void add_atomically(Channels<float, 4>* place, float weight, const Channels<float, 4>& channels) {
     const float* value = channels.value;
     atomicAdd(reinterpret_cast<float4*>(place),

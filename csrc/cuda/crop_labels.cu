@@ -1,4 +1,4 @@
-// Mask targets cut from label planes: a thread a bin.
+// Mask targets cropped from label planes: one thread per bin.
 #include "../checks.h"
 #include "../geometry.h"
 #include "launch.cuh"

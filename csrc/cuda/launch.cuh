@@ -1,4 +1,4 @@
-// What every CUDA kernel's launch needs.
+// Helpers for launching CUDA kernels.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -19,7 +19,7 @@ using torch::stable::Tensor;
 
 constexpr int kThreads = 256;
 
-// Makes a tensor's device the current one while it lives, and knows the stream to launch on.
+// Makes a tensor's device the current one during its lifetime, and provides the stream to launch on.
 class Launch {
   public:
     explicit Launch(const Tensor& tensor) : guard_(tensor.get_device_index()) {
@@ -30,12 +30,12 @@ class Launch {
 
     cudaStream_t stream() const { return stream_; }
 
-    // Blocks for `count` items; kernels go through more of them in a loop.
+    // Number of blocks for `count` items; kernels process further items in a loop.
     static unsigned blocks(int64_t count, int threads = kThreads) {
         return static_cast<unsigned>(std::clamp<int64_t>((count + threads - 1) / threads, 1, 1 << 20));
     }
 
-    // Whether the current device adds four floats to memory at once; kernels use it where they are compiled for it.
+    // Whether the current device can add four floats atomically; kernels use it if they are compiled for it.
     static bool has_wide_atomics() {
         int device = 0, major = 0;
         STD_CUDA_CHECK(cudaGetDevice(&device));
@@ -48,7 +48,7 @@ class Launch {
     cudaStream_t stream_;
 };
 
-// The items of a thread, where there may be more of them than threads.
+// Loop over the items of a thread, of which there may be more than threads.
 #define MASKRCNN_FOR_EACH(index, count)                                                                \
     for (int64_t index = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; index < (count); \
          index += static_cast<int64_t>(gridDim.x) * blockDim.x)

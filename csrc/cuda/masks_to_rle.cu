@@ -1,8 +1,8 @@
-// From the network's small masks to COCO run lengths: a block a mask, a thread a column of pixels of its box.
+// Encodes the network's small masks as COCO run lengths: one block per mask, one thread per column of pixels.
 //
-// A run ends where a pixel differs from the one before it, in the order of columns. The changes of a column can be
-// found without its neighbours, so they are counted first, and once it is known where each mask's runs go they are
-// found again and written. No mask of the picture's size is made.
+// A run ends where a pixel differs from the previous one in column order. The changes of a column can be found without
+// its neighbours, so they are counted first; when the offset of each mask's runs is known, they are found again and
+// written. No mask of the picture's size is made.
 #include <tuple>
 
 #include "../checks.h"
@@ -21,7 +21,7 @@ struct Picture {
     bool aligned;
 };
 
-// A mask enlarged into its box, and the part of the box that lies in the picture.
+// A mask resized to its box, and the part of the box that is inside the picture.
 struct PastedMask {
     const float* mask;
     int64_t mask_size;
@@ -30,7 +30,7 @@ struct PastedMask {
     int64_t left, right, top, bottom;
     bool whole_columns;  // the picture's: the pixel below the lowest of a column is the next one's highest
 
-    // A box that is not finite has no pixels: the host cannot look and refuse.
+    // A box that is not finite has no pixels: the host cannot check without synchronizing.
     __device__ PastedMask(const float* masks, const float* boxes, int64_t k, int64_t size, const Picture& picture)
         : mask(masks + k * size * size),
           mask_size(size),
@@ -113,7 +113,7 @@ __global__ void write_runs(const float* masks, const float* boxes, int64_t mask_
                            const int64_t* ends, int64_t* all_runs) {
     const PastedMask mask(masks, boxes, blockIdx.x, mask_size, picture);
     const int64_t begin = blockIdx.x == 0 ? 0 : ends[blockIdx.x - 1];
-    int64_t* runs = all_runs + begin;  // first the places of the changes
+    int64_t* runs = all_runs + begin;  // first the positions of the changes
     int64_t changes = 0;
     for (int64_t base = mask.left; base < mask.right; base += kColumns) {
         const int64_t x = base + threadIdx.x;
@@ -123,7 +123,7 @@ __global__ void write_runs(const float* masks, const float* boxes, int64_t mask_
         changes += total;
     }
     __syncthreads();
-    // Then what lies between two of them, from the last on: run i needs the places i and i - 1.
+    // Then the differences, from the last on: run i needs the positions i and i - 1.
     for (int64_t last = changes; last >= 0; last -= kColumns) {
         const int64_t i = last - threadIdx.x;
         const int64_t start = i > 0 ? runs[i - 1] : 0;

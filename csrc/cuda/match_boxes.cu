@@ -1,5 +1,5 @@
-// Which target each anchor belongs to: a thread an anchor, targets through shared memory, memory A + G.
-// Image after image; an anchor sees the targets of its own.
+// Matches anchors to targets: one thread per anchor, targets in shared memory, memory A + G. Images are processed one
+// after another; anchors are only compared with targets of the same image.
 #include <vector>
 
 #include "../checks.h"
@@ -9,14 +9,14 @@
 namespace maskrcnn {
 namespace {
 
-// The bits of numbers >= 0 are ordered as the numbers are, so that the largest of many is found by an integer atomic.
+// The bits of floats >= 0 have the same order as the floats, so that an integer atomic finds the maximum.
 __device__ void raise_to(float* place, float value) { atomicMax(reinterpret_cast<int*>(place), __float_as_int(value)); }
 __device__ void raise_to(double* place, double value) {
     atomicMax(reinterpret_cast<unsigned long long*>(place),
               static_cast<unsigned long long>(__double_as_longlong(value)));
 }
 
-// Calls visit(target, IoU) for all targets in order, IoU 0 where it has no value; every thread of the block must call.
+// Calls visit(target, IoU) for all targets in order, IoU 0 if it is undefined; every thread of the block must call.
 template <typename T, typename Visit>
 __device__ void visit_targets(const Box<T>* targets, int64_t target_count, const Box<T>& anchor, const Visit& visit) {
     __shared__ Box<T> staged[kThreads];
@@ -33,7 +33,7 @@ __device__ void visit_targets(const Box<T>* targets, int64_t target_count, const
     }
 }
 
-// Matches are counted from `first_target` on, the place of the image's targets among all.
+// Matches are relative to `first_target`, the index of the image's first target.
 template <typename T>
 __global__ void match_to_best(const Box<T>* anchors, int64_t count, const Box<T>* targets, int64_t target_count,
                               int64_t first_target, T high, T low, T* best_of_target, int64_t* nearest,
@@ -54,7 +54,7 @@ __global__ void match_to_best(const Box<T>* anchors, int64_t count, const Box<T>
     matches[a] = value < low ? kBelowLow : value < high ? kBetween : first_target + which;
 }
 
-// An anchor that reaches some target's best overlap belongs to its own best target.
+// An anchor that has the highest IoU of some target is assigned to its own best target.
 template <typename T>
 __global__ void match_low_quality(const Box<T>* anchors, int64_t count, const Box<T>* targets, int64_t target_count,
                                   const T* best_of_target, const int64_t* nearest, int64_t* matches) {

@@ -1,9 +1,8 @@
-// Non-maximum suppression on the device, with no copy to the host before the last step and with memory that grows
-// with N.
+// Non-maximum suppression on the device, without a copy to the host before the last step, with memory linear in N.
 //
-// Boxes are sorted from high to low score (in each group), and are settled a tile at a time: which boxes of the tile
-// survive one another is decided by one block from a bit matrix of the tile alone; then every later box is compared
-// with the survivors. A matrix of all pairs, N * N / 8 bytes, is never made: the tiles' own come to 128 bytes a box.
+// Boxes are sorted by descending score (in each group) and processed in tiles: one block finds the survivors of the
+// tile from a bit matrix of the tile only; then every later box is compared with the survivors. The matrix of all
+// pairs, N * N / 8 bytes, is never made: those of the tiles take 128 bytes per box.
 #include "../checks.h"
 #include "../geometry.h"
 #include "aten.cuh"
@@ -27,7 +26,8 @@ struct Survivors {
 
 template <typename T>
 __device__ bool overlaps(const Box<T>& a, const Box<T>& b, T threshold) {
-    // Most pairs lie apart: their IoU is 0 or has no value, and need not be divided out. (Below 0, it counts.)
+    // Most pairs do not overlap: their IoU is 0 or undefined, and no division is needed, unless the threshold is below
+    // 0.
     const bool apart = a.x1 >= b.x2 || b.x1 >= a.x2 || a.y1 >= b.y2 || b.y1 >= a.y2;
     if (apart && threshold >= T(0)) return false;
     return box_iou(a, a.area(), b, b.area()) > threshold;
@@ -36,8 +36,8 @@ __device__ bool overlaps(const Box<T>& a, const Box<T>& b, T threshold) {
 // group: that of each box, sorted; null: all boxes are of one.
 __device__ bool same_group(const int64_t* group, int64_t a, int64_t b) { return !group || group[a] == group[b]; }
 
-// A thread a box i and a word w of its tile. matrix[tile][w][i of the tile], bit j: box i suppresses the later box
-// w * 64 + j of the tile. Words that lie before box i hold nothing that is looked at, and are left as they are.
+// One thread per box i and word w of its tile. matrix[tile][w][i of the tile], bit j: box i suppresses the later box
+// w * 64 + j of the tile. Words before box i are not used and not written.
 template <typename T>
 __global__ void compare_within_tiles(const Box<T>* boxes, const int64_t* group, int64_t count, T threshold,
                                      uint64_t* matrix) {
@@ -58,8 +58,8 @@ __global__ void compare_within_tiles(const Box<T>* boxes, const int64_t* group, 
     matrix[tile * kWords + blockIdx.y * kTile + i - tile] = bits;
 }
 
-// One block with a warp for each word of the tile. Word after word, its warp settles its boxes among themselves, and
-// the warps of later words strike out what the boxes that are left suppress.
+// One block with one warp per word of the tile. For each word in order, its warp suppresses boxes within the word, then
+// the warps of later words remove the boxes that the survivors suppress.
 __global__ void settle_tile(const uint64_t* matrix, int count, int64_t first, bool* keep, Survivors* survivors) {
     __shared__ uint64_t alive_of[kWords];
     const int lane = threadIdx.x % kWarp, mine = threadIdx.x / kWarp;
@@ -105,7 +105,7 @@ __global__ void settle_tile(const uint64_t* matrix, int count, int64_t first, bo
     }
 }
 
-// A thread a later box; blockIdx.y: which kThreads of the survivors it is compared with.
+// One thread per later box; blockIdx.y selects the kThreads survivors that it is compared with.
 template <typename T>
 __global__ void suppress_later(const Box<T>* boxes, const int64_t* group, int64_t begin, int64_t count, T threshold,
                                const Survivors* survivors, bool* keep) {
@@ -113,7 +113,7 @@ __global__ void suppress_later(const Box<T>* boxes, const int64_t* group, int64_
     __shared__ bool matters[kThreads];
     const int64_t i = begin + static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
     const int base = blockIdx.y * kThreads, have = min(kThreads, survivors->count - base);
-    // Groups are sorted: a later box can share that of the tile's last box alone.
+    // Groups are sorted: a later box can only be in the group of the tile's last box.
     const bool open = have > 0 && i < count && keep[i] && same_group(group, i, begin - 1);
     if (!__syncthreads_or(open)) return;
     if (static_cast<int>(threadIdx.x) < have) {

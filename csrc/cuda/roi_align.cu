@@ -1,11 +1,11 @@
 // RoIAlign over the levels of a pyramid, forward and backward, channels last.
 //
-// Forward: a thread for 16 bytes of channels of one bin; the threads of a warp read and write neighbouring channels.
+// Forward: one thread per 16 bytes of channels of one bin; the threads of a warp read and write neighbouring channels.
 // Backward: a thread adds its channels of one bin atomically to the pixels; or, in the deterministic mode, a block owns
 // a row of a map and visits the RoIs over it in order, so that every sum is taken in the same order each time.
 //
-// Maps of 16 bits are read and written as such, but sums and coordinates are float32: Pixel is what a map holds, T what
-// is counted in. The backward pass adds up in maps of T, which become maps of Pixel at the end.
+// 16-bit maps are read and written as such, but sums and coordinates are float32: Pixel is the element type of a map, T
+// the type of the arithmetic. The backward pass sums in maps of T, which are converted to Pixel at the end.
 #include <torch/headeronly/util/BFloat16.h>
 #include <torch/headeronly/util/Half.h>
 
@@ -36,7 +36,8 @@ struct Bins {
     bool aligned;
 };
 
-// One RoI on its map. `valid` is false where the image or the level is out of range: the host cannot look.
+// One RoI on its map. `valid` is false where the image or the level is out of range: the host cannot check without
+// synchronizing.
 template <typename T>
 struct RoI {
     bool valid;
@@ -54,7 +55,7 @@ struct RoI {
     __device__ T points() const { return T(rows.grid) * T(columns.grid); }
 };
 
-// Calls visit(row, column, weight) for the four pixels of every sampling point of a bin that lies on the map.
+// Calls visit(row, column, weight) for the four pixels of every sampling point of a bin that is inside the map.
 template <typename T, typename Visit>
 __device__ void visit_pixels(const RoI<T>& roi, int height, int width, int y, int x, const Visit& visit) {
     int first_row, last_row, first_column, last_column;
@@ -161,7 +162,7 @@ __global__ void backward_by_row(Pyramid<T, T> pyramid, int level, const T* rois,
     }
 }
 
-// Pixel is const where the maps are only read.
+// Pixel is const if the maps are only read.
 template <typename Pixel, typename T>
 Pyramid<Pixel, T> make_pyramid(const std::vector<Tensor>& maps, const std::vector<double>& scales) {
     Pyramid<Pixel, T> pyramid = {};
@@ -274,7 +275,7 @@ std::vector<Tensor> roi_align_backward(const Tensor& grad, const Tensor& rois, c
             run_backward<decltype(pixel), decltype(t)>(grad, rois, level, scales, bins, deterministic, maps);
         });
     }
-    for (Tensor& map : maps) map = torch::stable::to(map, grad.scalar_type());  // itself, where that is its dtype
+    for (Tensor& map : maps) map = torch::stable::to(map, grad.scalar_type());  // no copy if it has that dtype
     return maps;
 }
 

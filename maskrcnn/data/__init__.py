@@ -1,4 +1,4 @@
-"""From files to batches: readers, transforms, splits and COCO conversion. Knows no network."""
+"""From files to batches: readers, data sets, transforms, splits and COCO conversion; independent of the network."""
 
 from maskrcnn.data.sample import Batch, Sample, collate
 

@@ -1,7 +1,7 @@
-"""Augmentation of a picture's appearance: colours, stains, contrast, sharpness and noise. Labels stay as they are.
+"""Augmentation of an image's appearance: colours, stains, contrast, sharpness and noise. Labels are unchanged.
 
-Each transform is a callable ``(sample, rng) -> sample`` whose outcome depends on nothing but its arguments. The
-image of the result is uint8 [H, W, 3], contiguous; the one given is not written to.
+Each transform is a callable ``(sample, rng) -> sample`` whose result depends only on its arguments. The image of the
+result is uint8 [H, W, 3], contiguous; the input is not modified.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ LUMINANCE = (0.299, 0.587, 0.114)  # of R, G, B, as in ITU-R BT.601
 
 
 def appearance(level: Literal["none", "light", "strong"], color_jitter: float) -> list[Transform]:
-    """The appearance step of training, in the order in which a picture comes about: stain, light, optics, sensor.
+    """The appearance transforms of a training level, in the order of image formation: stain, light, optics, sensor.
 
     Args:
-        level: light: :class:`ColorJitter` alone. strong: all transforms of this file, for models that are to
-            recognise nuclei in pictures of laboratories and modalities that the training data lack.
-        color_jitter: brightness, contrast and saturation of :class:`ColorJitter`, which 0 leaves out.
+        level: light: only :class:`ColorJitter`. strong: all transforms of this file, for models that must generalize to
+            laboratories and modalities that are not in the training data.
+        color_jitter: brightness, contrast and saturation of :class:`ColorJitter`; 0 disables it.
     """
     jitter: list[Transform] = [ColorJitter(color_jitter, color_jitter, color_jitter)] if color_jitter > 0 else []
     if level == "none":
@@ -50,7 +50,7 @@ def appearance(level: Literal["none", "light", "strong"], color_jitter: float) -
 
 @dataclass(frozen=True)
 class ColorJitter:
-    """Brightness, contrast and saturation changed by random factors 1 - x .. 1 + x."""
+    """Multiply brightness, contrast and saturation by random factors 1 - x .. 1 + x."""
 
     brightness: float = 0.2
     contrast: float = 0.2
@@ -61,7 +61,7 @@ class ColorJitter:
             float(rng.uniform(1 - x, 1 + x)) for x in (self.brightness, self.contrast, self.saturation)
         )
         image = sample.image.float()
-        # The three are one affine map: saturation mixes a pixel with its grey value, contrast with the mean grey.
+        # All three in one affine map: saturation mixes a pixel with its grey value, contrast with the mean grey.
         red, green, blue = image.unbind(2)
         grey = (red + green + blue) / 3
         offset = brightness * (contrast * (1 - saturation) * grey + (1 - contrast) * grey.mean())
@@ -71,7 +71,7 @@ class ColorJitter:
 
 @dataclass(frozen=True)
 class Invert:
-    """Bright on dark made dark on bright and the reverse, with ``probability``: 255 - image."""
+    """Invert the image with ``probability``: 255 - image."""
 
     probability: float
 
@@ -83,8 +83,7 @@ class Invert:
 
 @dataclass(frozen=True)
 class Gamma:
-    """Dim parts brightened or darkened against bright ones: intensities in 0..1 to the power exp(u), u uniform in
-    -``strength`` .. ``strength``."""
+    """Random gamma: raise intensities in 0..1 to the power exp(u), u uniform in -``strength`` .. ``strength``."""
 
     strength: float
 
@@ -96,15 +95,15 @@ class Gamma:
 
 @dataclass(frozen=True)
 class StainJitter:
-    """H&E stained a little more or less, as laboratories do: each stain's amount scaled and shifted at random.
+    """Scale and shift the amount of each H&E stain at random, as it varies between laboratories.
 
-    The picture is taken apart into haematoxylin, eosin and a rest (DAB) in optical density, -ln(intensity in 0..1)
-    (Ruifrok & Johnston 2001), and each is changed (Tellez et al. 2018, Whole-Slide Mitosis Detection in H&E Breast
-    Histology Using PHH3 as a Reference to Train Distilled Stain-Invariant Convolutional Networks). Grey pictures have
-    no stains and stay as they are. Black counts as an intensity of 1/255.
+    The image is decomposed into haematoxylin, eosin and a residual (DAB) in optical density, -ln(intensity in 0..1)
+    (Ruifrok & Johnston 2001), and each component is changed (Tellez et al. 2018, Whole-Slide Mitosis Detection in H&E
+    Breast Histology Using PHH3 as a Reference to Train Distilled Stain-Invariant Convolutional Networks). Grey images
+    have no stains and are unchanged. Black counts as an intensity of 1/255.
 
     Attributes:
-        strength: stains are scaled by 1 - strength .. 1 + strength and shifted by up to a tenth of it, in optical
+        strength: stains are scaled by 1 - strength .. 1 + strength and shifted by up to strength / 10, in optical
             density.
     """
 
@@ -115,7 +114,7 @@ class StainJitter:
         shift = rng.uniform(-self.strength / 10, self.strength / 10, 3)
         if _is_grey(sample.image):
             return sample
-        # RGB -> stains -> changed -> RGB is one affine map of the densities; the logarithm is their negative.
+        # RGB -> stains -> change -> RGB is one affine map of the optical densities, which are the negative logarithms.
         mix = torch.from_numpy(np.linalg.inv(RGB_FROM_HED) @ np.diag(scale) @ RGB_FROM_HED).float()
         offset = torch.from_numpy(shift @ RGB_FROM_HED).float()
         logs = sample.image.float().clamp_(min=1).div_(255).log_()
@@ -124,9 +123,9 @@ class StainJitter:
 
 @dataclass(frozen=True)
 class Blur:
-    """Out of focus, with ``probability``: Gaussian blur, its standard deviation uniform in 0..``sigma`` pixels.
+    """Gaussian blur with ``probability``, its standard deviation uniform in 0..``sigma`` pixels.
 
-    The kernel reaches to three standard deviations; beyond the border the outermost pixels repeat.
+    The kernel is cut at three standard deviations; border pixels are replicated.
     """
 
     probability: float
@@ -139,7 +138,7 @@ class Blur:
         radius = round(3 * sigma)
         kernel = torch.exp(-0.5 * (torch.arange(-radius, radius + 1) / sigma) ** 2)
         kernel /= kernel.sum()
-        pixels = sample.image.permute(2, 0, 1)[:, None].float()  # channels as a batch: all have the same kernel
+        pixels = sample.image.permute(2, 0, 1)[:, None].float()  # channels as a batch, since all share the kernel
         pixels = F.pad(pixels, (radius, radius, radius, radius), mode="replicate")
         pixels = F.conv2d(F.conv2d(pixels, kernel.view(1, 1, 1, -1)), kernel.view(1, 1, -1, 1))
         return _with_image(sample, _to_uint8(pixels[:, 0].permute(1, 2, 0)).contiguous())
@@ -147,9 +146,9 @@ class Blur:
 
 @dataclass(frozen=True)
 class Noise:
-    """A noisy sensor, with ``probability``: Gaussian noise, its standard deviation uniform in 0..``strength`` * 255.
+    """Add Gaussian noise with ``probability``, its standard deviation uniform in 0..``strength`` * 255.
 
-    Each channel has noise of its own; in grey pictures all have the same, so that they stay grey.
+    The noise of the channels is independent; in grey images it is the same, so that they stay grey.
     """
 
     probability: float
@@ -166,7 +165,7 @@ class Noise:
 
 @dataclass(frozen=True)
 class ToGrey:
-    """Colours taken away, with ``probability``: the luminance (ITU-R BT.601) in all three channels."""
+    """Convert to grey with ``probability``: the luminance (ITU-R BT.601) in all three channels."""
 
     probability: float
 

@@ -1,4 +1,4 @@
-"""COCO annotation files: written from any data set, and read as one.
+"""Reading a COCO annotation file as a data set, and writing a data set as a COCO annotation file.
 
 ``python -m maskrcnn.data.coco DIR -o annotations.json`` converts a folder in the HW3 layout.
 """
@@ -32,7 +32,7 @@ from maskrcnn.structures.rle import label_planes
 
 
 def to_coco(dataset: CellDataset) -> dict[str, Any]:
-    """COCO ground truth of every picture: RLE with text counts, boxes [x, y, w, h], areas, categories 1..K."""
+    """A data set as COCO ground truth: RLE with text counts, boxes [x, y, w, h], areas, categories 1..K."""
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for index, image_id in enumerate(label_progress(dataset.image_ids, len(dataset))):
@@ -58,12 +58,12 @@ def to_coco(dataset: CellDataset) -> dict[str, Any]:
 
 
 class CocoDataset(CellDataset):
-    """Pictures and instances of a COCO annotation file: RLE, uncompressed RLE and polygons.
+    """Data set of a COCO annotation file, with masks as RLE, uncompressed RLE or polygons.
 
     Categories become classes 1..K in the order of their ids, which ``category_ids`` keeps. Annotations that other tools
-    leave out, such as crowds, are left out too (:func:`maskrcnn.data.coco_file.read_coco_file`), and a line on stderr
-    counts them. Instances that overlap go to different label planes, as few as a first fit gives. The source of the
-    pictures is the file's name without ``.json``.
+    skip, such as crowds, are skipped (:func:`maskrcnn.data.coco_file.read_coco_file`) and counted in a line on stderr.
+    Overlapping instances go to different label planes, by first fit. The pictures' source is the file's name without
+    ``.json``.
 
     Args:
         path: the annotation file.
@@ -72,8 +72,8 @@ class CocoDataset(CellDataset):
         num_classes: default: the number of categories.
 
     Raises:
-        InputError: for a file that is missing or no COCO file, or more categories than ``num_classes``; when a picture
-            or its labels are read, for one that is missing, or of another size, or a segmentation that does not fit.
+        InputError: the file is missing or not a COCO file, or has more categories than ``num_classes``; when a picture
+            or its labels are read: it is missing or has another size, or a segmentation is invalid.
     """
 
     def __init__(
@@ -111,7 +111,7 @@ class CocoDataset(CellDataset):
         return ids + [max(ids) + n for n in range(1, 1 + self.num_classes - len(ids))]
 
     def class_counts(self) -> np.ndarray:
-        """int64 [pictures, K]: annotations of each class in each picture, as the file counts them. Decodes none."""
+        """Number of annotations per picture and class, int64 [pictures, K], without decoding their masks."""
         counts = np.zeros((len(self), self.num_classes), np.int64)
         for index, name in enumerate(self.names):
             for annotation in self._images[name].annotations:
@@ -120,7 +120,7 @@ class CocoDataset(CellDataset):
 
     def read_image(self, index: int) -> Tensor:
         path = self._path(index)
-        image = read_image(path, self.percentiles)
+        image = read_image(path, self.percentiles, self.channels)
         height, width = self._size(index)
         if image.shape[:2] != (height, width):
             found = f"{image.shape[0]}x{image.shape[1]}"
@@ -128,7 +128,7 @@ class CocoDataset(CellDataset):
         return image
 
     def read_labels(self, index: int) -> InstanceLabels:
-        """See :meth:`CellDataset.read_labels`; it costs the pixels of the cells, not cells times pixels."""
+        """See :meth:`CellDataset.read_labels`; the time grows with the cells' pixels, not cells times pixels."""
         height, width = self._size(index)
         annotations = self._images[self.names[index]].annotations
         rles = []
@@ -138,8 +138,8 @@ class CocoDataset(CellDataset):
             except ValueError as error:
                 raise InputError(f"{self.path}: the segmentation of {annotation.name}: {error}") from error
         planes = torch.from_numpy(label_planes(rles, (height, width)))
-        found = InstanceLabels.from_planes(planes, [1] * len(planes))  # by plane; the classes follow
-        labels = found.select(torch.argsort(found.ids))  # in the file's order
+        found = InstanceLabels.from_planes(planes, [1] * len(planes))  # ordered by plane; classes are set below
+        labels = found.select(torch.argsort(found.ids))  # in the order of the file
         classes = torch.tensor([annotation.label for annotation in annotations], dtype=torch.int64)
         return replace(labels, classes=classes[labels.ids - 1])
 
@@ -149,7 +149,7 @@ class CocoDataset(CellDataset):
 
     def _path(self, index: int) -> Path:
         path = self.image_root / self.names[index]
-        if not os.path.isfile(path):  # False, and no OSError, for a name that no file can have
+        if not os.path.isfile(path):  # unlike Path.is_file, no OSError for an invalid name
             raise InputError(f"{path}: no such file")
         return path
 
@@ -161,16 +161,16 @@ class ConvertOptions:
     data: tyro.conf.Positional[Path]
     """Folder with train/<name>/image.tif and class1.tif, ..."""
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("annotations.json")
-    """The file to write; it names the pictures by their places relative to it."""
+    """The file to write; the paths of the pictures in it are relative to its folder."""
 
 
 def convert(options: ConvertOptions) -> None:
-    """Write ``options.output``, beside first and then renamed."""
+    """Read the folder ``options.data`` and write ``options.output``."""
     folder = Hw3Folder(options.data)
     contents = to_coco(folder)
     for image in contents["images"]:
-        place = os.path.relpath(folder.folder / image["file_name"], options.output.parent)
-        image["file_name"] = Path(place).as_posix()
+        path = os.path.relpath(folder.folder / image["file_name"], options.output.parent)
+        image["file_name"] = Path(path).as_posix()
     with atomic_write(options.output) as beside:
         beside.write_text(json.dumps(contents))
     print(f"{options.output}: {len(contents['images'])} pictures, {len(contents['annotations'])} cells")

@@ -1,4 +1,4 @@
-"""The JSON of a COCO annotation file, checked and indexed, before any mask is decoded."""
+"""Reads the JSON of a COCO annotation file, checks and indexes it, before any mask is decoded."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from maskrcnn.data.segmentation import why_skipped
 from maskrcnn.errors import InputError
 
 MAX_PIXELS = 2**31 - 1
-"""Of a picture: COCO's run lengths are 32-bit numbers."""
+"""Maximum number of pixels of a picture: COCO's run lengths are 32-bit numbers."""
 
 
 @dataclass(frozen=True, slots=True)
 class CocoAnnotation:
-    """One instance: how messages name it, its class 1..K, and its segmentation, whose contents are not checked yet."""
+    """One instance: its name in messages, its class 1..K, and its segmentation, whose contents are not checked yet."""
 
     name: str
     label: int
@@ -28,7 +28,7 @@ class CocoAnnotation:
 
 @dataclass(frozen=True, slots=True)
 class CocoImage:
-    """One picture: its id (a number or text), its (H, W) in pixels, None where the file does not say it, and its
+    """One picture: its id (a number or text), its (H, W) in pixels or None if the file does not give it, and its
     instances."""
 
     image_id: Any
@@ -38,13 +38,13 @@ class CocoImage:
 
 @dataclass(frozen=True)
 class CocoFile:
-    """What a COCO annotation file holds.
+    """The contents of a COCO annotation file.
 
     Attributes:
-        images: by file name, in the file's order.
-        categories: the names of the categories by their ids, which ascend; the first one is class 1.
-        skipped: annotations that are not among the images', by reason.
-        total: annotations in the file.
+        images: by file name, in the order of the file.
+        categories: the names of the categories by id, ascending; the first one is class 1.
+        skipped: number of skipped annotations by reason.
+        total: number of annotations in the file, skipped ones included.
     """
 
     images: dict[str, CocoImage]
@@ -53,7 +53,7 @@ class CocoFile:
     total: int
 
     def skipped_line(self) -> str:
-        """How many annotations were skipped and why; "" for none."""
+        """A message that says how many annotations were skipped and why; "" for none."""
         if not self.skipped:
             return ""
         reasons = ", ".join(f"{count} {reason}" for reason, count in self.skipped.most_common())
@@ -64,12 +64,12 @@ def read_coco_file(path: Path) -> CocoFile:
     """Read and check an annotation file.
 
     Lists of entries may also be objects whose values are the entries, as LIVECell's annotations are. Annotations that
-    other tools leave out are skipped: crowds, those of pictures that the file does not name, and those without a
-    usable segmentation (:func:`maskrcnn.data.segmentation.why_skipped`).
+    other tools skip are skipped: crowds, those of pictures that the file does not name, and those without a usable
+    segmentation (:func:`maskrcnn.data.segmentation.why_skipped`).
 
     Raises:
-        InputError: for a file that is missing or no COCO file; an id or file name that is missing, of a wrong type or
-            given twice; a size that is no size; an annotation of an unknown category.
+        InputError: the file is missing or not a COCO file; an id or file name is missing, of a wrong type or given
+            twice; a size is invalid; an annotation has an unknown category.
     """
     contents = read_json(path)
     if not isinstance(contents, dict):
@@ -139,14 +139,14 @@ def _size(path: Path, name: str, entry: dict[str, Any]) -> tuple[int, int] | Non
     whole = [int(side) for side in sides if type(side) in (int, float) and side >= 1 and side % 1 == 0]
     if len(whole) != 2 or whole[0] * whole[1] > MAX_PIXELS:
         raise InputError(
-            f"{path}: {name} has height {_short(sides[0])} and width {_short(sides[1])}; expected whole numbers of "
-            f"pixels, {MAX_PIXELS} in all at most"
+            f"{path}: {name} has height {_short(sides[0])} and width {_short(sides[1])}; expected whole numbers "
+            f"with a product of at most {MAX_PIXELS} pixels"
         )
     return whole[0], whole[1]
 
 
 def _entries(path: Path, contents: dict[str, Any], key: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The objects of a list, or of an object by name (LIVECell), and how messages name each of them."""
+    """The entries of a list, or of an object (LIVECell), each with its name for messages."""
     found = contents.get(key)
     if not isinstance(found, list | dict):
         raise InputError(f"{path}: not a COCO annotation file: {key!r} is {_short(found)}, expected a list of objects")
@@ -159,6 +159,6 @@ def _entries(path: Path, contents: dict[str, Any], key: str) -> Iterator[tuple[s
 
 
 def _short(value: object) -> str:
-    """The value as JSON shows it, cut where it is long."""
+    """The value as JSON, truncated if it is long."""
     text = json.dumps(value)
     return text if len(text) <= 60 else text[:57] + "..."

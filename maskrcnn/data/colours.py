@@ -1,4 +1,4 @@
-"""Which channels of a file are shown as red, green and blue, and colours that are stored as something else."""
+"""Selection of the channels that become red, green and blue, and conversion of other colour spaces to RGB."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ import tifffile
 from maskrcnn.data.stored import Array
 from maskrcnn.errors import InputError
 
-_FOREIGN = ("SEPARATED", "CIELAB", "ICCLAB", "ITULAB", "CFA", "LOGL", "LOGLUV")
+_UNSUPPORTED = ("SEPARATED", "CIELAB", "ICCLAB", "ITULAB", "CFA", "LOGL", "LOGLUV")
 
 _DECODED_TO_RGB = (6, 7, 34892, 33007, 34927, 50001, 50002, 52546)
-"""TIFF's numbers of compressions (JPEG, WebP, JPEG XL) whose decoders give RGB where the header says YCbCr."""
+"""TIFF compressions (JPEG, WebP, JPEG XL) whose decoders return RGB where the header says YCbCr."""
 
 _APERIO_YCBCR = 33003
-"""JPEG 2000 of Aperio's that is YCbCr whatever the header says."""
+"""Aperio's JPEG 2000 compression that holds YCbCr regardless of the header."""
 
 
 def check_channels(channels: Sequence[int] | None) -> None:
-    """Raises InputError unless there are one to three, from 0."""
+    """Raise InputError unless ``channels`` is None or one to three numbers from 0."""
     if channels is not None and not 1 <= len(channels) <= 3:
         raise InputError(f"--channels: {len(channels)} given, expected one to three")
     if channels is not None and min(channels) < 0:
@@ -31,14 +31,17 @@ def check_channels(channels: Sequence[int] | None) -> None:
 
 
 def chosen_channels(count: int, alpha: bool, channels: Sequence[int] | None, path: Path) -> list[int]:
-    """The channels to be shown: those asked for, or all of grey and RGB without their alpha.
+    """The channels to use: those requested, or by default all of grey and RGB pictures without alpha.
 
     Args:
-        count: channels that there are.
-        alpha: whether the last of them says how opaque a pixel is.
-        channels: asked for, or None.
-        path: for the messages of InputError: there is no such channel, or none were asked for where there are neither
-            one nor three colours: fluorescence of two or four channels is neither grey nor RGB with alpha.
+        count: number of channels of the picture.
+        alpha: whether the last channel is alpha.
+        channels: the requested channels, or None.
+        path: for error messages.
+
+    Raises:
+        InputError: a requested channel does not exist, or none was requested and there are not one or three colour
+            channels: two or four fluorescence channels are neither grey nor RGB with alpha.
     """
     if channels is not None:
         if wrong := [channel for channel in channels if not 0 <= channel < count]:
@@ -51,7 +54,7 @@ def chosen_channels(count: int, alpha: bool, channels: Sequence[int] | None, pat
 
 
 def pick(pixels: Array, channels: Sequence[int]) -> Array:
-    """``channels`` of [h, w, c]: one as [h, w]; two get a black third."""
+    """Select ``channels`` of [h, w, c]: one gives [h, w]; to two a black third is added."""
     if len(channels) == 1:
         return pixels[:, :, channels[0]]
     in_order = list(channels) == list(range(len(channels)))
@@ -62,24 +65,24 @@ def pick(pixels: Array, channels: Sequence[int]) -> Array:
 
 
 def is_palette(page: tifffile.TiffPage) -> bool:
-    """Whether the values of a TIFF page are places in a table of colours."""
+    """Whether the values of a TIFF page are indices into a colour table."""
     return page.photometric == tifffile.PHOTOMETRIC.PALETTE and page.colormap is not None
 
 
 def is_ycbcr(page: tifffile.TiffPage) -> bool:
-    """Whether what the codec of a TIFF page gives is YCbCr."""
+    """Whether the decoded values of a TIFF page are YCbCr."""
     if page.compression == _APERIO_YCBCR:
         return True
     return page.photometric == tifffile.PHOTOMETRIC.YCBCR and page.compression not in _DECODED_TO_RGB
 
 
 def conversion(page: tifffile.TiffPage, path: Path) -> Callable[[Array], Array] | None:
-    """What turns the values of a TIFF page, [h, w, channels], into RGB or into a grey that rises with brightness.
+    """The function that converts values of a TIFF page, [h, w, channels], to RGB, or to grey with bright as high.
 
-    None where they are that already. Raises InputError for colours of another kind.
+    None if no conversion is needed. Raises InputError for unsupported colour spaces.
     """
     kind = getattr(page.photometric, "name", "")
-    if kind in _FOREIGN:
+    if kind in _UNSUPPORTED:
         raise InputError(f"{path}: colours stored as {kind}, expected grey or RGB")
     if is_palette(page):
         assert page.colormap is not None
@@ -94,14 +97,14 @@ def conversion(page: tifffile.TiffPage, path: Path) -> Callable[[Array], Array] 
 
 
 def _palette(table: Array) -> npt.NDArray[np.uint8]:
-    """[3, n] of 16 bits -> [n, 3] of 8. Some programs write 8-bit values, as TIFF says nowhere: libtiff takes a table
-    without any above 255 for one of these too."""
+    """Colour table [3, n] of 16-bit values as [n, 3] of 8-bit values. Some programs write 8-bit values against the
+    TIFF standard: as in libtiff, a table without values above 255 is taken as 8-bit."""
     entries = np.moveaxis(table, 0, 1)
     return (entries if entries.max(initial=0) < 256 else entries >> 8).astype(np.uint8)
 
 
 def _inverted(pixels: Array, bits: int) -> Array:
-    """Values that fall with brightness as rising ones; floats as their negatives."""
+    """Invert values that are low for bright pixels; floats are negated."""
     if pixels.dtype.kind == "f":
         return -pixels
     if pixels.dtype.kind == "u" and bits < 8 * pixels.dtype.itemsize:
@@ -110,7 +113,7 @@ def _inverted(pixels: Array, bits: int) -> Array:
 
 
 def _ycbcr_conversion(page: tifffile.TiffPage, path: Path) -> Callable[[Array], Array]:
-    """TIFF 6.0, section 21, with the luma weights and the ranges that the page gives; of Aperio's pages the usual."""
+    """YCbCr to RGB (TIFF 6.0, section 21) with the luma weights and ranges of the page; the defaults for Aperio."""
     if page.dtype != np.uint8 or page.samplesperpixel != 3:
         raise InputError(f"{path}: YCbCr of {page.samplesperpixel} channels of {page.dtype}, expected three of uint8")
     tags: Any = {} if page.compression == _APERIO_YCBCR else page.tags
@@ -129,7 +132,7 @@ def _ycbcr_conversion(page: tifffile.TiffPage, path: Path) -> Callable[[Array], 
 
 
 def _fractions(tags: Any, name: str, default: tuple[float, ...]) -> tuple[float, ...]:
-    """The value of a tag of fractions, which tifffile gives as numerators and denominators in turn."""
+    """The value of a tag of fractions, which tifffile returns as alternating numerators and denominators."""
     tag = tags.get(name)
     if tag is None:
         return default

@@ -23,39 +23,39 @@ from maskrcnn.structures import InstanceLabels
 
 IMAGE = "image.tif"
 _CLASS_FILE = re.compile(r"class([1-9][0-9]{0,2})\.(?:tiff?|png)")
-_LIKE_A_CLASS = re.compile(r"class(?![a-z])")
+_LOOKS_LIKE_CLASS_FILE = re.compile(r"class(?![a-z])")
 _TIFF = (".tif", ".tiff")
 _OTHER = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".npy", ".npz", ".mat", ".h5")
-"""Endings of files in which somebody might expect cells to be read."""
+"""Extensions of files that users may expect to be read as labels."""
 
 _MASK_VALUES = (1, 255, 65535)
-"""What "cell" is in a mask that tells cells from background alone."""
+"""Values that usually mark cells in a semantic mask."""
 
-_MASK_WARNING = (
-    "warning: {}: holds one value, {}, in {} pieces, and is read as one cell; if each piece is a cell, give each a "
-    "number of its own, as skimage.measure.label does (there may be more such files)"
+_MASK_WARNING_LOCK = (
+    "warning: {}: holds one value, {}, in {} pieces, and is read as one cell; if each piece is a cell, give each its "
+    "own number, for example with skimage.measure.label (there may be more such files)"
 )
-_WARNING = threading.Lock()
+_WARNING_LOCK = threading.Lock()
 
 
 class Hw3Folder(CellDataset):
-    """Pictures in folders of their own, with one label file per class, a TIFF or PNG. Their source is the name of the
-    folder ``root``, or of the folder above where that is ``train``.
+    """Data set of one folder per picture, with one label file per class, a TIFF or PNG.
 
-    A file that seems to hold a mask of all cells, of one value, instead of a number per cell is read as one cell; the
-    first of them is named on stderr.
+    The pictures' source is the name of the folder ``root``, or of its parent if that is called ``train``. A label file
+    that seems to hold one mask of all cells, instead of a number per cell, is read as one cell; a warning on stderr
+    names the first such file.
 
     Args:
         root: the folder that holds ``train/``, or ``train/`` itself.
         percentiles: intensity range that is stretched to 0..255, see :class:`maskrcnn.data.picture.Picture`.
         transform: for ``dataset[i, seed]``.
-        names: pictures to use; default: all, sorted. ``image_id`` is the place among all of them, from 1.
+        names: pictures to use; default: all, sorted. ``image_ids`` count all pictures of the folder from 1.
         num_classes: default: the highest class that has a file.
-        channels: those of the pictures that are shown, see :func:`maskrcnn.data.picture.open_pictures`.
+        channels: channels of the pictures to use, see :func:`maskrcnn.data.picture.open_pictures`.
 
     Raises:
-        InputError: for a missing or empty folder, a folder without ``image.tif``, or a class file of no known class;
-            when a picture is read, for files that do not fit together.
+        InputError: a folder is missing, empty or without ``image.tif``, or a class file has an unknown class; when a
+            picture is read: its files have different sizes.
     """
 
     def __init__(
@@ -106,34 +106,34 @@ class Hw3Folder(CellDataset):
             plane = read_mask(path)
             if plane.shape != (height, width):
                 size = f"{plane.shape[0]}x{plane.shape[1]}"
-                raise InputError(f"{path}: mask of {size} pixels, expected {height}x{width} as its {IMAGE}")
+                raise InputError(f"{path}: mask of {size} pixels, expected {height}x{width} as in {IMAGE}")
             planes.append(plane)
         if not planes:
             return InstanceLabels.empty(height, width)
         labels = InstanceLabels.from_planes(torch.stack(planes), list(files))
-        self._warn_of_mask(labels, list(files.values()))
+        self._warn_about_mask(labels, list(files.values()))
         return labels
 
-    def _warn_of_mask(self, labels: InstanceLabels, paths: Sequence[Path]) -> None:
-        """Say, once, that a file holds one value in several pieces.
+    def _warn_about_mask(self, labels: InstanceLabels, paths: Sequence[Path]) -> None:
+        """Warn once about a file that holds one value in several pieces.
 
-        It is not refused: it may be the one cell of its picture, whose number is 255 in some larger picture.
+        It is not an error: it may be one cell that has the number 255 in a larger picture.
         """
         for plane, path in enumerate(paths):
             values = labels.ids[labels.plane == plane].tolist()
             if self._warned or len(values) != 1 or values[0] not in _MASK_VALUES:
                 continue
             _, pieces = ndimage.label(labels.planes[plane].numpy(), structure=np.ones((3, 3)))
-            with _WARNING:
+            with _WARNING_LOCK:
                 if pieces > 1 and not self._warned:
                     self._warned.append(path)
                     if distributed.is_main():
-                        print(_MASK_WARNING.format(path, values[0], pieces), file=sys.stderr)
+                        print(_MASK_WARNING_LOCK.format(path, values[0], pieces), file=sys.stderr)
 
 
 def _collection(folder: Path) -> str:
-    """``dsb2018`` for ``.../dsb2018`` and for ``.../dsb2018/train``."""
-    folder = Path(os.path.abspath(folder))  # "." has a name too, and a link keeps its own
+    """Name of a data set's folder: ``dsb2018`` for ``.../dsb2018`` and for ``.../dsb2018/train``."""
+    folder = Path(os.path.abspath(folder))  # gives "." a name; unlike resolve(), keeps the name of a link
     return folder.parent.name if folder.name == "train" and folder.parent.name else folder.name
 
 
@@ -142,7 +142,7 @@ def _picture_folders(folder: Path) -> list[str]:
         raise InputError(f"{folder}: no such folder")
     names = sorted(path.name for path in _listed(folder) if path.is_dir())
     if not names:
-        raise InputError(f"{folder}: holds no folder with an {IMAGE}")
+        raise InputError(f"{folder}: no folder with an {IMAGE} found")
     for name in names:
         if not (folder / name / IMAGE).is_file():
             raise InputError(f"{folder / name}: no {IMAGE} in this folder")
@@ -150,21 +150,18 @@ def _picture_folders(folder: Path) -> list[str]:
 
 
 def _class_files(folder: Path, num_classes: int | None) -> dict[int, Path]:
-    """Class -> its file, ascending.
+    """Label file of each class, ascending.
 
-    What is no picture, such as class1.tif.aux.xml, is left alone, and so is a picture that is no TIFF and does not call
-    itself a class: a preview, perhaps.
+    Other files are ignored, such as class1.tif.aux.xml, or a PNG preview whose name does not start with "class".
     """
     files: dict[int, Path] = {}
     for path in _listed(folder):
         name, ending = path.name.lower(), path.suffix.lower()
-        if path.name == IMAGE or not (ending in _TIFF or (ending in _OTHER and _LIKE_A_CLASS.match(name))):
+        if path.name == IMAGE or not (ending in _TIFF or (ending in _OTHER and _LOOKS_LIKE_CLASS_FILE.match(name))):
             continue
         match = _CLASS_FILE.fullmatch(name)
         if match is None:
-            raise InputError(
-                f"{path}: not a file of a class; expected {IMAGE}, class1.tif, class2.tif, ... (TIFF or PNG)"
-            )
+            raise InputError(f"{path}: not a class file; expected {IMAGE}, class1.tif, class2.tif, ... (TIFF or PNG)")
         number = int(match[1])
         if num_classes is not None and number > num_classes:
             raise InputError(f"{path}: class {number}, but there are {num_classes} classes")
@@ -175,7 +172,7 @@ def _class_files(folder: Path, num_classes: int | None) -> dict[int, Path]:
 
 
 def _listed(folder: Path) -> list[Path]:
-    """What the folder holds, in order, without what systems hide or put there themselves."""
+    """Entries of a folder, sorted, without hidden files and those that operating systems add."""
     try:
         return sorted(path for path in folder.iterdir() if not path.name.startswith((".", "__MACOSX", "@eaDir")))
     except OSError as error:

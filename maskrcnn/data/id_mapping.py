@@ -1,4 +1,4 @@
-"""Pictures to predict in the HW3 layout: ``test_release/``, and the JSON that gives each file its id and size."""
+"""Test pictures in the HW3 layout: ``test_release/`` and the JSON file with the id and size of each picture."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ MAPPING = "test_image_name_to_ids.json"
 
 @dataclass(frozen=True)
 class TestImage:
-    """A picture to predict: its file, the name and id that results use, and its size in pixels."""
+    """A picture to predict: its file, its name and id in results, and its size in pixels."""
 
-    __test__ = False  # not a test case, whatever pytest takes its name for
+    __test__ = False  # pytest would collect it because of its name
 
     path: Path
     file_name: str
@@ -30,8 +30,8 @@ def read_test_release(root: str | Path) -> list[TestImage]:
     """The pictures of ``root/test_release`` in the order of ``root/test_image_name_to_ids.json``.
 
     Raises:
-        InputError: for a missing folder or mapping, an entry without name, id or size, a file that is missing or named
-            twice, or an id given twice. The files themselves are not opened here.
+        InputError: the folder or mapping is missing, an entry has no name, id or size, a file is missing or named
+            twice, or an id is given twice. The pictures are not opened.
     """
     root = Path(root)
     mapping = root / MAPPING
@@ -63,6 +63,6 @@ def _test_image(entry: object, folder: Path, mapping: Path) -> TestImage:
     if not isinstance(name, str) or any(type(number) is not int for number in numbers):
         raise InputError(f"{mapping}: the entry {json.dumps(entry)[:80]} needs a text and three whole numbers")
     path = folder / name
-    if not os.path.isfile(path):  # False, and no OSError, for a name that no file can have
+    if not os.path.isfile(path):  # unlike Path.is_file, no OSError for an invalid name
         raise InputError(f"{mapping}: names {name}, which is not in {folder}")
     return TestImage(path, name, *numbers)

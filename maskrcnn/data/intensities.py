@@ -1,4 +1,4 @@
-"""Intensities of pictures: exact percentiles without the whole in memory, and the range that is shown."""
+"""Exact percentiles of pictures that do not fit in memory, and stretching of intensities to 8 bits."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from maskrcnn.data.stored import Array
 
 
 def stretch(values: Array, low: float, high: float) -> npt.NDArray[np.uint8]:
-    """Map low..high to 0..255, clipped and rounded; a picture of one value becomes black."""
-    # float32 holds an 8- or 16-bit value exactly; wider ones need float64 until the range is subtracted.
+    """Map low..high linearly to 0..255, clipped and rounded; if low equals high, everything becomes 0."""
+    # float32 represents 8- and 16-bit values exactly; wider ones need float64 until the range is subtracted.
     wide: Any = np.float32 if values.dtype.itemsize <= 2 else np.float64
     scale = 255 / (high - low) if high > low else 0.0
     return np.clip(np.rint((values.astype(wide) - wide(low)) * wide(scale)), 0, 255).astype(np.uint8)
 
 
 def percentiles_of(bands: Callable[[], Iterator[Array]], percentiles: Sequence[float]) -> tuple[float, ...]:
-    """Exact percentiles of pixels that are never in memory together, as ``numpy.percentile(method="inverted_cdf")``.
+    """Exact percentiles of pixels that are read in bands, as ``numpy.percentile(method="inverted_cdf")``.
 
-    The values are mapped to unsigned integers of the same order, and the digits of the wanted ones found from the
-    highest, 16 bits in each pass over the pixels: one pass for 8 and 16 bits, two for 32.
+    A radix selection: values are mapped to unsigned integers of the same order, and each pass over the pixels finds the
+    next 16 bits of the percentiles, from the highest: one pass for 8 and 16 bits, two for 32.
 
     Args:
-        bands: goes through all pixels anew at each call; finite integers or floats of one type.
+        bands: returns an iterator over all pixels at each call; finite integers or floats of one dtype.
         percentiles: in 0..100.
     """
     prefixes: list[int] = [0] * len(percentiles)
@@ -45,11 +45,11 @@ def percentiles_of(bands: Callable[[], Iterator[Array]], percentiles: Sequence[f
                 counts = [np.zeros(1 << digit, np.int64) for _ in percentiles]
             for index, prefix in enumerate(prefixes):
                 if index and first:
-                    counts[index] = counts[0]  # nothing tells the percentiles apart yet
+                    counts[index] = counts[0]  # all percentiles share the first histogram
                     continue
                 inside = keys if first else keys[keys >> np.array(bits, keys.dtype) == prefix]
                 digits = inside
-                if bits > digit or not first:  # else the values are of one digit
+                if bits > digit or not first:  # else each value is a single digit
                     digits = (inside >> np.array(bits - digit, keys.dtype)) & np.array((1 << digit) - 1, keys.dtype)
                 counts[index] += np.bincount(digits.astype(np.int64), minlength=1 << digit)
         if first:
@@ -67,7 +67,7 @@ def percentiles_of(bands: Callable[[], Iterator[Array]], percentiles: Sequence[f
 
 
 def _ordered_keys(values: Array) -> Array:
-    """Unsigned integers of the same size and order: of floats, all bits flip where the sign is set, else the sign's."""
+    """Unsigned integers in the order of the values: for floats, flip all bits if the sign is set, else the sign bit."""
     if values.dtype.kind == "u":
         return values
     unsigned = np.dtype(f"u{values.dtype.itemsize}")

@@ -1,4 +1,4 @@
-"""Several data sets as one: their pictures together, each with the source that it comes from."""
+"""Joins several data sets into one, whose pictures keep the source that they come from."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from maskrcnn.structures import InstanceLabels
 
 @dataclass(frozen=True)
 class _Origin:
-    """Where a picture comes from.
+    """Where a picture of the joined data set comes from.
 
     Attributes:
-        part, index: its data set among the joined ones, and its place there.
-        prefix: what its name has got in front to be unique.
+        part, index: number of its data set, and its index in that.
+        prefix: prefix that makes its name unique.
         source: its source without the class.
-        counts: int64 [K], its cells of each class that the files give, K the highest number of classes of all parts.
+        counts: int64 [K], number of cells of each class in its files; K is the largest number of classes of a part.
     """
 
     part: int
@@ -37,21 +37,22 @@ class _Origin:
 
 
 class JoinedDataset(CellDataset):
-    """The pictures of several data sets as one data set, if need be with all their classes taken as one.
+    """Concatenation of several data sets, optionally with all classes merged into one.
 
-    Names that two parts have get the part's source in front (``dsb2018/0001``); ``image_ids`` are 1..N. A picture's
-    source is that of its part, or what ``source_by`` finds. Where classes are merged, pictures of one class out of
-    several keep it in their source (``dsb2018/class1``): such classes are often kinds of pictures.
+    Names that occur in two parts get the part's source as a prefix (``dsb2018/0001``); ``image_ids`` are 1..N. A
+    picture's source is that of its part, or the match of ``source_by``. If classes are merged, a picture whose cells
+    all have one of several classes keeps it in its source (``dsb2018/class1``): such classes are often kinds of
+    pictures.
 
     Args:
         parts: the data sets; with the same class names, unless classes are merged. All their labels are read.
-        merge_classes: name of the one class that all cells get; None: classes stay as they are. Cells of different
-            classes may overlap, and stay in planes of their own.
-        source_by: regular expression; where it matches the start of a picture's name, the matched text is its source.
-        cache: what is decoded of all parts; default: a new one.
+        merge_classes: name of the single class that all cells get; None: classes are unchanged. Cells of different
+            classes may overlap, and stay in different planes.
+        source_by: regular expression; if it matches the start of a picture's name, the matched text is its source.
+        cache: cache for all parts; default: a new one.
 
     Raises:
-        InputError: for parts of different classes that are not to be merged, and for labels that cannot be read.
+        InputError: the parts have different classes that are not to be merged, or labels cannot be read.
     """
 
     def __init__(
@@ -84,11 +85,11 @@ class JoinedDataset(CellDataset):
 
     @property
     def category_ids(self) -> list[int]:
-        """Those of the first part; 1 where classes are merged."""
+        """The ids of the first part; [1] if classes are merged."""
         return list(self._category_ids)
 
     def file_name(self, index: int) -> str:
-        """The picture's file, relative to the folder of its part's pictures; in front what makes its name unique."""
+        """The picture's file relative to the folder of its part, after the prefix that makes its name unique."""
         origin, part = self._find(index)
         return origin.prefix + part.file_name(origin.index)
 
@@ -98,19 +99,19 @@ class JoinedDataset(CellDataset):
 
     def read_labels(self, index: int) -> InstanceLabels:
         origin, part = self._find(index)
-        return self._merged(part.read_labels(origin.index))
+        return self._merge_classes(part.read_labels(origin.index))
 
     def class_counts(self) -> npt.NDArray[np.int64]:
-        """int64 [pictures, K]: cells of each class in each picture. Reads nothing."""
+        """Number of cells per picture and class, int64 [pictures, K]. Reads no files."""
         counts = self._file_counts()
         return counts if self.merge_classes is None else counts.sum(1, keepdims=True)
 
     def kind_counts(self) -> npt.NDArray[np.int64]:
-        """Cells of each kind in each picture: what a split is stratified by and sampling is balanced over.
+        """Number of cells per picture and kind, by which the split is stratified and sampling is balanced.
 
         Returns:
-            int64 [pictures, S * K], a column per source (without class) and class in the files, source by source. With
-            one source and classes not merged it is :meth:`class_counts`.
+            int64 [pictures, S * K], one column per source (without class) and class in the files, source by source.
+            With one source and classes not merged, equal to :meth:`class_counts`.
         """
         sources = [self._origins[name].source for name in self.names]
         names, number = np.unique(sources, return_inverse=True)
@@ -120,23 +121,23 @@ class JoinedDataset(CellDataset):
         return counts.reshape(len(self), -1)
 
     def groups(self, pattern: str) -> npt.NDArray[np.int64]:
-        """Which pictures belong together, such as those of one patient.
+        """Group pictures that belong together, such as those of one patient.
 
         Args:
-            pattern: regular expression; pictures whose names begin with the same match of it are one group, one without
-                a match is a group of its own.
+            pattern: regular expression; pictures with the same match at the start of their names form a group; a
+                picture without a match forms its own group.
 
         Returns:
             int64 [pictures], group numbers from 0.
         """
         numbers: dict[tuple[str, str], int] = {}
-        found = []
+        groups = []
         for index, name in enumerate(self.names):
             origin, part = self._find(index)
             match = re.match(pattern, part.names[origin.index])
             key = ("match", match[0]) if match and match[0] else ("name", name)
-            found.append(numbers.setdefault(key, len(numbers)))
-        return np.array(found, np.int64)
+            groups.append(numbers.setdefault(key, len(numbers)))
+        return np.array(groups, np.int64)
 
     def _find(self, index: int) -> tuple[_Origin, CellDataset]:
         origin = self._origins[self.names[index]]
@@ -151,7 +152,7 @@ class JoinedDataset(CellDataset):
     def _file_counts(self) -> npt.NDArray[np.int64]:
         return np.stack([self._origins[name].counts for name in self.names])
 
-    def _merged(self, labels: InstanceLabels) -> InstanceLabels:
+    def _merge_classes(self, labels: InstanceLabels) -> InstanceLabels:
         if self.merge_classes is None:
             return labels
         return replace(labels, classes=torch.ones_like(labels.classes))
@@ -162,7 +163,7 @@ class JoinedDataset(CellDataset):
 
     def _compact_labels(self, index: int) -> InstanceLabels:
         origin, part = self._find(index)
-        return self._merged(part._compact_labels(origin.index))
+        return self._merge_classes(part._compact_labels(origin.index))
 
 
 def _check_same_classes(parts: Sequence[CellDataset]) -> None:
@@ -171,13 +172,13 @@ def _check_same_classes(parts: Sequence[CellDataset]) -> None:
         if part.class_names != expected:
             raise InputError(
                 f"source {number}, {part.sources[0]}: its classes are {', '.join(part.class_names)}; expected "
-                f"{', '.join(expected)} as in {parts[0].sources[0]}, or --merge-classes NAME to take all as one class "
-                "(--num-classes where folders only lack cells of the last classes)"
+                f"{', '.join(expected)} as in {parts[0].sources[0]}, or --merge-classes NAME to merge all into one "
+                "(--num-classes if folders only have no cells of the last classes)"
             )
 
 
 def _origins(parts: Sequence[CellDataset], source_by: str | None) -> list[_Origin]:
-    """All pictures, part by part."""
+    """The origins of all pictures, part by part."""
     uses = Counter(name for part in parts for name in part.names)
     prefixes = _prefixes([part.sources[0] for part in parts])
     prefixed = {prefix + name for prefix, part in zip(prefixes, parts, strict=True) for name in part.names}
@@ -194,7 +195,7 @@ def _origins(parts: Sequence[CellDataset], source_by: str | None) -> list[_Origi
 
 
 def _prefixes(sources: Sequence[str]) -> list[str]:
-    """``dsb2018/`` ... for the parts' names; ``1-cells/``, ``2-cells/``, ... where two parts have one source."""
+    """Name prefixes of the parts: ``dsb2018/``, ...; ``1-cells/``, ``2-cells/``, ... if two parts share a source."""
     if len(set(sources)) == len(sources):
         return [f"{source}/" for source in sources]
     return [f"{number}-{source}/" for number, source in enumerate(sources, start=1)]

@@ -1,4 +1,4 @@
-"""Reading JSON that users give."""
+"""Reading of JSON files from users."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from maskrcnn.errors import InputError
 
 
 def read_json(path: Path) -> Any:
-    """The contents of a JSON file in UTF-8, -16 or -32, with or without a byte order mark.
+    """Read a JSON file in UTF-8, UTF-16 or UTF-32, with or without a byte order mark.
 
     Raises:
-        InputError: the file cannot be read, or is no JSON.
+        InputError: the file cannot be read, or is not JSON.
     """
     try:
         return json.loads(path.read_bytes())

@@ -1,4 +1,4 @@
-"""Pictures that are smaller than a training crop: filled up with their own mirror images."""
+"""Mirror padding of images that are smaller than a training crop."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ Ints = npt.NDArray[np.int64]
 
 
 def mirror_to(sample: Sample, height: int, width: int) -> Sample:
-    """Extend a picture to the right and the bottom by mirror images of itself, up to ``height`` x ``width`` pixels.
+    """Pad a sample with mirror images of itself at the right and the bottom, up to ``height`` x ``width`` pixels.
 
-    Black pixels instead would count as picture in the means and variances of GroupNorm, which a prediction never sees.
-    A mirrored cell is an instance of its own, unless it touches the edge that it is mirrored at: then it and its image
-    are one cell, for nothing separates them. A side that is long enough stays.
+    Black padding would enter the means and variances of GroupNorm, unlike in prediction. A mirrored cell is a new
+    instance, unless it touches the edge at which it is mirrored: then it and its mirror image are one cell, since
+    nothing separates them. A side that is long enough is unchanged.
     """
     h, w = sample.size
     down, right = max(0, height - h), max(0, width - w)
@@ -31,7 +31,7 @@ def mirror_to(sample: Sample, height: int, width: int) -> Sample:
 def _mirror_labels(labels: InstanceLabels, height: int, width: int) -> InstanceLabels:
     h, w = labels.size
     planes = labels.planes.numpy()
-    # ids of all planes as one row of numbers 1..N, so that the tables below stay small
+    # renumber the instances of all planes 1..N, so that the tables below stay small
     number = np.zeros(planes.shape, np.int64)
     for index, (plane, identity) in enumerate(zip(labels.plane.tolist(), labels.ids.tolist(), strict=True), start=1):
         x1, y1, x2, y2 = (int(side) for side in labels.boxes[index - 1].tolist())
@@ -45,17 +45,17 @@ def _mirror_labels(labels: InstanceLabels, height: int, width: int) -> InstanceL
     copy = rows[row[:, None], padded] * len(columns) + columns[column[None, :], padded]
     planes = np.where(padded > 0, copy * count + padded, 0).astype(np.int32)
     copies = len(rows) * len(columns)
-    ids = (np.arange(copies)[:, None] * count + np.arange(1, count)).reshape(-1)  # those without a pixel are left out
+    ids = (np.arange(copies)[:, None] * count + np.arange(1, count)).reshape(-1)  # ids without pixels are dropped
     return InstanceLabels.from_instances(
         torch.from_numpy(planes), labels.plane.repeat(copies), torch.from_numpy(ids), labels.classes.repeat(copies)
     )
 
 
 def _copies(touches_start: npt.NDArray[np.bool_], touches_end: npt.NDArray[np.bool_], tiles: int) -> Ints:
-    """int64 [tiles, N + 1]: which copy of each instance an image of the picture shows along one axis.
+    """Copy number of each instance in each mirror image along one axis, int64 [tiles, N + 1]; column 0 is background.
 
-    The images are joined at the picture's end, its start, its end, ... in turns; at a join that an instance touches the
-    next image shows the same copy, else the next one. Column 0 is background.
+    The mirror images are joined at the original's end and start alternately; an instance that touches the edge of a
+    join continues in the next mirror image, so that it keeps its copy number, else it gets the next one.
     """
     touches = [np.concatenate([[True], side]) for side in (touches_end, touches_start)]
     steps = [np.zeros_like(touches[0])] + [~touches[join % 2] for join in range(tiles - 1)]

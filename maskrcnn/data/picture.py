@@ -1,8 +1,8 @@
-"""Pictures that are read by region: a slide of 50,000 x 50,000 pixels is never in memory as a whole.
+"""Reading of pictures by region, so that a slide of 50,000 x 50,000 pixels is never in memory as a whole.
 
-Training and prediction take their pixels from here, and so the same ones. A file holds one picture, or pages and scenes
-that are pictures of their own. TIFFs are decoded strip by strip or tile by tile (any compression, BigTIFF, OME-TIFF, a
-level of a pyramid); PNG and JPEG have no regions and are decoded whole.
+Training and prediction both read pixels through this module. A file holds one picture, or several pages or scenes that
+are separate pictures. TIFFs are decoded strip by strip or tile by tile (any compression, BigTIFF, OME-TIFF, a pyramid
+level); PNG and JPEG are decoded whole.
 """
 
 from __future__ import annotations
@@ -25,24 +25,24 @@ from maskrcnn.data.stored import Array, ReadRegion
 from maskrcnn.errors import InputError
 
 DEFAULT_PERCENTILES = (0.1, 99.9)
-"""The project's intensity range: cuts hot pixels, keeps what a small bright cell in a dark picture has."""
+"""Default intensity range: cuts off hot pixels, but keeps the range of a small bright cell in a dark picture."""
 
 BAND = 1 << 21
-"""Pixels that are read at a time where a whole picture is gone through."""
+"""Number of pixels to read at a time when a whole picture is processed."""
 
 
 class Picture:
-    """One picture, read by region as RGB in 0..255; grey becomes three equal channels.
+    """A picture that is read by region as RGB in 0..255; grey becomes three equal channels.
 
-    Intensities between two percentiles of the whole picture, whatever region is read, and of all colour channels
-    together (so that the hue stays) are stretched to 0..255; the values that :func:`numpy.percentile` gives with
-    ``inverted_cdf``. Where they coincide, the picture's minimum and maximum take their place. Percentiles None take
-    8-bit values as they are and scale other integers from their type's whole range, floats from the picture's minimum
-    to its maximum.
+    Intensities between two percentiles are stretched linearly to 0..255. The percentiles are those of the whole picture
+    and of all colour channels together (which keeps the hue), as :func:`numpy.percentile` computes them with
+    ``inverted_cdf``; if they are equal, the picture's minimum and maximum are used. With percentiles None, 8-bit values
+    are unchanged, other integers are scaled from the range of their type, and floats from the picture's minimum and
+    maximum.
 
     Attributes:
-        name: the file's name; of a page of a stack, with its number: ``stack.tif#2``, from 1.
-        path: the file that holds it: of pages of an OME set, which one opens as a whole, not always the one opened.
+        name: the file's name; for a page of a stack with its number from 1, ``stack.tif#2``.
+        path: the file that holds the picture: for pages of a multi-file OME-TIFF, not always the file that was opened.
         size: (H, W) in pixels.
     """
 
@@ -55,19 +55,19 @@ class Picture:
         self._table: npt.NDArray[np.uint8] | None = None
 
     def read(self, top: int, left: int, height: int, width: int) -> Tensor:
-        """The pixels of a region as uint8 [height, width, 3].
+        """Read a region as uint8 [height, width, 3].
 
-        The first call goes once through the whole picture, if its intensities are stretched between percentiles.
+        The first call reads the whole picture once if intensities are stretched between percentiles.
 
         Raises:
             InputError: the file is damaged, or holds pixels that are not finite.
-            ValueError: the region does not lie in the picture.
+            ValueError: the region is not inside the picture.
         """
         pixels = self.raw(top, left, height, width)
         if pixels.dtype == bool:
             values = pixels.astype(np.uint8) * np.uint8(255)
         elif self._percentiles is None and pixels.dtype == np.uint8:
-            values = pixels.copy()  # a caller's array in memory stays the caller's
+            values = pixels.copy()  # never a view of the caller's array
         else:
             if self._range is None:
                 self._range = self._find_range(pixels.dtype)
@@ -82,7 +82,7 @@ class Picture:
         return torch.from_numpy(np.ascontiguousarray(values))
 
     def reduced(self, longest_side: int) -> npt.NDArray[np.uint8]:
-        """The whole picture as uint8 [h, w, 3], reduced by a whole factor until no side is above ``longest_side``."""
+        """The whole picture as uint8 [h, w, 3], reduced by an integer factor to sides of at most ``longest_side``."""
         factor = -(-max(self.size) // longest_side)
         rows = max(1, BAND // (self.size[1] * factor)) * factor
         bands = (
@@ -92,17 +92,17 @@ class Picture:
         return np.concatenate([np.asarray(band) for band in bands])
 
     def rescaled(self, factor: float) -> Picture:
-        """The picture enlarged by ``factor`` (or reduced, below 1), which is read by region as well.
+        """The picture resized by ``factor`` (above 1: enlarged), also read by region.
 
-        Bilinear with antialiasing, as training crops are. What a region shows does not depend on where it is cut.
+        Bilinear with antialiasing, as for training crops. Pixels do not depend on the region that is read.
         """
         size = max(1, round(self.size[0] * factor)), max(1, round(self.size[1] * factor))
         return self if size == self.size else _RescaledPicture(self, size)
 
     def raw(self, top: int, left: int, height: int, width: int) -> Array:
-        """The pixels of a region as they are stored, [height, width] or [height, width, 3], of any type.
+        """Read a region with its values as stored, [height, width] or [height, width, 3], of any dtype.
 
-        Raises as :meth:`read` does.
+        Raises the same errors as :meth:`read`.
         """
         if top < 0 or left < 0 or height < 1 or width < 1 or top + height > self.size[0] or left + width > self.size[1]:
             raise ValueError(f"{self.name}: region {top, left, height, width} of a picture of {self.size}")
@@ -131,40 +131,37 @@ class Picture:
 
 
 def _native(pixels: Array) -> Array:
-    """In this machine's byte order, floats of at most 64 bits: what the arithmetic of intensities is for."""
+    """Convert to native byte order and floats of at most 64 bits, as intensity arithmetic requires."""
     wide = pixels.dtype.kind == "f" and pixels.dtype.itemsize > 8
     return pixels.astype(np.float64 if wide else pixels.dtype.newbyteorder("="), copy=False)
 
 
 class _RescaledPicture(Picture):
-    """A picture at another size, resampled from the regions of the original under what is read."""
+    """A resized picture; each region is resampled from the corresponding region of the original."""
 
     def __init__(self, original: Picture, size: tuple[int, int]) -> None:
         super().__init__(original.path, original.name, size, self._read_original, None)
         self._original = original
 
     def read(self, top: int, left: int, height: int, width: int) -> Tensor:
-        """See :meth:`Picture.read`; the intensities are those of the original, stretched."""
+        """See :meth:`Picture.read`; the stretched intensities are those of the original."""
         return torch.from_numpy(self.raw(top, left, height, width).copy())
 
     def _read_original(self, top: int, left: int, height: int, width: int) -> Array:
-        (first, last, above, below), (begin, end, before, behind) = (
-            _source_range(start, length, mine, theirs)
-            for start, length, mine, theirs in zip(
-                (top, left), (height, width), self.size, self._original.size, strict=True
-            )
-        )
-        pixels = Image.fromarray(self._original.read(first, begin, last - first, end - begin).numpy())
-        window = (before, above, behind, below)  # in the pixels read, fractions included
+        original = self._original
+        y1, y2, window_top, window_bottom = _source_range(top, height, self.size[0], original.size[0])
+        x1, x2, window_left, window_right = _source_range(left, width, self.size[1], original.size[1])
+        pixels = Image.fromarray(original.read(y1, x1, y2 - y1, x2 - x1).numpy())
+        window = (window_left, window_top, window_right, window_bottom)  # fractional, in pixels of what was read
         return np.asarray(pixels.resize((width, height), Image.Resampling.BILINEAR, box=window))
 
 
 def _source_range(start: int, length: int, size: int, original: int) -> tuple[int, int, float, float]:
-    """Of one axis: the original's pixels that are needed, first and behind the last, and where among them the part
-    ``start`` .. ``start + length`` of a picture of ``size`` pixels begins and ends."""
+    """The source pixels of a region along one axis: first and end (exclusive) in the original, and where between them
+    the region ``start`` .. ``start + length`` of the resized picture of ``size`` pixels begins and ends."""
     step = original / size
     low, high = start * step, min((start + length) * step, original)
-    margin = max(1.0, step) + 1  # what the triangle filter sees beyond the window
+    margin = max(1.0, step) + 1  # support of the triangle filter beyond the window
     first, last = max(0, int(low - margin)), min(original, int(high + margin) + 1)
     return first, last, low - first, high - first
 
@@ -175,22 +172,21 @@ def open_pictures(
     level: int = 0,
     channels: Sequence[int] | None = None,
 ) -> list[Picture]:
-    """The pictures of a file: one, or one for each page of a stack (time, depth, or pages that the file does not
-    explain) and each scene.
+    """Open the pictures of a file: one, or one per page of a stack (time, depth or unnamed axis) and per scene.
 
     Args:
         path: TIFF, PNG, JPEG or JPEG 2000.
         percentiles: see :class:`Picture`.
-        level: of a pyramid, 0 being the full size.
-        channels: which of the file's channels (from 0) are shown as red, green and blue; one alone is shown as grey, of
-            two the blue stays black. None: grey or RGB, without alpha.
+        level: pyramid level; 0 is the full size.
+        channels: the file's channels (from 0) to use as red, green and blue; a single one becomes grey, with two, blue
+            is black. None: grey or RGB, without alpha.
 
     Raises:
-        InputError: the file is missing, damaged or of unknown axes; it has no such level or channel; it has two, four
-            or more channels and none were chosen.
+        InputError: the file is missing or damaged or has unknown axes; it has no such level or channel; it has two,
+            four or more channels and none were chosen.
     """
-    stored = open_stored(path, level, channels)
-    return [Picture(one.path, one.name, one.size, one.read, percentiles) for one in stored]
+    pictures = open_stored(path, level, channels)
+    return [Picture(stored.path, stored.name, stored.size, stored.read, percentiles) for stored in pictures]
 
 
 def read_image(
@@ -198,10 +194,10 @@ def read_image(
     percentiles: tuple[float, float] | None = DEFAULT_PERCENTILES,
     channels: Sequence[int] | None = None,
 ) -> Tensor:
-    """Read the one picture of a file as a whole, as RGB, uint8 [H, W, 3].
+    """Read a file with a single picture as RGB, uint8 [H, W, 3].
 
-    The pixels are those that :func:`open_pictures` gives by region. Args and errors as there; a file of several
-    pictures raises InputError too.
+    The pixels are those of :func:`open_pictures`, with the same arguments and errors; a file with several pictures
+    raises InputError too.
     """
     stored = only_picture(path, channels)
     picture = _in_memory(stored.whole(), stored.path, stored.name, percentiles)
@@ -214,17 +210,16 @@ def picture_of(
     name: str = "image",
     channels: Sequence[int] | None = None,
 ) -> Picture:
-    """A picture in memory: ``array`` is [H, W], [H, W, 3] or [H, W, 4] of integers or floats.
+    """Make a :class:`Picture` of an array [H, W], [H, W, 3] or [H, W, 4] of integers or floats.
 
     Args:
-        array: in any byte order, a tensor on any device, or what NumPy takes for an array. The last of four channels
-            is alpha.
+        array: an array in any byte order, a tensor on any device, or array-like. The last of four channels is alpha.
         percentiles: see :class:`Picture`.
         name: for messages.
-        channels: as of :func:`open_pictures`; with them ``array`` may be [H, W, any number].
+        channels: see :func:`open_pictures`; if given, ``array`` may have any number of channels.
 
     Raises:
-        InputError: another shape or type, no pixels, values that are not finite, or no such channel.
+        InputError: for another shape or dtype, no pixels, values that are not finite, or a missing channel.
     """
     array = _to_numpy(array, name)
     if array.ndim not in (2, 3) or 0 in array.shape:
@@ -235,8 +230,8 @@ def picture_of(
         raise InputError(f"{name}: an array of shape {array.shape}, expected [H, W], [H, W, 3] or [H, W, 4]")
     if array.dtype.kind not in "buif" or (array.dtype.kind == "f" and not np.isfinite(array).all()):
         raise InputError(f"{name}: an array of {array.dtype}, expected integers or finite floats")
-    shown = pick(pixels, chosen_channels(count, count == 4, channels, Path(name)))
-    return _in_memory(shown, Path(name), name, percentiles)
+    pixels = pick(pixels, chosen_channels(count, count == 4, channels, Path(name)))
+    return _in_memory(pixels, Path(name), name, percentiles)
 
 
 def _to_numpy(values: npt.ArrayLike | Tensor, name: str) -> Array:
@@ -244,11 +239,11 @@ def _to_numpy(values: npt.ArrayLike | Tensor, name: str) -> Array:
         if not isinstance(values, Tensor):
             return np.asarray(values)
         narrow = values.is_floating_point() and values.dtype.itemsize <= 2  # NumPy has neither bfloat16 nor float8
-        found: Array = (values.detach().float() if narrow else values.detach()).cpu().numpy()
-    except (RuntimeError, TypeError, ValueError) as error:  # sparse, quantized, without data; rows of several lengths
+        array: Array = (values.detach().float() if narrow else values.detach()).cpu().numpy()
+    except (RuntimeError, TypeError, ValueError) as error:  # sparse, quantized or meta tensors; ragged lists
         kind = f"a tensor of {values.dtype}" if isinstance(values, Tensor) else f"a {type(values).__name__}"
         raise InputError(f"{name}: {kind} that NumPy cannot hold, expected an array of integers or floats") from error
-    return found
+    return array
 
 
 def _in_memory(array: Array, path: Path, name: str, percentiles: tuple[float, float] | None) -> Picture:

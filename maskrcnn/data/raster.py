@@ -1,4 +1,4 @@
-"""PNG, JPEG, JPEG 2000 and what else Pillow reads: one picture, decoded whole when its first region is read."""
+"""Reading of PNG, JPEG, JPEG 2000 and Pillow's other formats, decoded whole when the first region is read."""
 
 from __future__ import annotations
 
@@ -19,37 +19,37 @@ from maskrcnn.errors import InputError
 
 _JPEG_2000 = (b"\xff\x4f\xff\x51", b"\0\0\0\x0cjP  ")
 _ORIENTATION = 0x0112
-_IHDR = 26  # bytes of a PNG up to its bit depth and its type of colours
+_IHDR = 26  # bytes of a PNG up to its bit depth and colour type
 _PNG_COLOURS = (2, 4, 6)  # RGB, grey with alpha, RGB with alpha
 
 
 def open_raster(path: Path, channels: Sequence[int] | None, colours: bool) -> StoredPicture:
-    """The picture of a file that is no TIFF, turned upright as its EXIF orientation says.
+    """Open the picture of a file that is not a TIFF, with its EXIF orientation applied.
 
-    So do browsers, the tools in which people draw on photographs (LabelMe, CVAT, Label Studio) and OpenCV.
+    Browsers, annotation tools (LabelMe, CVAT, Label Studio) and OpenCV apply it too.
 
     Args:
-        path: PNG, JPEG, JPEG 2000, or another format of Pillow's.
-        channels: those to be shown; None: grey or RGB, without alpha.
-        colours: False gives all channels, and of a palette the numbers: label masks are stored so.
+        path: PNG, JPEG, JPEG 2000, or another format of Pillow.
+        channels: the channels to use; None: grey or RGB, without alpha.
+        colours: False returns all channels, and palette indices instead of colours, as needed for label masks.
 
     Raises:
-        InputError: for a file that is missing, damaged or animated, and where :func:`chosen_channels` does.
+        InputError: the file is missing, damaged or animated, or :func:`chosen_channels` raises it.
     """
     with readable(path), _opened(path) as picture:
-        turned = _orientation(picture)
-        height, width = reversed(picture.size) if turned < 5 else picture.size
+        orientation = _orientation(picture)
+        height, width = reversed(picture.size) if orientation < 5 else picture.size
         check_claim(path, (height, width), max(1, len(picture.getbands())), path.stat().st_size)
         if getattr(picture, "is_animated", False):
             raise InputError(f"{path}: an animation, expected one picture")
 
     @cache
     def pixels() -> Array:
-        found = _upright(_decode(path, colours), turned)
-        if found.shape[:2] != (height, width):
-            raise InputError(f"{path}: {found.shape[0]}x{found.shape[1]} pixels, its header says {height}x{width}")
-        check_type(path, found.dtype)
-        planes = found if found.ndim == 3 else found[:, :, None]
+        decoded = _upright(_decode(path, colours), orientation)
+        if decoded.shape[:2] != (height, width):
+            raise InputError(f"{path}: {decoded.shape[0]}x{decoded.shape[1]} pixels, its header says {height}x{width}")
+        check_type(path, decoded.dtype)
+        planes = decoded if decoded.ndim == 3 else decoded[:, :, None]
         count = planes.shape[2]
         if not colours:
             return planes if count > 1 else planes[:, :, 0]
@@ -63,8 +63,8 @@ def open_raster(path: Path, channels: Sequence[int] | None, colours: bool) -> St
 
 
 def _opened(path: Path) -> Image.Image:
-    """The file's header. PNG and JPEG are opened directly: Image.open refuses pictures of 179 megapixels, unless a
-    limit is changed for the whole process."""
+    """Open a file with Pillow, reading its header only. PNG and JPEG are opened directly: Image.open refuses pictures
+    above 179 megapixels, unless a limit is changed for the whole process."""
     start = _start(path)
     if start.startswith(b"\x89PNG"):
         return PngImageFile(path)
@@ -85,7 +85,7 @@ def _decode(path: Path, colours: bool) -> Array:
     if start.startswith(_JPEG_2000):
         return np.asarray(imagecodecs.jpeg2k_decode(path.read_bytes()))
     if start.startswith(b"\x89PNG") and start[24] == 16 and start[25] in _PNG_COLOURS:
-        return np.asarray(imagecodecs.png_decode(path.read_bytes()))  # Pillow keeps the high byte alone
+        return np.asarray(imagecodecs.png_decode(path.read_bytes()))  # Pillow keeps only the high byte
     with _opened(path) as picture:
         if colours and picture.mode in ("P", "PA", "CMYK", "YCbCr", "LAB", "HSV"):
             return np.asarray(picture.convert("RGB"))
@@ -93,10 +93,10 @@ def _decode(path: Path, colours: bool) -> Array:
 
 
 def _orientation(picture: Image.Image) -> int:
-    """EXIF's number: 1 upright, 2 to 8 mirrored or turned; from 5 on with the sides exchanged."""
-    # PngImageFile's own getexif decodes the picture to look for an entry behind it
-    found = Image.Image.getexif(picture).get(_ORIENTATION)
-    return found if isinstance(found, int) and 1 <= found <= 8 else 1
+    """EXIF orientation: 1 upright, 2 to 8 mirrored or rotated; from 5 on height and width are exchanged."""
+    # PngImageFile.getexif decodes the picture, since EXIF may follow the pixels
+    value = Image.Image.getexif(picture).get(_ORIENTATION)
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
 def _upright(pixels: Array, orientation: int) -> Array:

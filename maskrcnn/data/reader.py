@@ -1,4 +1,4 @@
-"""The one reader of pixels: files of pictures and of label masks, in training and in prediction."""
+"""The single entry point for reading pictures and label masks, in training and in prediction."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ MAX_ID = 2**31 - 1
 def open_stored(
     path: str | os.PathLike[str], level: int = 0, channels: Sequence[int] | None = None, colours: bool = True
 ) -> list[StoredPicture]:
-    """The pictures of a file, from its headers; nothing is decoded until a region is read.
+    """Open the pictures of a file; only headers are read, nothing is decoded until a region is read.
 
     Args:
         path: TIFF, PNG, JPEG or JPEG 2000.
-        level: of a pyramid, 0 being the full size.
-        channels: those to be shown as red, green and blue; None: grey or RGB, without alpha.
-        colours: False gives all channels with their values as stored, as label masks need them.
+        level: pyramid level; 0 is the full size.
+        channels: the channels to use as red, green and blue; None: grey or RGB, without alpha.
+        colours: False returns all channels with their values as stored, as needed for label masks.
 
     Raises:
-        InputError: the file is missing, damaged or of another format; it has no such level or channel.
+        InputError: the file is missing or damaged or has another format; it has no such level or channel.
     """
     path = Path(path)
     check_channels(channels)
@@ -46,7 +46,7 @@ def open_stored(
 def only_picture(
     path: str | os.PathLike[str], channels: Sequence[int] | None = None, colours: bool = True
 ) -> StoredPicture:
-    """The picture of a file that must hold one; see :func:`open_stored`."""
+    """Open a file that must hold exactly one picture; see :func:`open_stored`."""
     first, *others = open_stored(path, channels=channels, colours=colours)
     if others:
         raise InputError(f"{path}: {1 + len(others)} pictures (pages or scenes), expected one")
@@ -59,14 +59,14 @@ def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
 
 
 def read_mask(path: str | os.PathLike[str]) -> Tensor:
-    """Read a label mask: one instance id per pixel, 0 = background, gaps allowed, stored as integers or as floats.
+    """Read a label image: one instance id per pixel, 0 for background, stored as integers or floats; ids may have gaps.
 
     Returns:
         int32 [H, W].
 
     Raises:
-        InputError: for a file that cannot be read, more than one channel, or ids that are negative, fractional, NaN
-            or above 2^31 - 1.
+        InputError: the file cannot be read or has several channels, or an id is negative, fractional, NaN or above
+            2^31 - 1.
     """
     values = only_picture(path, colours=False).whole()
     if values.ndim != 2:
@@ -75,11 +75,11 @@ def read_mask(path: str | os.PathLike[str]) -> Tensor:
         ids = values.astype(np.int32)
         exact = np.array_equal(ids, values) and (ids.size == 0 or ids.min() >= 0)
     if not exact:
-        raise InputError(f"{path}: {_what_is_wrong(values)}, expected instance ids 0, 1, 2, ... up to {MAX_ID}")
+        raise InputError(f"{path}: {_describe_invalid_id(values)}, expected instance ids 0, 1, 2, ... up to {MAX_ID}")
     return torch.from_numpy(np.ascontiguousarray(ids))
 
 
-def _what_is_wrong(values: Array) -> str:
+def _describe_invalid_id(values: Array) -> str:
     if values.dtype.kind == "f" and not np.isfinite(values).all():
         return "holds NaN or infinite ids"
     if values.min() < 0:

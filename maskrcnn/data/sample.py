@@ -1,4 +1,4 @@
-"""One picture with its labels, and a batch of them."""
+"""One image with its ground truth, and a batch of them."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from torch import Tensor
 
 from maskrcnn.structures import InstanceLabels
 
-PAD_MULTIPLE = 32  # the coarsest stride of the FPN's input, so that every level halves without a remainder
+PAD_MULTIPLE = 32  # the largest stride of the backbone, so that every level halves without a remainder
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One picture.
+    """One image with its ground-truth instances.
 
     Attributes:
         image: uint8 [H, W, 3], RGB.
-        labels: its instances, planes of the same H, W; without instances for a picture that has none.
-        name: the name of its folder or file, for messages and exports.
-        image_id: its id in COCO results, from 1.
+        labels: the instances, with planes of the same H, W; may have none.
+        name: name of the picture's folder or file, for messages and exports.
+        image_id: id in COCO results, from 1.
     """
 
     image: Tensor
@@ -37,14 +37,14 @@ class Sample:
 
 @dataclass(frozen=True)
 class Batch:
-    """Pictures of one training step.
+    """A batch of padded images with their ground-truth instances.
 
     Attributes:
         images: uint8 [B, 3, H, W], zero padded at the right and the bottom.
-        sizes: the true (h, w) of each picture.
-        labels: one per picture; planes padded to the batch's H, W, boxes unchanged.
-        names: one per picture.
-        image_ids: one per picture.
+        sizes: (h, w) of each image before padding.
+        labels: one per image; planes padded to the batch's H, W, boxes unchanged.
+        names: one per image.
+        image_ids: one per image.
     """
 
     images: Tensor
@@ -59,17 +59,17 @@ class Batch:
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """Images and labels on ``device``."""
         images = self.images.to(device, non_blocking=non_blocking)
-        labels = [one.to(device, non_blocking=non_blocking) for one in self.labels]
+        labels = [instances.to(device, non_blocking=non_blocking) for instances in self.labels]
         return Batch(images, self.sizes, labels, self.names, self.image_ids)
 
     def pin_memory(self) -> Batch:
         """Images and labels in page-locked memory (``DataLoader(pin_memory=True)`` calls this)."""
-        labels = [one.pin_memory() for one in self.labels]
+        labels = [instances.pin_memory() for instances in self.labels]
         return Batch(self.images.pin_memory(), self.sizes, labels, self.names, self.image_ids)
 
 
 def pad_images(images: Sequence[Tensor]) -> Tensor:
-    """Images of several sizes as one tensor that the network takes.
+    """Zero-pad images of different sizes to one tensor for the network.
 
     Args:
         images: at least one, uint8 [H, W, 3].
@@ -80,13 +80,13 @@ def pad_images(images: Sequence[Tensor]) -> Tensor:
     """
     height, width = (-(-max(image.shape[axis] for image in images) // PAD_MULTIPLE) * PAD_MULTIPLE for axis in (0, 1))
     padded = torch.zeros((len(images), 3, height, width), dtype=torch.uint8)
-    for place, image in zip(padded, images, strict=True):
-        place[:, : image.shape[0], : image.shape[1]] = image.permute(2, 0, 1)
+    for target, image in zip(padded, images, strict=True):
+        target[:, : image.shape[0], : image.shape[1]] = image.permute(2, 0, 1)
     return padded
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
-    """Pad samples to the largest height and width among them, rounded up to a multiple of 32."""
+    """Make a batch of samples, padded to the largest height and width, rounded up to multiples of 32."""
     if not samples:
         raise ValueError("samples: none, expected at least one")
     for sample in samples:

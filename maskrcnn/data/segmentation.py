@@ -1,7 +1,7 @@
-"""One COCO segmentation in any of its three forms (polygons, run lengths, run lengths as text), checked.
+"""Checks and decodes a COCO segmentation in any of its three forms: polygons, run lengths, or run lengths as text.
 
-pycocotools draws the polygons, so that the pixels are those that other tools have. Its C code trusts what it is given:
-coordinates that are NaN or huge end the process, and run lengths that are too short leave pixels uninitialised.
+pycocotools draws the polygons, so that the pixels are those of other tools. Its C code does not check its input: NaN or
+huge coordinates crash the process, and run lengths that are too short leave pixels uninitialized.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from pycocotools import mask as coco_mask
 from maskrcnn.structures.rle import run_lengths
 
 MAX_COORDINATE = 1e6
-"""In pixels, from the picture's corner: points outside the picture are cut off, but none can be this far away."""
+"""Largest coordinate in pixels; points outside the picture are clipped, but must not be farther away."""
 
 MAX_OUTLINE = 5e6
-"""Length of a polygon in pixels, for each of which pycocotools takes up to 100 bytes."""
+"""Maximum length of a polygon in pixels; pycocotools allocates up to 100 bytes per pixel of length."""
 
 
 def why_skipped(annotation: dict[str, Any]) -> str | None:
-    """Why an annotation is left out, as other tools leave it out; None for one that is to be used.
+    """The reason for skipping an annotation that other tools skip too; None for one that is used.
 
     pycocotools ignores crowds; detectron2 also ignores polygons with fewer than three points or an odd number of
     coordinates (``load_coco_json``).
@@ -43,20 +43,22 @@ def why_skipped(annotation: dict[str, Any]) -> str | None:
 
 
 def checked_rle(segmentation: Any, height: int, width: int) -> dict[str, Any]:
-    """The segmentation as run lengths, ``{"size": [H, W], "counts": int64 [R]}``, background first.
+    """Convert a segmentation to run lengths ``{"size": [H, W], "counts": int64 [R]}``, background first.
 
     Args:
-        segmentation: a list of polygons [x0, y0, x1, y1, ...], which are one instance together, or an RLE whose counts
+        segmentation: a list of polygons [x0, y0, x1, y1, ...] that together form one instance, or an RLE whose counts
             are text or a list of numbers.
-        height, width: of the picture in pixels.
+        height, width: size of the picture in pixels.
 
     Raises:
-        ValueError: it says what was found and what is expected.
+        ValueError: the segmentation is invalid; the message says what was found and what is expected.
     """
     if isinstance(segmentation, list):
         if not all(isinstance(polygon, list) for polygon in segmentation) or _is_points(segmentation):
             raise ValueError("expected polygons as [[x0, y0, x1, y1, ...], ...]")
-        outlines = [_checked_outline(polygon) for polygon in segmentation if len(polygon) >= 6]  # fewer draw nothing
+        outlines = [
+            _checked_outline(polygon) for polygon in segmentation if len(polygon) >= 6
+        ]  # shorter ones have no area
         if not outlines:
             raise ValueError("no polygon of three points or more")
         compressed = coco_mask.merge(coco_mask.frPyObjects(outlines, height, width))
@@ -88,9 +90,9 @@ def _checked_counts(counts: Any) -> npt.NDArray[np.int64]:
 
 def _checked_outline(polygon: list[Any]) -> list[float]:
     if len(polygon) % 2:
-        raise ValueError(f"a polygon of {len(polygon)} numbers, expected x and y in turns")
+        raise ValueError(f"a polygon of {len(polygon)} numbers, expected pairs of x and y")
     for number in polygon:
-        # NaN fails every comparison
+        # also False for NaN
         if type(number) not in (int, float) or not -MAX_COORDINATE < number < MAX_COORDINATE:
             raise ValueError(f"the coordinate {str(number)[:20]}, expected pixels of the picture")
     points = np.array(polygon, np.float64).reshape(-1, 2)
@@ -101,6 +103,6 @@ def _checked_outline(polygon: list[Any]) -> list[float]:
 
 
 def _is_points(polygons: list[list[Any]]) -> bool:
-    """Whether they are points [x, y], or polygons of such points, where polygons [x0, y0, ...] are expected."""
+    """Whether the list holds points [x, y] or polygons of such points, instead of polygons [x0, y0, ...]."""
     nested = any(isinstance(polygon[0], list) for polygon in polygons if polygon)
     return nested or (len(polygons) >= 3 and all(len(point) == 2 for point in polygons))

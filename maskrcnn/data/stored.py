@@ -1,4 +1,4 @@
-"""A picture as a file stores it, read by region, and the errors of files that cannot be read so."""
+"""A picture as stored in a file, read by region, and checks that turn damaged files into InputError."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from maskrcnn.errors import InputError
 Array = npt.NDArray[Any]
 
 ReadRegion = Callable[[int, int, int, int], Array]
-"""(top, left, height, width) -> pixels [height, width] or [height, width, channels], of any type and byte order."""
+"""(top, left, height, width) -> pixels [height, width] or [height, width, channels], of any dtype and byte order."""
 
 SMALL = 1 << 28
-"""Bytes of pixels that any file may claim to hold."""
+"""Bytes of pixels that the header of any file may claim."""
 
 HIGHEST_COMPRESSION = 50_000
-"""No larger picture is smaller by more than this in its file: a blank one is by 1000 with zlib or JPEG, by 40,000 with
+"""Maximum compression factor of larger pictures: a blank one is compressed by 1000 with zlib or JPEG, 40,000 with
 zstd."""
 
 
@@ -31,11 +31,11 @@ class StoredPicture:
     """One picture of a file.
 
     Attributes:
-        read: gives a region; raises InputError where the file is damaged.
+        read: reads a region; raises InputError if the file is damaged.
         size: (H, W) in pixels.
-        path: the file that holds it: of pages of an OME set, not always the one that was opened.
-        name: the file's name; of one of several pictures with its number, ``stack.tif#2``, from 1.
-        page: its place among that file's pages, from 0.
+        path: the file that holds the picture: for pages of a multi-file OME-TIFF, not always the file that was opened.
+        name: the file's name; for one of several pictures with its number from 1, ``stack.tif#2``.
+        page: index of its page in ``path``.
     """
 
     read: ReadRegion
@@ -51,7 +51,7 @@ class StoredPicture:
 
 @contextmanager
 def readable(path: Path) -> Iterator[None]:
-    """Name the file in whatever a decoder raises: each codec has its own exceptions for a damaged file."""
+    """Turn any exception in the block into an InputError that names the file: each codec has its own exceptions."""
     try:
         if not path.is_file():
             raise InputError(f"{path}: no such file")
@@ -67,8 +67,8 @@ def readable(path: Path) -> Iterator[None]:
 
 
 def check_claim(path: Path, size: tuple[int, int], bytes_per_pixel: float, file_size: int) -> None:
-    """Raise InputError for a header whose picture has no pixels, or more than a file of ``file_size`` bytes can hold:
-    before memory is allocated for them."""
+    """Raise InputError if the size in a header is 0, or larger than a file of ``file_size`` bytes can hold, before
+    memory is allocated."""
     height, width = size
     if height < 1 or width < 1:
         raise InputError(f"{path}: {height}x{width} pixels by its header, expected at least one")
@@ -79,6 +79,6 @@ def check_claim(path: Path, size: tuple[int, int], bytes_per_pixel: float, file_
 
 
 def check_type(path: Path, dtype: np.dtype[Any]) -> None:
-    """Raise InputError unless pixels of the type are numbers that can be shown as intensities."""
+    """Raise InputError unless the dtype is integer or float."""
     if dtype.kind not in "buif":
         raise InputError(f"{path}: pixels of type {dtype}, expected integers or floats")

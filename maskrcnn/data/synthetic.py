@@ -1,11 +1,11 @@
-"""A synthetic data set in the HW3 layout: four kinds of cells, several stains, nothing to download.
+"""Generates a synthetic data set in the HW3 layout, with four kinds of cells and several stains.
 
     python -m maskrcnn.data.synthetic DIR --train 64 --test 16 --size 256 --seed 0
 
-The four classes stand for those of the H&E task: 1 epithelial (large, oval, pale, with nucleoli), 2 lymphocyte (small,
+The four classes resemble those of the H&E task: 1 epithelial (large, oval, pale, with nucleoli), 2 lymphocyte (small,
 round, dark), 3 macrophage (largest, irregular, pale with a dark rim, rare) and 4 neutrophil (lobed, dark, rare). Cells
-lie in clusters and touch; a few overlap a cell of another class. A stain gives a picture its colours, as light that is
-absorbed (brightfield) or emitted (fluorescence).
+form clusters and touch; a few overlap a cell of another class. The stain determines the colours of a picture, by light
+that is absorbed (brightfield) or emitted (fluorescence).
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ FloatArray = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class CellType:
-    """How the cells of one class look.
+    """Appearance of the cells of one class.
 
     Attributes:
-        share: of all cells.
+        fraction: fraction of all cells.
         radius: smallest and largest mean radius, in pixels.
-        elongation: longest over shortest diameter at most.
-        roughness: amplitude of the outline's waves, as a share of the radius.
-        lobes: round parts that a cell is made of.
-        density: how much of the stain it takes.
-        rim: density of the outline, besides.
-        nucleoli: dark spots inside.
+        elongation: maximum ratio of longest to shortest diameter.
+        roughness: amplitude of the outline's waves, as a fraction of the radius.
+        lobes: number of round parts of a cell.
+        density: amount of stain.
+        rim: additional density at the outline.
+        nucleoli: number of dark spots inside.
     """
 
-    share: float
+    fraction: float
     radius: tuple[float, float]
     elongation: float
     roughness: float
@@ -64,7 +64,7 @@ CELL_TYPES = (
 
 @dataclass(frozen=True)
 class Stain:
-    """Colours of a picture. ``color`` is what one unit of density absorbs of ``background``, or emits on top of it."""
+    """Colours of a picture: one unit of density absorbs ``color`` of ``background``, or adds it if it ``emits``."""
 
     background: tuple[float, float, float]
     color: tuple[float, float, float]
@@ -78,24 +78,24 @@ STAINS = (
     Stain((0.04, 0.04, 0.05), (0.42, 0.42, 0.42), emits=True),  # fluorescence
 )
 
-AREA_PER_CELL = 700.0  # pixels of the picture
-SMALLEST = 20  # pixels that a cell must show
-REACH = 32  # pixels from a cell's centre to the farthest that it may cover
+AREA_PER_CELL = 700.0  # in pixels
+MIN_VISIBLE = 20  # minimum number of visible pixels of a cell
+REACH = 32  # maximum distance in pixels of a cell's pixels from its centre
 
 
 def draw_picture(size: int, rng: np.random.Generator) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint16]]:
-    """One picture: RGB uint8 [size, size, 3] and label planes uint16 [4, size, size] of classes 1..4."""
+    """Draw one picture: RGB uint8 [size, size, 3] and label planes uint16 [4, size, size] of classes 1..4."""
     planes = np.zeros((len(CELL_TYPES), size, size), dtype=np.uint16)
     density = 0.12 * _noise(size, 24, rng) + 0.05 * _noise(size, 3, rng)
     center: FloatArray | None = None
     for identity in range(1, rng.poisson(size * size / AREA_PER_CELL) + 1):
         if center is None or rng.random() < 0.3:  # else another cell of the same cluster
             center = rng.uniform(0, size, 2)
-        place = rng.normal(center, 0.09 * size + 8)
-        kind = int(rng.choice(len(CELL_TYPES), p=[cell.share for cell in CELL_TYPES]))
-        _add_cell(CELL_TYPES[kind], planes, kind, identity, density, place, rng)
+        position = rng.normal(center, 0.09 * size + 8)
+        kind = int(rng.choice(len(CELL_TYPES), p=[cell.fraction for cell in CELL_TYPES]))
+        _add_cell(CELL_TYPES[kind], planes, kind, identity, density, position, rng)
     stain = STAINS[rng.integers(len(STAINS))]
-    return _develop(density, stain, rng), planes
+    return _render(density, stain, rng), planes
 
 
 @checked
@@ -106,22 +106,22 @@ def write_dataset(
     size: Annotated[int, Range(32, 16384)] = 256,
     seed: Annotated[int, Range(0, 2**63 - 1)] = 0,
 ) -> None:
-    """Write ``train/<name>/image.tif`` with ``class1.tif`` ..., ``test_release/`` and its id mapping.
+    """Write a data set: ``train/<name>/image.tif`` with ``class1.tif`` ..., ``test_release/`` and its id mapping.
 
     Args:
-        root: a folder that does not exist yet, or is empty.
+        root: a folder that does not exist or is empty.
         train, test: number of pictures.
-        size: their side, in pixels.
+        size: side of the pictures, in pixels.
         seed: the same seed gives the same files.
 
     Raises:
-        InputError: for a folder that holds something or cannot be written, or a number that is out of its range.
+        InputError: the folder is not empty or cannot be written, or a number is out of its range.
     """
     root = Path(root)
     with writing(root):
         root.mkdir(parents=True, exist_ok=True)
         if any(root.iterdir()):
-            raise InputError(f"{root}: is not empty; name a new folder")
+            raise InputError(f"{root}: not empty; expected a new folder")
         for index, generator in enumerate(np.random.default_rng([seed, 0]).spawn(train), start=1):
             _write_training_picture(root / "train" / f"synthetic-{index:04d}", size, generator)
         (root / "test_release").mkdir()
@@ -159,35 +159,35 @@ def _add_cell(
     kind: int,
     identity: int,
     density: FloatArray,
-    place: FloatArray,
+    position: FloatArray,
     rng: np.random.Generator,
 ) -> None:
-    """Draw a cell into its plane and the density, unless too much of its place is taken."""
+    """Draw a cell into its plane and the density, unless too many of its pixels belong to other cells."""
     size = density.shape[0]
-    y0, x0 = (int(np.clip(p - REACH, 0, size)) for p in place)
-    y1, x1 = (int(np.clip(p + REACH, 0, size)) for p in place)
+    y0, x0 = (int(np.clip(p - REACH, 0, size)) for p in position)
+    y1, x1 = (int(np.clip(p + REACH, 0, size)) for p in position)
     window = (slice(y0, y1), slice(x0, x1))
     if y1 <= y0 or x1 <= x0:
         return
     y, x = np.mgrid[y0:y1, x0:x1]
-    inside = _depth(cell, y + 0.5 - place[0], x + 0.5 - place[1], rng)
-    mask = inside > 0
-    overlaps = rng.random() < 0.06  # lies over cells of other classes
+    depth = _depth(cell, y + 0.5 - position[0], x + 0.5 - position[1], rng)
+    mask = depth > 0
+    overlaps = rng.random() < 0.06  # may overlap cells of other classes
     taken = planes[kind][window] > 0 if overlaps else planes[:, *window].any(axis=0)
     free = mask & ~taken
-    if free.sum() < max(SMALLEST, 0.6 * mask.sum()):
+    if free.sum() < max(MIN_VISIBLE, 0.6 * mask.sum()):
         return
     planes[kind][window][free] = identity
     stain = cell.density * rng.uniform(0.85, 1.15) * (1 + 0.12 * _noise(2 * REACH, 2, rng)[: y1 - y0, : x1 - x0])
-    stain = stain + cell.rim * np.exp(-((inside / 0.12) ** 2))
+    stain = stain + cell.rim * np.exp(-((depth / 0.12) ** 2))
     for _ in range(cell.nucleoli):
-        spot = place + rng.normal(0, 0.25 * cell.radius[0], 2)
+        spot = position + rng.normal(0, 0.25 * cell.radius[0], 2)
         stain = stain + 0.9 * np.exp(-((y - spot[0]) ** 2 + (x - spot[1]) ** 2) / 2.5)
     density[window] = np.where(free, stain, density[window])
 
 
 def _depth(cell: CellType, dy: FloatArray, dx: FloatArray, rng: np.random.Generator) -> FloatArray:
-    """How deep points (offsets from the centre) lie inside the cell: 1 at its heart, 0 on the outline, else below."""
+    """Depth of points (offsets from the centre) in the cell: 1 at its centre, 0 on the outline, negative outside."""
     radius = rng.uniform(*cell.radius)
     if cell.lobes > 1:
         angles = rng.uniform(0, 2 * np.pi) + 2 * np.pi / cell.lobes * np.arange(cell.lobes)
@@ -203,11 +203,11 @@ def _depth(cell: CellType, dy: FloatArray, dx: FloatArray, rng: np.random.Genera
     return 1 - np.hypot(u, v) / (radius * (1 + cell.roughness * waves))
 
 
-def _develop(density: FloatArray, stain: Stain, rng: np.random.Generator) -> npt.NDArray[np.uint8]:
-    """The picture that a microscope takes: colours, a little blur, uneven light, noise of the sensor."""
+def _render(density: FloatArray, stain: Stain, rng: np.random.Generator) -> npt.NDArray[np.uint8]:
+    """Render the picture that a microscope takes: colours, slight blur, uneven illumination, sensor noise."""
     background, color = np.array(stain.background), np.array(stain.color) * rng.uniform(0.85, 1.15)
     amount = gaussian_filter(density, 0.6)[..., None]
-    # Beer and Lambert: light that passes falls exponentially with the density
+    # Beer-Lambert law: transmitted light decreases exponentially with the density
     light = background + color * amount.clip(0) if stain.emits else background * np.exp(-color * amount)
     shade = 1 + 0.05 * _noise(density.shape[0], density.shape[0] / 4, rng)[..., None]
     return ((light * shade + rng.normal(0, 0.012, light.shape)) * 255).round().clip(0, 255).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""The pixels of a TIFF's pages, decoded strip by strip or tile by tile where a region needs them."""
+"""Reads regions of a TIFF's pages, decoding only the strips or tiles that they need."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from maskrcnn.data.stored import Array
 from maskrcnn.errors import InputError
 
 SEGMENT_CACHE = 256 << 20
-"""Bytes of decoded strips and tiles that an open file keeps: neighbouring regions share them."""
+"""Bytes of decoded strips and tiles to cache per open file: neighbouring regions share them."""
 
-_JPEG = (6, 7, 34892, 33007)  # TIFF's numbers of compressions that keep their tables apart
+_JPEG = (6, 7, 34892, 33007)  # TIFF compressions that store their tables separately
 
 
 @dataclass
 class OpenTiff:
-    """An open file, whose pages may be read from several threads, one at a time."""
+    """An open TIFF with its cache of decoded segments; threads that read it take ``lock``."""
 
     tiff: tifffile.TiffFile
     path: Path
@@ -33,10 +33,10 @@ class OpenTiff:
     cached: int = 0
 
     def __post_init__(self) -> None:
-        weakref.finalize(self, self.tiff.close)  # as soon as no picture of it is left
+        weakref.finalize(self, self.tiff.close)  # when its last picture is garbage collected
 
     def keep(self, key: tuple[int, int, int], segment: Array) -> None:
-        """Keep a decoded segment, and let go of the ones that were not used for the longest time."""
+        """Add a decoded segment to the cache and evict the least recently used ones."""
         self.cache[key] = segment
         self.cached += segment.nbytes
         while self.cached > SEGMENT_CACHE and len(self.cache) > 1:
@@ -44,10 +44,10 @@ class OpenTiff:
 
 
 class Segments:
-    """The planes of a series: its pages, or where a page has its samples one after another, those.
+    """The planes of a series: its pages, or the samples of its pages if these are stored separately.
 
     Attributes:
-        separate: whether the samples of a page are planes of their own.
+        separate: whether each sample of a page is a plane.
     """
 
     def __init__(self, file: OpenTiff, number: int, series: Any) -> None:
@@ -62,12 +62,12 @@ class Segments:
         self.planes_per_page = page.samplesperpixel if self.separate else 1
         self.headless = len(self.pages) == 1 and series.size > page.size
         if self.headless and not (page.is_memmappable and page.is_contiguous):
-            raise InputError(f"{self.path}: a compressed stack with one header, expected one for each page")
+            raise InputError(f"{self.path}: a compressed stack with one header, expected one per page")
         if self.headless and page.dataoffsets[0] + series.nbytes > page.parent.filehandle.size:
-            raise InputError(f"{self.path}: truncated, the last of its pages lie behind the end of the file")
+            raise InputError(f"{self.path}: truncated, its last pages are beyond the end of the file")
 
-    def place_of(self, plane: int) -> tuple[Path, int]:
-        """The file that a plane lies in, and its page's number there."""
+    def page_of(self, plane: int) -> tuple[Path, int]:
+        """The file that holds a plane, and the index of its page in that file."""
         page = self.pages[0 if self.headless else plane // self.planes_per_page]
         path = Path(page.parent.filehandle.path)
         return self.path if os.path.realpath(path) == os.path.realpath(self.path) else path, page.index
@@ -79,13 +79,13 @@ class Segments:
         if (mapped := self._mapped(number)) is not None:
             part = mapped[sample] if self.separate else mapped
             return np.asarray(part[top : top + height, left : left + width])
-        across, down = -(-page.imagewidth // self.shape[1]), -(-page.imagelength // self.shape[0])
+        columns, rows = -(-page.imagewidth // self.shape[1]), -(-page.imagelength // self.shape[0])
         out = np.zeros((height, width, 1 if self.separate else page.samplesperpixel), page.dtype)
         if page.nodata != 0:
             out[...] = page.nodata
         for row in range(top // self.shape[0], (top + height - 1) // self.shape[0] + 1):
             for column in range(left // self.shape[1], (left + width - 1) // self.shape[1] + 1):
-                segment = self._segment(number, (sample * down + row) * across + column)
+                segment = self._segment(number, (sample * rows + row) * columns + column)
                 if segment is None:
                     continue  # a hole of a sparse file
                 y, x = row * self.shape[0], column * self.shape[1]
@@ -95,8 +95,8 @@ class Segments:
         return out
 
     def _mapped(self, number: int) -> Array | None:
-        """An uncompressed page as it lies in the file. A stack above 4 GiB has one header, its pages lie behind it."""
-        behind = number if self.headless else 0
+        """An uncompressed page as a memory map. A stack above 4 GiB has one header, followed by all pages."""
+        pages_before = number if self.headless else 0
         page = self.keyframe if self.headless else self.pages[number]
         if not (page.is_memmappable and page.is_contiguous):
             return None
@@ -106,7 +106,7 @@ class Segments:
         file = page.parent.filehandle.path
         if file not in self.maps:
             self.maps[file] = np.memmap(file, np.uint8, "r")
-        return np.ndarray(shape, dtype, self.maps[file], page.dataoffsets[0] + behind * self.keyframe.nbytes)
+        return np.ndarray(shape, dtype, self.maps[file], page.dataoffsets[0] + pages_before * self.keyframe.nbytes)
 
     def _segment(self, number: int, index: int) -> Array | None:
         key = (self.number, number, index)
@@ -114,7 +114,7 @@ class Segments:
             self.file.cache.move_to_end(key)
             return self.file.cache[key]
         page = self.pages[number]
-        # All of the header that is needed is read before the segment is sought: it moves the file's position.
+        # read the header before seeking to the segment: reading it moves the file's position
         offset, count, decode = page.dataoffsets[index], page.databytecounts[index], self.keyframe.decode
         if count == 0:
             return None
@@ -130,7 +130,7 @@ class Segments:
 
 
 def _bytes_at(handle: tifffile.FileHandle, offset: int, count: int) -> bytes:
-    """A piece of a file, which tifffile has closed where it is another one of an OME set than was asked for."""
+    """Read bytes of a file. Of a multi-file OME-TIFF, tifffile closes all files but the one that was opened."""
     closed = handle.closed
     if closed:
         handle.open()

@@ -1,6 +1,6 @@
-"""Geometric augmentation of pictures together with their label planes; colours: :mod:`maskrcnn.data.appearance`.
+"""Geometric augmentation of images and their label planes; for colours see :mod:`maskrcnn.data.appearance`.
 
-Each transform is a callable ``(sample, rng) -> sample`` whose outcome depends on nothing but its arguments.
+Each transform is a callable ``(sample, rng) -> sample`` whose result depends only on its arguments.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from maskrcnn.data.sample import Sample
 from maskrcnn.structures import InstanceLabels
 
 SCALE_LIMITS = (0.25, 4.0)
-"""How far a picture may be reduced or enlarged to bring its cells to one size. Enlarging cells of fewer than 8 pixels
-shows no more of them, and a picture of one cell that fills it would become a thumbnail."""
+"""Range of the factor that brings cells to the canonical size. Enlarging cells of fewer than 8 pixels adds no detail,
+and a picture that a single cell fills would become a thumbnail."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Compose:
 
 @dataclass(frozen=True)
 class Resize:
-    """To a fixed ``size`` (H, W); pictures bilinear with antialiasing, planes nearest."""
+    """Resize to a fixed ``size`` (H, W): images bilinear with antialiasing, planes nearest neighbour."""
 
     size: tuple[int, int]
 
@@ -47,8 +47,8 @@ class Resize:
 
 @dataclass(frozen=True)
 class ResizeAndPad:
-    """The whole picture as a square of ``side`` pixels: its longer side is brought to them, and the shorter one filled
-    up with mirror images (:func:`maskrcnn.data.mirror.mirror_to`)."""
+    """Resize the longer side to ``side`` pixels and pad the shorter one to the same length by mirroring
+    (:func:`maskrcnn.data.mirror.mirror_to`)."""
 
     side: int
 
@@ -59,20 +59,20 @@ class ResizeAndPad:
 
 @dataclass(frozen=True)
 class RandomCrop:
-    """A square window of ``size`` pixels, at a random place and scale.
+    """Crop a square of ``size`` pixels at a random position and scale.
 
-    Pictures that are smaller are filled up with their mirror images (:func:`maskrcnn.data.mirror.mirror_to`).
+    Smaller images are padded by mirroring (:func:`maskrcnn.data.mirror.mirror_to`).
 
     Attributes:
-        size: side of the result.
-        scale: factor by which the window is enlarged, drawn log-uniformly; only the window is resampled.
-        diameter: the picture is first brought to the scale at which its cells have this median diameter in pixels (of
-            the circle of equal area), by a factor within :data:`SCALE_LIMITS`; None: it stays at its own scale.
-        typical_diameter: that of the cells in a picture without any; None: such a picture stays at its own scale.
-        rare_class_probability: share of crops around a cell: first one of the picture's classes is drawn, all alike,
-            then one of its cells, so that rare classes are seen more often.
-        min_visible: cells of which the crop shows less than this share of the area are taken for background: a
-            sliver at the border cannot be told from its surroundings.
+        size: side of the result in pixels.
+        scale: range of the factor by which the crop is enlarged, drawn log-uniformly; only the crop is resampled.
+        diameter: the image is first scaled so that its cells have this median diameter in pixels (of the circle of
+            equal area), by a factor within :data:`SCALE_LIMITS`; None: no scaling.
+        typical_diameter: diameter to assume for images without cells; None: these are not scaled.
+        rare_class_probability: fraction of crops that are placed around a cell: one of the image's classes is drawn
+            uniformly, then one of its cells, so that rare classes are seen more often.
+        min_visible: cells with less than this fraction of their area in the crop become background: a sliver at the
+            border cannot be recognized.
     """
 
     size: int
@@ -88,31 +88,31 @@ class RandomCrop:
             factor *= scale_to(self.diameter, sample.labels.median_diameter() or self.typical_diameter)
         side = max(1, round(self.size / factor))
         top, left = self._corner(sample, side, rng)
-        height, width = (min(side, have) for have in sample.size)
+        height, width = (min(side, length) for length in sample.size)
         crop = _window(sample, top, left, height, width)
         crop = _drop_slivers(crop, sample.labels, sample.labels.areas, self.min_visible)
         if side != self.size:
-            size = [self.size if part == side else max(1, round(part * factor)) for part in (height, width)]
+            size = [self.size if length == side else max(1, round(length * factor)) for length in (height, width)]
             crop = Resize((size[0], size[1]))(crop, rng)
         return mirror_to(crop, self.size, self.size)
 
     def _corner(self, sample: Sample, side: int, rng: np.random.Generator) -> tuple[int, int]:
         around_cell = rng.random() < self.rare_class_probability
-        free = [max(0, have - side) for have in sample.size]
+        free = [max(0, length - side) for length in sample.size]
         if not around_cell or len(sample.labels) == 0:
             return int(rng.integers(0, free[0] + 1)), int(rng.integers(0, free[1] + 1))
         classes = sample.labels.classes.numpy()
         cell = rng.choice(np.flatnonzero(classes == rng.choice(np.unique(classes))))
         x1, y1, x2, y2 = sample.labels.boxes[int(cell)].tolist()
         center = ((y1 + y2) / 2, (x1 + x2) / 2)
-        shift = rng.uniform(-0.35, 0.35, 2) * side  # the cell need not be in the middle
+        shift = rng.uniform(-0.35, 0.35, 2) * side  # the cell need not be in the centre
         corner = [round(c + s - side / 2) for c, s in zip(center, shift, strict=True)]
         return min(max(0, corner[0]), free[0]), min(max(0, corner[1]), free[1])
 
 
 @dataclass(frozen=True)
 class RandomFlip:
-    """Mirrored left to right and top to bottom, each with ``probability``."""
+    """Flip horizontally and vertically, each with ``probability``."""
 
     probability: float = 0.5
 
@@ -125,7 +125,7 @@ class RandomFlip:
 
 @dataclass(frozen=True)
 class RandomRotate90:
-    """Turned by 0, 90, 180 or 270 degrees."""
+    """Rotate by 0, 90, 180 or 270 degrees."""
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
         turns = int(rng.integers(4))
@@ -136,8 +136,8 @@ class RandomRotate90:
 
 
 def scale_to(canonical: float, diameter: float | None) -> float:
-    """The factor, within :data:`SCALE_LIMITS`, by which a picture is enlarged so that cells of ``diameter`` pixels have
-    ``canonical`` ones; 1 where their size is not known."""
+    """The factor, within :data:`SCALE_LIMITS`, that scales cells of ``diameter`` pixels to ``canonical`` pixels; 1 if
+    ``diameter`` is None."""
     if diameter is None:
         return 1.0
     return min(max(canonical / diameter, SCALE_LIMITS[0]), SCALE_LIMITS[1])
@@ -158,26 +158,26 @@ def _window(sample: Sample, top: int, left: int, height: int, width: int) -> Sam
 
 
 def _drop_slivers(crop: Sample, before: InstanceLabels, areas: Tensor, min_visible: float) -> Sample:
-    """Take out the cells whose visible share is too small; their pixels belong to nobody then."""
+    """Remove cells whose visible fraction is too small; their pixels become background."""
     labels = crop.labels
-    whole = dict(zip(zip(before.plane.tolist(), before.ids.tolist(), strict=True), areas.tolist(), strict=True))
+    area_of = dict(zip(zip(before.plane.tolist(), before.ids.tolist(), strict=True), areas.tolist(), strict=True))
     keys = zip(labels.plane.tolist(), labels.ids.tolist(), strict=True)
-    original = torch.tensor([whole[key] for key in keys], dtype=torch.float64)
+    original = torch.tensor([area_of[key] for key in keys], dtype=torch.float64)
     keep = labels.areas >= min_visible * original
     return crop if bool(keep.all()) else Sample(crop.image, labels.select(keep), crop.name, crop.image_id)
 
 
 def _resize_image(image: Tensor, size: tuple[int, int]) -> Tensor:
-    """In PyTorch's integer arithmetic for uint8, which is several times as fast as floats and off by 1 at most."""
+    """Resize in PyTorch's integer arithmetic for uint8, several times as fast as floats and off by at most 1."""
     pixels = image.permute(2, 0, 1)[None]
     resized = F.interpolate(pixels, size=size, mode="bilinear", align_corners=False, antialias=True)
     return resized[0].permute(1, 2, 0).contiguous()
 
 
 def _resize_planes(planes: Tensor, size: tuple[int, int]) -> Tensor:
-    """Nearest neighbour at pixel centres, by indexing: ids must not pass through floats."""
+    """Resize by nearest neighbour at pixel centres, by indexing: ids must not be converted to floats."""
     rows, columns = (
-        ((torch.arange(wanted) + 0.5) * (have / wanted)).long().clamp(max=have - 1)
-        for wanted, have in zip(size, planes.shape[1:], strict=True)
+        ((torch.arange(new) + 0.5) * (old / new)).long().clamp(max=old - 1)
+        for new, old in zip(size, planes.shape[1:], strict=True)
     )
     return torch.from_numpy(planes.numpy()[:, rows.numpy()].take(columns.numpy(), axis=2))

@@ -1,4 +1,4 @@
-"""The options of a training run: what ``train.py --help`` shows and ``config.json`` in the run folder keeps."""
+"""The options of a training run, as shown by ``train.py --help`` and stored in ``config.json`` of the run folder."""
 
 from __future__ import annotations
 
@@ -34,77 +34,76 @@ Seed = Annotated[int, Range(0, 2**63 - 1)]
 Count = Annotated[int, Range(1, 1_000_000)]
 
 ANCHOR_SIZES = ((8.0, 4.0), (16.0,), (32.0,), (64.0,), (128.0,))
-"""Of P2 to P6, in pixels."""
+"""Default anchor sizes of P2 to P6, in pixels."""
 
 
 @dataclass(frozen=True)
 class DataOptions:
-    """Pictures and how training crops are cut from them."""
+    """Pictures and training crops."""
 
     data: tuple[Path, ...] = ()
     """Folders in the HW3 layout (train/<name>/image.tif, class1.tif, ...) and COCO annotation files (.json). Several
-    must have the same classes, or --merge-classes must be given. Left out: a synthetic four-class set is written into
-    the run folder and trained on."""
+    must have the same classes, or --merge-classes must be given. Default: a synthetic four-class data set, which is
+    written into the run folder."""
     val: tuple[Path, ...] = ()
-    """More of them for validation. Then nothing is split off --data, and --val-fraction is not used."""
+    """Folders and COCO files for validation. --data is not split then, and --val-fraction is not used."""
     image_root: Path | None = None
-    """Folder of the pictures that the COCO files name; default: the folder that holds the file."""
+    """Folder of the pictures named in COCO files; default: the folder of the file."""
     num_classes: NumClasses | None = None
     """Number of cell classes; default: the highest class in the data."""
     merge_classes: str | None = None
-    """Take all classes of all data as one, of this name, such as nucleus; None: classes stay as they are."""
+    """Merge all classes of all data into one of this name, such as nucleus; None: classes are unchanged."""
     source_by: str | None = None
-    """Regular expression: where it matches the start of a picture's name, what it matches is the picture's source, such
-    as tnbc|nuinsseg for tnbc_03_1. Else the name of its folder or COCO file is."""
+    """Regular expression: its match at the start of a picture's name is the picture's source, such as tnbc|nuinsseg for
+    tnbc_03_1. Without a match, the source is the name of the folder or COCO file."""
     group_by: str | None = None
-    """Regular expression: pictures whose names begin with the same match of it, such as tnbc_\\d+ (a patient's) or
-    [^/]+/ (a folder's, such as one per slide), are split off together or not at all."""
+    """Regular expression: pictures with the same match at the start of their names, such as tnbc_\\d+ (one patient) or
+    [^/]+/ (one folder, such as a slide), are on the same side of the split."""
     val_fraction: Annotated[float, Range(0, 1, open_low=True, open_high=True)] = 0.1
-    """Share of the pictures kept for validation, stratified by class and source."""
+    """Fraction of the pictures for validation, stratified by class and source."""
     split_seed: Seed = 0
-    """Seed of the train/validation split, apart from --seed so that runs with other seeds share the split."""
+    """Seed of the train/validation split, independent of --seed so that runs with other seeds have the same split."""
     crop: Annotated[int, Range(32, 16384, multiple_of=32)] = 512
-    """Side of the square training crops, in pixels (a multiple of 32). Smaller pictures are filled up with their mirror
-    images."""
+    """Side of the square training crops, in pixels (a multiple of 32). Smaller pictures are padded by mirroring."""
     resize: Annotated[int, Range(32, 16384, multiple_of=32)] | None = None
-    """Train on whole pictures instead of crops: the longer side of each is brought to this many pixels (a multiple of
-    32), and the shorter side is filled up with mirror images. Recorded in the checkpoint: prediction brings pictures,
-    slides as well, to the same longer side. --crop, --diameter and --rare-class-probability are not used then."""
+    """Train on whole pictures instead of crops: the longer side of each is resized to this many pixels (a multiple of
+    32), and the shorter side is padded by mirroring. Recorded in the checkpoint: prediction resizes pictures, slides
+    too, to the same longer side. --crop, --diameter and --rare-class-probability are not used then."""
     diameter: Annotated[float, Range(8, 512)] | Literal["none"] = 30.0
-    """Pictures are enlarged or reduced until their cells have this median diameter in pixels, in training and in
-    prediction; recorded in the checkpoint. none: pictures stay at their own scale."""
+    """Pictures are rescaled so that their cells have this median diameter in pixels, in training and in prediction;
+    recorded in the checkpoint. none: pictures are not rescaled."""
     scale_min: Scale | None = None
-    """Training crops are further enlarged or reduced by a random factor: the smallest (default: 0.6; with --diameter
-    none 0.8) ..."""
+    """Minimum of the random factor by which training crops are also rescaled (default: 0.6; with --diameter none
+    0.8)."""
     scale_max: Scale | None = None
-    """... and the largest (default: 1.6; with --diameter none 1.25)."""
+    """Maximum of that factor (default: 1.6; with --diameter none 1.25)."""
     rare_class_probability: Fraction = 0.5
-    """Share of the crops that are centred on a cell, its class drawn evenly among the picture's classes."""
+    """Fraction of the crops that are placed around a cell, its class drawn uniformly from the picture's classes."""
     repeat_threshold: Fraction = 0.1
-    """A class that fewer than this share of the pictures have is shown more often (repeat-factor sampling). 0: off. Of
-    several sources each source's classes count by themselves: 1.0 balances the sources."""
+    """Pictures with a class that less than this fraction of the pictures have are repeated (repeat-factor sampling).
+    0: off. With several sources, the classes of each source count separately: 1.0 balances the sources."""
     percentiles: tuple[Percentile, Percentile] | None = (0.1, 99.9)
-    """Each picture's intensities between these percentiles are stretched to 0..255; None: left as they are.
-    Recorded in the checkpoint: inference does the same."""
+    """Each picture's intensities between these percentiles are stretched to 0..255; None: not stretched. Recorded in
+    the checkpoint for prediction."""
     channels: tuple[Annotated[int, Range(0, 65535)], ...] | None = None
-    """Which channels (from 0) of pictures of several are red, green and blue; one alone is grey. Recorded in the
-    checkpoint: inference takes the same ones."""
+    """Channels (from 0) of the pictures to use as red, green and blue; a single one becomes grey. Recorded in the
+    checkpoint for prediction."""
     color_jitter: Annotated[float, Range(0, 1, open_high=True)] = 0.2
     """Strength of the brightness, contrast and saturation jitter; 0: none."""
     appearance: Literal["light", "strong"] = "light"
-    """Changes of appearance. light: that jitter alone; strong: also stain, gamma, inversion, grey, blur and noise."""
+    """Augmentation of appearance. light: only color jitter; strong: also stain, gamma, inversion, grey, blur, noise."""
     workers: Annotated[int, Range(0, 1024)] | None = None
     """Processes that prepare batches; default: none on the CPU, up to 8 on a GPU."""
     cache_gb: Annotated[float, Range(0, 1_000_000)] = 8.0
-    """Most memory for decoded pictures and label planes, which the workers share; what does not fit is decoded in each
-    epoch. Pictures take 3 bytes a pixel and a class 2 bytes more."""
+    """Maximum memory for decoded pictures and label planes, shared by the workers; the rest is decoded in each epoch.
+    Pictures take 3 bytes per pixel and 2 more per class."""
 
     def canonical_diameter(self) -> float | None:
-        """``--diameter`` in pixels; None: pictures stay at their own scale."""
+        """``--diameter`` in pixels; None: pictures are not rescaled."""
         return None if self.diameter == "none" or self.resize is not None else self.diameter
 
     def scale(self) -> tuple[float, float]:
-        """The range of the random factor by which crops are enlarged."""
+        """The range of the random factor by which crops are rescaled."""
         low, high = (0.8, 1.25) if self.diameter == "none" else (0.6, 1.6)
         return (
             low if self.scale_min is None else self.scale_min,
@@ -119,14 +118,14 @@ class ModelOptions:
     depth: Depth = 50
     """ResNet depth."""
     norm: Literal["auto", "group", "batch", "frozen_batch"] = "auto"
-    """Normalisation. auto: frozen_batch when --backbone-weights is given, group when training from random weights."""
+    """Normalization. auto: frozen_batch when --backbone-weights is given, group when training from random weights."""
     backbone_weights: str | None = None
-    """File or URL with weights to start from: a torchvision or timm ResNet, detectron2's R-50.pkl, or a whole
-    Mask R-CNN, torchvision's or best.pt of another run (without its last layers, where classes or anchors differ), told
-    apart by their keys."""
+    """File or URL of pretrained weights: a torchvision or timm ResNet, detectron2's R-50.pkl, or a whole Mask R-CNN,
+    torchvision's or best.pt of another run (without last layers for other classes or anchors), recognized by their
+    keys."""
     stages: Stages = 4
-    """ResNet stages. With --diameter, 3 serve as well: no cell needs what the fourth sees, and it holds three quarters
-    of a ResNet-18's weights."""
+    """ResNet stages. With --diameter, 3 are as good: no cell needs the large receptive field of the fourth, which has
+    three quarters of a ResNet-18's weights."""
     width: Width = 64
     """Channels of the first ResNet stage."""
     pyramid_channels: Channels = 256
@@ -134,12 +133,12 @@ class ModelOptions:
     box_hidden: BoxHidden = 1024
     """Width of the box head's fully connected layers."""
     mask_convs: MaskConvs = 4
-    """3x3 convolutions of the mask head."""
+    """Number of 3x3 convolutions of the mask head."""
     stride_in_1x1: bool = False
-    """Put the strides of a stage into its first 1x1 convolution, as detectron2's R-50.pkl has them."""
+    """Put the stride of a stage into its first 1x1 convolution, as in detectron2's R-50.pkl."""
     aligned: bool | None = None
-    """Take the centre of pixel i to be at i + 0.5, as boxes do, in RoIAlign and mask targets (else at i, as torchvision
-    does). Default: as the Mask R-CNN of --backbone-weights was trained (torchvision's: no), yes without one."""
+    """In RoIAlign and mask targets, the centre of pixel i is at i + 0.5, as for boxes (else at i, as in torchvision).
+    Default: as the Mask R-CNN of --backbone-weights was trained (torchvision's: no), yes without one."""
     mask_loss: MaskLoss = "bce"
     """Loss of the mask head."""
     tversky_alpha: TverskyWeight = 0.3
@@ -152,38 +151,38 @@ class ModelOptions:
     anchor_ratios: tuple[AnchorRatio, ...] = (0.5, 1.0, 1.5, 2.0)
     """Anchor aspect ratios, height over width."""
     detections_per_image: Detected = 200
-    """Most cells reported for a picture."""
+    """Maximum number of cells per picture."""
     rpn_batch_per_image: Sampled = 256
-    """Anchors sampled for the RPN losses, half of them positive at most."""
+    """Anchors sampled for the RPN losses, at most half of them positive."""
     roi_batch_per_image: Sampled = 512
     """Proposals sampled for the box losses; positives among them also train the mask head."""
     roi_positive_fraction: Fraction = 0.25
-    """Share of positives among the sampled proposals at most."""
+    """Maximum fraction of positives among the sampled proposals."""
 
 
 @dataclass(frozen=True)
 class OptimOptions:
-    """The optimiser and its schedule."""
+    """The optimizer and its schedule."""
 
     epochs: Count = 20
     """Passes over the training pictures."""
     batch_size: Annotated[int, Range(1, 65536)] = 2
-    """Pictures a batch; of several processes (torchrun), pictures of each."""
+    """Pictures per batch; with several processes (torchrun), per batch of each process."""
     accumulate: Annotated[int, Range(1, 65536)] = 1
-    """Batches a step: the mean of their gradients makes one change of the weights."""
+    """Batches per step, whose gradients are averaged."""
     ema: Annotated[float, Range(0, 1, open_low=True, open_high=True)] | None = None
-    """Decay of an average of the weights over the steps, such as 0.999, which validation scores and best.pt holds;
+    """Decay of an exponential moving average of the weights, such as 0.999, which is validated and saved as best.pt;
     None: off."""
     optimizer: Literal["adam", "adamw", "sgd"] = "adam"
     """SGD uses momentum 0.9."""
     lr: Annotated[float, Range(0, 1000, open_low=True)] = 1e-4
-    """Learning rate after the warm-up; a cosine brings it to 0 at the end."""
+    """Learning rate after the warm-up; it decreases to 0 with a cosine schedule."""
     warmup_steps: Annotated[int, Range(0, 1_000_000_000)] = 100
     """Steps over which the learning rate rises linearly from 0."""
     weight_decay: Annotated[float, Range(0, 1000)] = 0.0
     """Weight decay (decoupled for adamw)."""
     clip_norm: Annotated[float, Range(0, 1_000_000)] = 10.0
-    """Gradients of a larger total norm are scaled down to it; 0: off."""
+    """Maximum norm of the gradient, to which larger ones are scaled; 0: off."""
 
 
 @dataclass(frozen=True)
@@ -194,46 +193,46 @@ class TrainConfig:
     model_options: ModelOptions = field(default_factory=ModelOptions)
     optim_options: OptimOptions = field(default_factory=OptimOptions)
     from_: Annotated[str | None, tyro.conf.arg(name="from")] = None
-    """Fine-tune: start from a model that comes with the package (nuclei) or from another run's best.pt. The network,
-    its diameter and its percentiles are that one's; with other classes its last layers are adapted. best.pt is never
-    worse than the start, which is scored first."""
+    """Fine-tune a model that comes with the package (nuclei) or another run's best.pt. Its architecture, diameter and
+    percentiles are used; for other classes its last layers are adapted. best.pt is never worse than this model, which
+    is validated first."""
     out: Path | None = None
     """Run folder; default: runs/<date>-<time>-<mask loss>."""
     resume: Path | None = None
-    """Run folder to go on with, from its last.pt and with its own options. Epochs, folders of the data (when they have
-    moved), device, precision, workers, and how often to validate and save may be changed; other options may not."""
+    """Run folder to resume, from its last.pt and with its options. Only epochs, data folders (if they have moved),
+    device, precision, workers, cache size, and how often to validate and save may be changed."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: cuda where it is available."""
     precision: Precision = "auto"
-    """auto: bf16 autocast on GPUs, and on CPUs (AVX-512 BF16, AMX), that compute in it; else fp32."""
+    """auto: bf16 autocast on GPUs and CPUs with bfloat16 units (AVX-512 BF16, AMX), else fp32."""
     seed: Seed = 0
     """Seed of weights, crops and sampling."""
     val_every: Count = 1
-    """Validate after every so many epochs (and after the last)."""
+    """Validate every this many epochs, and after the last one."""
     save_every: Count = 200
-    """Write last.pt every so many steps, besides after each epoch."""
+    """Write last.pt every this many steps, and after each epoch."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types, nested as the groups are."""
+        """The options as plain JSON types, nested like the groups."""
         return plain(self)
 
     @staticmethod
     def from_dict(values: dict[str, Any]) -> TrainConfig:
-        """The inverse of :meth:`to_dict`; raises InputError on options that this version does not know."""
+        """The inverse of :meth:`to_dict`; raises InputError for options that this version does not have."""
         try:
-            data = {"diameter": "none", **values["data_options"]}  # there was no choice once
-            for name in ("data", "val"):  # older versions name one source, or None
+            data = {"diameter": "none", **values["data_options"]}  # old runs had no such option
+            for name in ("data", "val"):  # older versions stored one path or None
                 value = data.get(name)
                 data[name] = [] if value is None else [value] if isinstance(value, str) else value
-            model = dict(values["model_options"])
-            if "channels" in model:  # the earlier name
-                model["pyramid_channels"] = model.pop("channels")
+            model = values["model_options"]
+            if isinstance(model, dict) and "channels" in model:
+                model = {("pyramid_channels" if name == "channels" else name): model[name] for name in model}
             return from_plain(TrainConfig, {**values, "data_options": data, "model_options": model})
         except (InputError, KeyError, TypeError) as error:
             raise InputError(f"options of a run that were written by another version or are damaged: {error}") from None
 
     def check(self) -> None:
-        """Raise InputError for values that no run can use."""
+        """Raise InputError for invalid values or combinations."""
         check_options(self)
         check_channels(self.data_options.channels)
         data, (low, high) = self.data_options, self.data_options.scale()
@@ -278,7 +277,7 @@ class TrainConfig:
 
 
 TrainCli = Annotated[TrainConfig, tyro.conf.OmitArgPrefixes]
-"""The same options as one flat list on the command line."""
+"""The same options as a flat list on the command line."""
 
 
 def _is_expression(pattern: str | None) -> bool:

@@ -1,4 +1,4 @@
-"""The curves of a run: ``loss.png``."""
+"""Plot of a run's losses and validation scores: ``loss.png``."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from maskrcnn.evaluation.plots import COLORS, save_figure
 
 
 def plot_metrics(rows: list[dict[str, Any]], path: Path, title: str) -> None:
-    """Losses against steps (smoothed over about 2 % of the run) and, below, the validation scores."""
+    """Plot the losses (smoothed over about 2 % of the run) and, below, the validation scores against steps."""
     steps = [row for row in rows if TOTAL in row]
     validations = [row for row in rows if "mask/AP" in row]
     figure = Figure(figsize=(8, 6.5 if validations else 4), layout="constrained")
@@ -25,13 +25,13 @@ def plot_metrics(rows: list[dict[str, Any]], path: Path, title: str) -> None:
     for name in [key for key in steps[0] if key.startswith("loss")]:
         values = np.array([row[name] for row in steps])
         smooth = np.convolve(values, np.ones(window) / window, mode="valid")
-        heavy = name == TOTAL
+        is_total = name == TOTAL
         axes[0].plot(
             x[window - 1 :],
             smooth,
-            label="total" if heavy else name.removeprefix("loss_"),
-            linewidth=2 if heavy else 1,
-            color="black" if heavy else None,
+            label="total" if is_total else name.removeprefix("loss_"),
+            linewidth=2 if is_total else 1,
+            color="black" if is_total else None,
         )
     axes[0].set(ylabel="loss", title=title, ylim=(0, None))
     axes[0].legend(ncols=3, fontsize="small")

@@ -1,4 +1,4 @@
-"""The training and validation pictures of a run."""
+"""Builds the training and validation data sets of a run."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from maskrcnn.errors import InputError, writing
 
 @dataclass(frozen=True)
 class Datasets:
-    """``train`` gives augmented crops, ``val`` whole pictures; ``repeat_factors`` float64 [len(train)]."""
+    """Training set of augmented crops, validation set of whole pictures; ``repeat_factors`` float64 [len(train)]."""
 
     train: CellDataset
     val: CellDataset
@@ -44,9 +44,9 @@ class Datasets:
 
 
 def build_datasets(config: TrainConfig, folder: Path) -> Datasets:
-    """Read, split and augment the pictures that ``config`` names; without any, write a synthetic set into ``folder``.
+    """Read, split and augment the data of ``config``; without any, write a synthetic data set into ``folder``.
 
-    Raises InputError for data that cannot be used.
+    Raises InputError for invalid data.
     """
     options = config.data_options
     data = options.data
@@ -70,14 +70,14 @@ def build_datasets(config: TrainConfig, folder: Path) -> Datasets:
         category_ids=joined.category_ids,
     )
     for index in label_progress(range(len(datasets.val)), len(datasets.val)):
-        datasets.val.labels(index)  # those that cannot be read are named now, not at the first validation
+        datasets.val.labels(index)  # errors are raised now, not at the first validation
     if distributed.is_main():
         print(f"{' '.join(map(str, (*data, *options.val)))}: {describe(datasets.train, datasets.val)}")
     return datasets
 
 
 def read_datasets(paths: Sequence[Path], options: DataOptions) -> JoinedDataset:
-    """All pictures of some folders and COCO files as they are; raises InputError as :func:`build_datasets` does."""
+    """All pictures of folders and COCO files, without augmentation; raises InputError for invalid data."""
     return _join(_read_sources(paths, options), options)
 
 
@@ -88,15 +88,15 @@ def _join(parts: Sequence[CellDataset], options: DataOptions) -> JoinedDataset:
 def _read_sources(paths: Sequence[Path], options: DataOptions) -> list[CellDataset]:
     parts: dict[Path, CellDataset] = {}
     for path in paths:
-        place, part = _read_source(path, options)
-        if place in parts:
+        resolved, part = _read_source(path, options)
+        if resolved in parts:
             raise InputError(f"{path}: given twice in --data and --val; expected once")
-        parts[place] = part
+        parts[resolved] = part
     return list(parts.values())
 
 
 def _read_source(path: Path, options: DataOptions) -> tuple[Path, CellDataset]:
-    """The data set, and the file or folder that it is."""
+    """The resolved path of a data set's file or folder, and the data set."""
     if path.suffix.lower() == ".json":
         coco = CocoDataset(
             path,
@@ -111,7 +111,7 @@ def _read_source(path: Path, options: DataOptions) -> tuple[Path, CellDataset]:
 
 
 def describe(train: CellDataset, val: CellDataset) -> str:
-    """The pictures of both sides and the cells of each class, and a line for each source."""
+    """A text with the numbers of pictures of both sets and of cells per class, and one line per source."""
     train_counts, val_counts = train.class_counts(), val.class_counts()
     total = train_counts.sum(0) + val_counts.sum(0)
     lines = [
@@ -119,16 +119,16 @@ def describe(train: CellDataset, val: CellDataset) -> str:
         + ", ".join(f"{name}: {n}" for name, n in zip(train.class_names, total.tolist(), strict=True))
     ]
     for source in sorted({*train.sources, *val.sources}):
-        of_train, of_val = np.array(train.sources) == source, np.array(val.sources) == source
+        in_train, in_val = np.array(train.sources) == source, np.array(val.sources) == source
         lines.append(
-            f"  {source}: {of_train.sum()} training pictures with {train_counts[of_train].sum()} cells, "
-            f"{of_val.sum()} validation pictures with {val_counts[of_val].sum()} cells"
+            f"  {source}: {in_train.sum()} training pictures with {train_counts[in_train].sum()} cells, "
+            f"{in_val.sum()} validation pictures with {val_counts[in_val].sum()} cells"
         )
     return "\n".join(lines)
 
 
 def _write_synthetic(folder: Path, seed: int) -> None:
-    """A synthetic set in ``folder``, unless it is there: beside it first, so that a kill leaves no half of one."""
+    """Write a synthetic data set unless ``folder`` exists, under a temporary name first, so that it is complete."""
     if folder.exists():
         return
     from maskrcnn.data.synthetic import write_dataset  # scikit-image takes a second to import
@@ -142,16 +142,16 @@ def _write_synthetic(folder: Path, seed: int) -> None:
 
 
 def typical_diameter(dataset: CellDataset, indices: Sequence[int] | np.ndarray) -> float | None:
-    """The median over the pictures at ``indices`` of their cells' median diameter; None without any cell."""
+    """The median over the pictures at ``indices`` of their median cell diameters; None without any cell."""
     diameters = [dataset.labels(index).median_diameter() for index in label_progress(indices, len(indices))]
     known = [diameter for diameter in diameters if diameter is not None]
     return float(np.median(known)) if known else None
 
 
 def training_transform(options: DataOptions, typical: float | None = None) -> T.Compose:
-    """A random crop at a random scale, or the whole picture at one size, turned, mirrored and with its colours changed.
+    """The augmentation: random crop and scale, or resize of the whole picture; flips, rotations, and appearance.
 
-    ``typical`` is the diameter of cells, in pixels, that a picture without any is taken to show.
+    ``typical`` is the cell diameter in pixels to assume for pictures without cells.
     """
     crop = T.RandomCrop(
         options.crop,

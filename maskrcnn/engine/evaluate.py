@@ -1,4 +1,4 @@
-"""Scores of a checkpoint: ``maskrcnn evaluate``."""
+"""Evaluation of a checkpoint: ``maskrcnn evaluate``."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ SCORES = "scores.json"
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """Score a checkpoint on pictures whose cells are known, as infer.py would predict them."""
+    """Score a checkpoint on pictures with ground truth, predicted as infer.py does."""
 
     checkpoint: Path = Path(pretrained.DEFAULT)
     """best.pt or last.pt of a run, or the name of a model that comes with the package."""
     data: tuple[Path, ...] = ()
-    """What the run was trained on (or where that lies now): its validation pictures are scored, on which no weight was
-    trained, but thresholds were fitted. Default: the folders that the checkpoint names."""
+    """Data of the run (in its current location): the validation pictures are scored, which were not used to train
+    weights, but to fit thresholds. Default: the folders recorded in the checkpoint."""
     val: tuple[Path, ...] = ()
-    """Folders in the HW3 layout, or COCO files, whose pictures are all scored."""
+    """Folders in the HW3 layout, or COCO files; all their pictures are scored."""
     coco: Path | None = None
-    """A COCO file whose pictures are all scored."""
+    """A COCO file; all its pictures are scored."""
     image_root: Path | None = None
-    """Folder of the pictures that a COCO file names; default: the folder that holds the file."""
+    """Folder of the pictures named in COCO files; default: the folder of the file."""
     merge_classes: bool | None = None
-    """Take all classes of the data as one; default: as the run was trained."""
+    """Merge all classes of the data into one; default: as in training."""
     diameter: Diameter | None = None
     """See infer.py."""
     augment: Augment = "none"
@@ -49,18 +49,18 @@ class EvaluateConfig:
     tile: TileSide | None = None
     """See infer.py."""
     out: Path | None = None
-    """Folder for scores.json, precision_recall.png and classes.png; default: none are written."""
+    """Folder for scores.json, precision_recall.png and classes.png; default: not written."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: cuda where it is available."""
     precision: Precision = "auto"
-    """auto: bf16 autocast on GPUs, and on CPUs (AVX-512 BF16, AMX), that compute in it; else fp32."""
+    """auto: bf16 autocast on GPUs and CPUs with bfloat16 units (AVX-512 BF16, AMX), else fp32."""
 
 
 def evaluate_checkpoint(config: EvaluateConfig) -> dict[str, float]:
     """Print and return the scores (:func:`maskrcnn.evaluation.evaluate.score`) of a checkpoint.
 
     Raises:
-        InputError: for a checkpoint or data that cannot be used, or data of other classes than the checkpoint's.
+        InputError: the checkpoint or the data is invalid, or the data has other classes than the checkpoint.
     """
     check_options(config)
     predictor = load(config.checkpoint, config.device, config.precision, config.tile, augment=config.augment)
@@ -71,6 +71,7 @@ def evaluate_checkpoint(config: EvaluateConfig) -> dict[str, float]:
     scores = evaluate(predictor, dataset, config.diameter, plots=config.out)
     if config.out is not None:
         write_text(config.out / SCORES, to_json(scores, indent=2) + "\n")
+    print(f"{len(dataset)} pictures")
     print(scores_table(scores, predictor.class_names, sorted(set(dataset.sources))))
     return scores
 
@@ -81,7 +82,9 @@ def _pictures(config: EvaluateConfig, predictor: Predictor) -> CellDataset:
     merge = run.data_options.merge_classes if config.merge_classes is None else None
     if config.merge_classes:
         if len(predictor.class_names) > 1:
-            raise InputError(f"--merge-classes: {config.checkpoint} tells {len(predictor.class_names)} classes apart")
+            raise InputError(
+                f"--merge-classes: {config.checkpoint} has {len(predictor.class_names)} classes; expected one"
+            )
         merge = predictor.class_names[0]
     named = (*config.val, *(() if config.coco is None else (config.coco,)))
     options: DataOptions = dataclasses.replace(
@@ -101,6 +104,11 @@ def _pictures(config: EvaluateConfig, predictor: Predictor) -> CellDataset:
         folder = locate(config.checkpoint).parent
         if not options.data and not (folder / "synthetic").is_dir():
             raise InputError(f"{config.checkpoint}: does not say where its data lies; give --data, --val or --coco")
+        if locate(config.checkpoint).suffix == ".safetensors":
+            raise InputError(
+                f"--data: {config.checkpoint} does not say which pictures validated it; give --val or --coco with pictures "
+                "that are all scored"
+            )
         dataset = _validation_pictures(contents, dataclasses.replace(run, data_options=options), folder)
     if dataset.class_names != list(predictor.class_names)[: dataset.num_classes]:
         raise InputError(
@@ -111,24 +119,24 @@ def _pictures(config: EvaluateConfig, predictor: Predictor) -> CellDataset:
 
 
 def _validation_pictures(contents: dict[str, Any], run: TrainConfig, folder: Path) -> CellDataset:
-    """Those of a run: by the names that its checkpoint keeps; an earlier version kept none, and the data is split as
-    the run split it."""
+    """The validation pictures of a run, by the names in its checkpoint; for old checkpoints without names, the data is
+    split again as in the run."""
     if "pictures" not in contents or run.data_options.val:
         return build_datasets(run, folder).val
     options = run.data_options
     dataset = read_datasets(options.data or (folder / "synthetic",), options)
-    places = {name: index for index, name in enumerate(dataset.names)}
+    indices = {name: index for index, name in enumerate(dataset.names)}
     names = contents["pictures"]["val"]
-    if missing := [name for name in names if name not in places]:
+    if missing := [name for name in names if name not in indices]:
         raise InputError(
             f"{' '.join(map(str, options.data))}: {len(missing)} of the run's {len(names)} validation pictures are not "
             f"there, such as {missing[0]}"
         )
-    return dataset.subset([places[name] for name in names])
+    return dataset.subset([indices[name] for name in names])
 
 
 def scores_table(scores: dict[str, float], class_names: tuple[str, ...], sources: list[str]) -> str:
-    """The scores that matter, a row for each part of the pictures, as text."""
+    """The most important scores as a text table, one row per class and source."""
     limit = f"@{MAX_DETECTIONS}"
     columns = {f"AP{limit}": f"mask/AP{limit}", f"AP50{limit}": f"mask/AP50{limit}", "AP@100": "mask/AP"}
     columns |= {"AP50@100": "mask/AP50"} | {f"TP/(TP+FP+FN) {iou}": f"dense/{name}" for name, iou in AT.items()}

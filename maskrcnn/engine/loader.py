@@ -1,4 +1,4 @@
-"""Training batches in an order that depends on nothing but the seed, the epoch and the position."""
+"""Loading of training batches, in an order that depends only on the seed and the epoch."""
 
 from __future__ import annotations
 
@@ -17,14 +17,21 @@ from maskrcnn.errors import InputError
 
 
 class EpochSampler(Sampler[list[tuple[int, int]]]):
-    """Batches of (picture index, seed of its augmentation) for one epoch.
+    """Batch sampler with repeat factors that is reproducible across resumed runs and processes.
 
-    Each picture comes ``repeat_factors[i]`` times an epoch on average, rounded down or up (Gupta et al. 2019, LVIS,
-    section 5.1), in random order. The factors are scaled by a hair to add up to a whole number, so that all epochs are
-    equally long; the last batch may be smaller. With several processes a batch of all of them, ``world_size`` times
-    ``batch_size`` pictures of the same order, is dealt out picture by picture; a last one with fewer pictures than
-    processes is filled up with the epoch's first. Since everything follows from ``(seed, epoch)``, a run that resumes
-    inside an epoch skips what it has seen and goes on as if never stopped.
+    Yields batches of (picture index, seed of its augmentation) for one epoch. Picture i is drawn ``repeat_factors[i]``
+    times per epoch on average, rounded down or up (Gupta et al. 2019, LVIS, section 5.1), in random order. The factors
+    are scaled slightly so that their sum is a whole number and all epochs have the same length; the last batch may be
+    smaller. With several processes, ``world_size`` times ``batch_size`` consecutive pictures are distributed one by
+    one; if the last such group has fewer pictures than processes, it is padded with the first pictures of the epoch.
+    Everything is determined by ``(seed, epoch)``, so that a run that is resumed within an epoch skips the batches that
+    are done and continues as if it had not been stopped.
+
+    Args:
+        repeat_factors: float [N].
+        batch_size: pictures per batch of each process.
+        seed: seed of the order and the augmentation.
+        rank, world_size: number of this process, and of all processes.
     """
 
     def __init__(
@@ -52,29 +59,29 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
         order = rng.permutation(self._indices(rng))
         seeds = rng.integers(0, 2**62, size=len(order))
         draws = [(int(index), int(seed)) for index, seed in zip(order, seeds, strict=True)]
-        joint = self.batch_size * self.world_size
-        batches = [draws[i : i + joint] for i in range(0, len(draws), joint)]
+        global_size = self.batch_size * self.world_size
+        batches = [draws[i : i + global_size] for i in range(0, len(draws), global_size)]
         missing = max(0, self.world_size - len(batches[-1]))
         batches[-1] = batches[-1] + list(itertools.islice(itertools.cycle(draws), missing))
         return (batch[self.rank :: self.world_size] for batch in batches[self.skip_batches :])
 
     def _indices(self, rng: np.random.Generator) -> np.ndarray:
-        """Picture indices with their repeats, by systematic sampling: the factors laid end to end on a line, which is
-        cut at whole numbers from a random start; the cuts inside a picture's stretch are its repeats."""
+        """Picture indices with repeats, by systematic sampling: the cumulative sum of the factors divides a line into
+        intervals; a picture is repeated once per grid point, at distance 1 with a random start, in its interval."""
         pictures = rng.permutation(len(self.repeat_factors))
         ends = np.concatenate([[0.0], np.cumsum(self.repeat_factors[pictures])])
-        ends[-1] = self.draws_per_epoch  # exact, where the sum is off by rounding
+        ends[-1] = self.draws_per_epoch  # remove rounding errors of the sum
         cuts = np.ceil(ends - rng.random()).astype(int)
         return np.repeat(pictures, np.diff(cuts))
 
     def __len__(self) -> int:
-        """Batches in a whole epoch."""
+        """Number of batches per epoch."""
         return -(-self.draws_per_epoch // (self.batch_size * self.world_size))
 
 
 class _ErrorsAsItems(Dataset[Sample | InputError]):
-    """A data set whose :class:`InputError` are items: PyTorch puts the traceback of a worker process into the message
-    of what it raised."""
+    """A data set that returns :class:`InputError` as items: PyTorch would add the worker's traceback to the message of
+    an exception."""
 
     def __init__(self, dataset: Dataset[Sample]) -> None:
         self.dataset = dataset
@@ -92,8 +99,8 @@ def _collate(items: Sequence[Sample | InputError]) -> Batch | InputError:
 
 
 def batches(loader: DataLoader[Batch | InputError], accumulate: int) -> Iterator[list[Batch]]:
-    """``accumulate`` batches of a loader at a time, the last time those that are left; raises InputError for a picture
-    that cannot be read, in whichever process."""
+    """Group the batches of a loader by ``accumulate``, the last group may be smaller; raises InputError for a picture
+    that cannot be read, also if that happened in a worker."""
     iterator = iter(loader)
     while group := list(itertools.islice(iterator, accumulate)):
         for batch in group:
@@ -105,10 +112,10 @@ def batches(loader: DataLoader[Batch | InputError], accumulate: int) -> Iterator
 def build_loader(
     dataset: Dataset[Sample], sampler: EpochSampler, workers: int, device: torch.device
 ) -> DataLoader[Batch | InputError]:
-    """What :func:`batches` gives to training, prepared ahead.
+    """The loader of training batches, for :func:`batches`.
 
-    Workers are started anew each epoch, and what they decode is gone with them: so the pictures are decoded before, and
-    the workers, forked where that is possible, share them.
+    Workers are restarted each epoch and lose what they decoded. Therefore pictures are decoded first, and the workers,
+    which are forked where possible, share them.
     """
     if workers and isinstance(dataset, CellDataset):
         dataset.preload()

@@ -1,4 +1,4 @@
-"""The record of a run: ``metrics.jsonl``, a line a step and a line a validation."""
+"""The log of a run, ``metrics.jsonl``: one line per step and one per validation."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ TOTAL = "loss"
 
 
 class MetricsLog:
-    """Appends to ``metrics.jsonl``; every line is a JSON object with the ``step`` it belongs to."""
+    """Appends lines to ``metrics.jsonl``; every line is a JSON object with its ``step``."""
 
     def __init__(self, path: Path, resume: tuple[int, int] | None = None) -> None:
-        """``resume``: the steps that are done, and the epochs that were done at the last validation; lines of later
-        steps and validations of later epochs are taken out first, for a resumed run writes them again."""
+        """``resume``: number of steps done, and of epochs done at the last validation; lines of later steps and
+        validations are removed first, since a resumed run writes them again."""
         self.path = path
         self.rows: list[dict[str, Any]] = []
         if resume is not None and path.is_file():
@@ -34,9 +34,9 @@ class MetricsLog:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a ``metrics.jsonl``; a last line cut off by a kill is left out.
+    """Read the lines of a ``metrics.jsonl``, without an incomplete last line.
 
-    null stands for a number that was infinite or NaN, and is read as NaN.
+    null stands for an infinite or NaN number, and is read as NaN.
     """
     rows = []
     for line in path.read_text().splitlines():

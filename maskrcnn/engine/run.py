@@ -1,4 +1,4 @@
-"""A training run: what it changes from step to step, and the files that keep it."""
+"""The state of a training run, saved to and restored from ``last.pt``."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ from maskrcnn.evaluation.coco_ap import MAX_DETECTIONS
 from maskrcnn.model import MaskRCNN
 
 BEST_BY = f"mask/AP@{MAX_DETECTIONS}"
-"""The score by which ``best.pt`` is chosen."""
+"""The score that selects ``best.pt``."""
 
 
 @dataclass
 class Run:
-    """What a run is, and how far it has come; all that changes is in ``last.pt``.
+    """The network, optimizer and progress of a training run; everything that changes is saved in ``last.pt``.
 
     Attributes:
-        folder: where its files are.
-        device, precision: where and in what it computes.
-        description: what its checkpoints say besides the weights (:data:`maskrcnn.checkpoint.DESCRIPTION`).
+        folder: folder of its files.
+        device, precision: device and precision of the network.
+        description: entries of its checkpoints besides the weights (:data:`maskrcnn.checkpoint.DESCRIPTION`).
         model: the network that is trained.
-        network: ``model``, or what is around it to average its gradients over several processes.
-        optimizer: of its weights.
-        ema: the average of the weights over the steps, if there is one.
-        epoch: epochs that are done.
-        step_in_epoch: steps that are done of the next one.
-        step: steps that are done.
-        validated: epochs that were done at the last validation; -1 before one that comes ahead of all steps.
-        best: the highest validation score by :data:`BEST_BY`.
+        network: ``model``, or DistributedDataParallel around it.
+        optimizer: its optimizer.
+        ema: exponential moving average of the weights, or None.
+        epoch: number of completed epochs.
+        step_in_epoch: number of completed steps of the current epoch.
+        step: number of completed steps.
+        validated: number of epochs completed at the last validation; -1 if a validation before the first step is due.
+        best: the highest validation score :data:`BEST_BY`.
     """
 
     folder: Path
@@ -57,13 +57,13 @@ class Run:
 
     @property
     def scored_model(self) -> MaskRCNN:
-        """The weights that validation scores and ``best.pt`` holds: the average, if there is one."""
+        """The weights that are validated and saved in ``best.pt``: the moving average, if there is one."""
         model = self.model if self.ema is None else self.ema.module
         assert isinstance(model, MaskRCNN)
         return model
 
     def save(self) -> None:
-        """Write ``last.pt``, by process 0; all wait for it."""
+        """Write ``last.pt`` in process 0; all processes wait for it."""
         average = None
         if self.ema is not None:
             average = {"model": self.scored_model.state_dict(), "updates": int(self.ema.n_averaged)}
@@ -83,19 +83,21 @@ class Run:
         distributed.from_main(lambda: save_checkpoint(self.folder / "last.pt", contents))
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Take up what :meth:`save` wrote; raises InputError for another network or number of processes."""
+        """Restore the state that :meth:`save` wrote; raises InputError for another network or number of processes."""
         path = self.folder / "last.pt"
         before, now = state.get("processes", 1), distributed.world_size()
         if before != now:
-            raise InputError(f"{path}: the run was trained by {before} process(es), and has {now} now; start {before}")
+            raise InputError(f"{path}: the run was trained by {before} process(es), now {now}; expected {before}")
         load_model_state(self.model, state["model"], path)
         if self.ema is not None:
             if state.get("ema") is None:
-                raise InputError(f"{path}: holds no average of the weights (ema), though its run keeps one")
+                raise InputError(
+                    f"{path}: no moving average of the weights found; expected ema, as in the run's options"
+                )
             load_model_state(self.scored_model, state["ema"]["model"], path)
             self.ema.n_averaged.fill_(state["ema"]["updates"])
         load_optimizer_state(self.optimizer, state["optimizer"], path)
         self.epoch, self.step_in_epoch = state["epoch"], state["step_in_epoch"]
         self.step = state["step"]
-        self.validated = state.get("validated", self.epoch)  # earlier runs saved an epoch after its validation
-        self.best = state["best"] if state.get("best_by") == BEST_BY else -math.inf  # older runs went by another score
+        self.validated = state.get("validated", self.epoch)  # old runs saved an epoch after its validation
+        self.best = state["best"] if state.get("best_by") == BEST_BY else -math.inf  # old runs used another score

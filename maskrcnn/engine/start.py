@@ -1,4 +1,4 @@
-"""What a training run starts from: random weights, another program's, or a network of our own that is fine-tuned."""
+"""Initialization of a training run: random weights, pretrained weights, or a checkpoint to fine-tune."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from maskrcnn.errors import InputError
 from maskrcnn.model import MaskRCNN
 from maskrcnn.model.weights import load_weights, trained_aligned, transfer_weights
 
-OF_TRAINING = (
+TRAINING_OPTIONS = (
     "detections_per_image",
     "rpn_batch_per_image",
     "roi_batch_per_image",
@@ -21,9 +21,9 @@ OF_TRAINING = (
     "tversky_alpha",
     "tversky_beta",
 )
-"""The model options that say how a network is trained, not what it is."""
+"""Model options that affect training, not the architecture."""
 
-OF_NETWORK = (
+ARCHITECTURE_OPTIONS = (
     "depth",
     "norm",
     "stride_in_1x1",
@@ -35,71 +35,71 @@ OF_NETWORK = (
     "aligned",
     "anchor_ratios",
 )
-"""Those that say what it is, besides the sizes of its anchors."""
+"""Model options that determine the architecture, besides the anchor sizes."""
 
 
 def adopt_start(config: TrainConfig) -> TrainConfig:
-    """``config`` with the network, diameter and percentiles of the checkpoint that ``--from`` names.
+    """``config`` with the architecture, diameter and percentiles of the checkpoint of ``--from``.
 
-    And with its channels, unless others are asked for: the new pictures may have theirs elsewhere. Raises InputError
-    for options that ask for others (an option at its default asks for nothing).
+    Its channels are used unless others are given, since new pictures may have other channels. Raises InputError for
+    other options that differ from the checkpoint's and are not at their defaults.
     """
     assert config.from_ is not None
     if config.model_options.backbone_weights is not None:
         raise InputError("--from and --backbone-weights: give one of them")
     start = load_checkpoint(config.from_)
     network = {"aligned": False, "stages": 4, "anchor_sizes": ANCHOR_SIZES, **start["model_options"]}
-    has: dict[str, Any] = {name: network[name] for name in OF_NETWORK if name in network}
-    if "channels" in has:
-        has["pyramid_channels"] = has.pop("channels")
-    has["anchor_sizes"] = tuple(",".join(f"{size:g}" for size in level) for level in network["anchor_sizes"])
+    architecture: dict[str, Any] = {name: network[name] for name in ARCHITECTURE_OPTIONS if name in network}
+    if "channels" in architecture:
+        architecture["pyramid_channels"] = architecture.pop("channels")
+    architecture["anchor_sizes"] = tuple(",".join(f"{size:g}" for size in level) for level in network["anchor_sizes"])
     diameter, percentiles = start.get("diameter"), start["percentiles"]
-    channels = config.data_options.channels or start.get("channels")  # other pictures may have theirs elsewhere
-    seen: dict[str, Any] = {
+    channels = config.data_options.channels or start.get("channels")
+    preprocessing: dict[str, Any] = {
         "resize": start.get("resize"),
         "diameter": "none" if diameter is None else diameter,
         "percentiles": None if percentiles is None else tuple(percentiles),
         "channels": channels if channels is None else tuple(channels),
     }
-    _check_not_asked(config.model_options, has, config.from_)
-    _check_not_asked(config.data_options, seen, config.from_)
+    _check_same_or_default(config.model_options, architecture, config.from_)
+    _check_same_or_default(config.data_options, preprocessing, config.from_)
     return dataclasses.replace(
         config,
-        model_options=dataclasses.replace(config.model_options, **has),
-        data_options=dataclasses.replace(config.data_options, **seen),
+        model_options=dataclasses.replace(config.model_options, **architecture),
+        data_options=dataclasses.replace(config.data_options, **preprocessing),
     )
 
 
-def _check_not_asked(options: ModelOptions | DataOptions, has: dict[str, Any], start: str) -> None:
-    """Raise InputError for an option that is neither at its default nor what the start has."""
-    for name, value in has.items():
-        asked = getattr(options, name)
-        if asked != getattr(type(options)(), name) and plain(asked) != plain(value):
-            raise InputError(f"--{name.replace('_', '-')} is {asked}, but {start} was trained with {value}")
+def _check_same_or_default(options: ModelOptions | DataOptions, expected: dict[str, Any], start: str) -> None:
+    """Raise InputError for an option that is neither at its default nor equal to the checkpoint's."""
+    for name, value in expected.items():
+        given = getattr(options, name)
+        if given != getattr(type(options)(), name) and plain(given) != plain(value):
+            raise InputError(f"--{name.replace('_', '-')} is {given}, but {start} was trained with {value}")
 
 
 def load_start(model: MaskRCNN, config: TrainConfig) -> None:
-    """Give a new network the weights that ``--from`` or ``--backbone-weights`` names, if any, and say so."""
+    """Load the weights of ``--from`` or ``--backbone-weights``, if given, into a new network, and print a message."""
     if config.from_ is not None:
-        said = f"{config.from_}: {transfer_weights(model, weights_of(load_checkpoint(config.from_)))}"
+        message = f"{config.from_}: {transfer_weights(model, weights_of(load_checkpoint(config.from_)))}"
     elif config.model_options.backbone_weights is not None:
-        said = load_weights(model, config.model_options.backbone_weights, adapt=True)
+        message = load_weights(model, config.model_options.backbone_weights, adapt=True)
     else:
         return
     if distributed.is_main():
-        print(said)
+        print(message)
 
 
 def choose_model_options(config: TrainConfig, num_classes: int, saved: dict[str, Any] | None) -> dict[str, Any]:
-    """Arguments of :func:`mask_rcnn_resnet_fpn`, all of plain types, as they go into the checkpoint.
+    """Arguments of :func:`mask_rcnn_resnet_fpn` in plain types, as they are stored in the checkpoint.
 
-    Whether a run that goes on is aligned stands in its checkpoint ``saved``, not in its options.
+    For a resumed run, ``aligned`` is taken from its checkpoint ``saved``, not from its options.
     """
     options = config.model_options
     if config.from_ is not None:
         start = load_checkpoint(config.from_)["model_options"] if saved is None else saved["model_options"]
-        own = {name: getattr(options, name) for name in OF_TRAINING}
-        return {"aligned": False, **start, "num_classes": num_classes, "nms_threshold": 0.5, **own}
+        given = {name: getattr(options, name) for name in TRAINING_OPTIONS}
+        return {"aligned": False, **start, "num_classes": num_classes, "nms_threshold": 0.5, **given}
     if saved is not None:
         aligned = saved["model_options"].get("aligned", False)  # as build_model does
     elif options.aligned is None:

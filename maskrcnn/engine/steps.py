@@ -1,4 +1,4 @@
-"""One training step: from batches to changed weights."""
+"""A training step: losses, gradients, and the update of the weights."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ GRAD_NORM = "grad_norm"
 
 
 class NonFiniteLossError(RuntimeError):
-    """A loss or its gradient became infinite or NaN; the message names the step, the losses and the pictures."""
+    """Raised for an infinite or NaN loss or gradient; the message names the step, the losses and the pictures."""
 
 
 def train_step(run: Run, batches: Sequence[Batch], lr: float, clip_norm: float) -> dict[str, float]:
-    """Change the weights once, by the mean gradient of some batches and of all processes.
+    """Update the weights once, with the mean gradient of the batches and of all processes.
 
     Args:
-        run: its weights, their average, its optimiser and its count of steps are changed.
-        batches: the pictures of this process; each batch goes through the network by itself.
+        run: its weights, moving average, optimizer and step count are updated.
+        batches: the batches of this process, which go through the network one after the other.
         lr: learning rate.
-        clip_norm: a gradient of a larger total norm is scaled down to it; 0: it is left as it is.
+        clip_norm: maximum norm of the gradient, to which larger ones are scaled; 0: no clipping.
 
     Returns:
-        The losses by their names and their sum (``loss``), each the mean over batches and processes, and the norm of
-        the gradient (``grad_norm``).
+        The losses by name and their sum (``loss``), averaged over batches and processes, and the norm of the gradient
+        (``grad_norm``).
 
     Raises:
-        NonFiniteLossError: in all processes, before the weights are touched.
+        NonFiniteLossError: in all processes, before the weights are updated.
     """
     for parameters in run.optimizer.param_groups:
         parameters["lr"] = lr
@@ -56,11 +56,11 @@ def train_step(run: Run, batches: Sequence[Batch], lr: float, clip_norm: float) 
             (loss / len(batches)).backward()
         rows.append(torch.stack([loss, *losses.values()]).detach())
     norm = nn.utils.clip_grad_norm_(run.model.parameters(), clip_norm or math.inf)
-    own = torch.stack(rows).mean(0)
-    values = torch.cat([distributed.mean(own), norm[None]]).tolist()  # the step's one wait for a GPU
+    local = torch.stack(rows).mean(0)
+    values = torch.cat([distributed.mean(local), norm[None]]).tolist()  # the only synchronization with a GPU per step
     row = dict(zip([TOTAL, *losses, GRAD_NORM], values, strict=True))
     if not all(map(math.isfinite, values)):
-        raise NonFiniteLossError(_not_finite(run.step + 1, row, own, batches))
+        raise NonFiniteLossError(_not_finite_message(run.step + 1, row, local, batches))
     run.optimizer.step()
     if run.ema is not None:
         run.ema.update_parameters(run.model)
@@ -68,26 +68,28 @@ def train_step(run: Run, batches: Sequence[Batch], lr: float, clip_norm: float) 
     return row
 
 
-def _maybe_no_sync(network: nn.Module, hold_back: bool) -> contextlib.AbstractContextManager[None]:
-    """Inside the block, gradients stay in their process if asked: those of all batches go out with the last one."""
-    if hold_back and isinstance(network, DistributedDataParallel):
+def _maybe_no_sync(network: nn.Module, no_sync: bool) -> contextlib.AbstractContextManager[None]:
+    """Context without synchronization of gradients if ``no_sync``: they are synchronized with the last batch only."""
+    if no_sync and isinstance(network, DistributedDataParallel):
         return network.no_sync()
     return contextlib.nullcontext()
 
 
-def _not_finite(step: int, row: dict[str, float], own: Tensor, batches: Sequence[Batch]) -> str:
-    """The message of NonFiniteLossError: pictures are those of the processes with such a loss, or of all processes
-    where the gradient alone is not finite."""
+def _not_finite_message(step: int, row: dict[str, float], local: Tensor, batches: Sequence[Batch]) -> str:
+    """The message of NonFiniteLossError, with the pictures of the processes whose loss is not finite, or of all
+    processes if only the gradient is not."""
     what = "gradient" if math.isfinite(row[TOTAL]) else "loss"
     pictures = [name for batch in batches for name in batch.names]
-    broken = distributed.from_all(pictures if what == "gradient" or not own.isfinite().all() else [])
+    all_pictures = distributed.from_all(pictures if what == "gradient" or not local.isfinite().all() else [])
     parts = ", ".join(f"{name} {value:.4g}" for name, value in row.items())
-    return f"the {what} is not finite at step {step} ({parts}) on the pictures {', '.join(itertools.chain(*broken))}"
+    return (
+        f"the {what} is not finite at step {step} ({parts}) on the pictures {', '.join(itertools.chain(*all_pictures))}"
+    )
 
 
 def seed_step(seed: int, step: int) -> None:
-    """Seed PyTorch's generator for the sampling of one step: by the run's seed, the step and the process alone, so that
-    a resumed run repeats it (process 0 draws as a single one does: SeedSequence pads with zeros)."""
+    """Seed PyTorch's generator for the sampling of one step with the run's seed, the step and the rank, so that a
+    resumed run repeats it (rank 0 has the same numbers as a single process: SeedSequence pads with zeros)."""
     entropy = [seed, step, distributed.rank()]
     torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1)[0]))
 
@@ -101,7 +103,7 @@ def learning_rate_factor(step: int, total_steps: int, warmup_steps: int) -> floa
 
 
 def build_optimizer(model: nn.Module, options: OptimOptions) -> torch.optim.Optimizer:
-    """Adam, AdamW or SGD (momentum 0.9) over the weights that are trained."""
+    """Build Adam, AdamW or SGD (momentum 0.9) for the weights that require gradients."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     if options.optimizer == "sgd":
         return torch.optim.SGD(parameters, options.lr, momentum=0.9, weight_decay=options.weight_decay, fused=True)

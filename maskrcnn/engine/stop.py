@@ -1,4 +1,4 @@
-"""How a run is stopped from outside: Ctrl-C, and the signals by which schedulers and terminals end a process."""
+"""Stopping a run by Ctrl-C, or by the signals with which schedulers and terminals end a process."""
 
 from __future__ import annotations
 
@@ -15,19 +15,20 @@ SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP"
 
 
 class Stop:
-    """Whether the run has been asked to stop."""
+    """Flag that is set when the run should stop."""
 
     requested = False
 
 
 @contextmanager
 def stop_on_signals() -> Iterator[Stop]:
-    """Inside the block the first of :data:`SIGNALS` only sets ``requested``, and says so; a second Ctrl-C interrupts at
-    once.
+    """Inside the block, the first of :data:`SIGNALS` only sets ``requested`` and prints a message; a second Ctrl-C
+    interrupts immediately.
 
-    With several processes all that come only set it: the terminal and torchrun may both send one, and a process that
-    stops at once leaves the others waiting. torchrun ends processes that take more than 30 seconds. A signal that the
-    process was started to ignore (nohup) stays ignored; outside of the main thread nothing is changed.
+    With several processes, later signals only set it too: the terminal and torchrun may both send one, and a process
+    that stops immediately would leave the others waiting. torchrun kills processes that take more than 30 seconds.
+    Signals that were ignored when the process was started (nohup) stay ignored; outside of the main thread, no handlers
+    are installed.
     """
     stop = Stop()
     if threading.current_thread() is not threading.main_thread():
@@ -54,7 +55,7 @@ def stop_on_signals() -> Iterator[Stop]:
 
 
 def leave_signals_to_parent(worker: int) -> None:
-    """For the processes that prepare batches: what stops a run reaches all of its processes, and the batches are needed
-    until the step is done. They end with their parent."""
+    """Ignore :data:`SIGNALS` in loader workers: signals reach all processes of a run, but batches are needed until the
+    step is done. Workers end with their parent."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)

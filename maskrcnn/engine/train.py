@@ -1,4 +1,4 @@
-"""A training run from options to a folder with weights, curves and validation scores."""
+"""Training: from options to a run folder with weights, curves and validation scores."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from maskrcnn.device import choose_device, default_workers
 from maskrcnn.engine.config import TrainConfig
 from maskrcnn.engine.curves import plot_metrics
 from maskrcnn.engine.datasets import Datasets, build_datasets
-from maskrcnn.engine.ema import average_weights
+from maskrcnn.engine.ema import build_ema
 from maskrcnn.engine.loader import EpochSampler, batches, build_loader
 from maskrcnn.engine.log import TOTAL, MetricsLog
 from maskrcnn.engine.resume import check_pictures, check_resumed, last_checkpoint
@@ -32,20 +32,20 @@ from maskrcnn.model import mask_rcnn_resnet_fpn
 
 
 def train(config: TrainConfig) -> Path:
-    """Train as ``config`` says and return the run folder.
+    """Train a network with the options ``config`` and return the run folder.
 
-    The folder holds ``config.json``, ``metrics.jsonl``, ``loss.png``, ``last.pt`` (to resume), ``best.pt`` (the weights
-    of the epoch with the highest validation mask AP; with ``--ema`` their average), and the last epoch's
-    ``precision_recall.png``, ``classes.png`` and ``thresholds.json``. Processes that torchrun started train together;
-    all must see the same folder and data, and process 0 alone writes.
+    The folder contains ``config.json``, ``metrics.jsonl``, ``loss.png``, ``last.pt`` (to resume), ``best.pt`` (the
+    weights of the epoch with the highest validation mask AP; with ``--ema`` their average), and the last epoch's
+    ``precision_recall.png``, ``classes.png`` and ``thresholds.json``. With torchrun, all processes must have access to
+    the same folder and data; only process 0 writes.
 
     Args:
-        config: to go on with a run, :func:`maskrcnn.engine.resume.run_config` gives its options.
+        config: the options; for a resumed run from :func:`maskrcnn.engine.resume.run_config`.
 
     Raises:
-        InputError: for data, weights or options that cannot be used.
+        InputError: data, weights or options are invalid.
         NonFiniteLossError: a loss or gradient was not finite; ``last.pt`` of an earlier step is kept.
-        KeyboardInterrupt: after Ctrl-C, SIGTERM or SIGHUP, once the step is done and ``last.pt`` is written.
+        KeyboardInterrupt: after Ctrl-C, SIGTERM or SIGHUP, when the step is done and ``last.pt`` is written.
     """
     saved = None
     if config.resume is not None:
@@ -55,13 +55,13 @@ def train(config: TrainConfig) -> Path:
         config = adopt_start(config)
     config.check()
     device = choose_device(config.device)
-    with distributed.processes(device), torch.random.fork_rng(), stop_on_signals() as stop, ExitStack() as held:
+    with distributed.processes(device), torch.random.fork_rng(), stop_on_signals() as stop, ExitStack() as stack:
         torch.manual_seed(config.seed)
         folder = distributed.from_main(lambda: run_folder(config))
-        distributed.from_main(lambda: held.enter_context(lock_folder(folder, "train")))
-        distributed.from_main(lambda: write_config(config, folder))
+        distributed.from_main(lambda: stack.enter_context(lock_folder(folder, "train")))
         datasets = build_datasets(config, folder)
         run = start_run(config, datasets, device, folder, saved)
+        distributed.from_main(lambda: write_config(config, folder))
         train_epochs(run, config, datasets, stop, resumed=saved is not None)
     return folder
 
@@ -69,11 +69,11 @@ def train(config: TrainConfig) -> Path:
 def start_run(
     config: TrainConfig, datasets: Datasets, device: torch.device, folder: Path, saved: dict[str, Any] | None
 ) -> Run:
-    """The run before its first step, or as it was in the contents ``saved`` of its ``last.pt``."""
+    """A new run, or one restored from the contents ``saved`` of its ``last.pt``."""
     options, optim = choose_model_options(config, datasets.num_classes, saved), config.optim_options
     if distributed.world_size() > 1 and options["norm"] == "batch":
         raise InputError(
-            "--norm is batch; expected group or frozen_batch with several processes, which see other pictures"
+            "--norm is batch; expected group or frozen_batch with several processes, whose batch statistics differ"
         )
     model = mask_rcnn_resnet_fpn(**options)
     if saved is None:
@@ -97,7 +97,7 @@ def start_run(
         model,
         distributed.data_parallel(model, device),
         build_optimizer(model, optim),
-        None if optim.ema is None else average_weights(model, optim.ema),
+        None if optim.ema is None else build_ema(model, optim.ema),
         validated=0 if config.from_ is None else -1,
     )
     if saved is not None:
@@ -107,7 +107,7 @@ def start_run(
 
 
 def train_epochs(run: Run, config: TrainConfig, datasets: Datasets, stop: Stop, resumed: bool) -> None:
-    """Train, validate and save until all epochs are done, or ``stop`` asks to end."""
+    """Train, validate and save until all epochs are done or ``stop`` is requested."""
     optim, main = config.optim_options, distributed.is_main()
     sampler = EpochSampler(
         datasets.repeat_factors, optim.batch_size, config.seed, distributed.rank(), distributed.world_size()
@@ -129,12 +129,12 @@ def train_epochs(run: Run, config: TrainConfig, datasets: Datasets, stop: Stop, 
             plot_metrics(log.rows, run.folder / "loss.png", title)
         if last:
             break
-        run.network.train()  # a validation leaves it in evaluation mode
+        run.network.train()  # validation sets evaluation mode
         sampler.set_epoch(run.epoch, run.step_in_epoch * optim.accumulate)
         name = f"epoch {run.epoch + 1}/{optim.epochs}"
         with tqdm(total=steps_per_epoch, initial=run.step_in_epoch, desc=name, disable=not main) as bar:
             for group in batches(loader, optim.accumulate):
-                _stop_if_asked(run, stop)
+                _stop_if_requested(run, stop)
                 seed_step(config.seed, run.step)
                 lr = optim.lr * learning_rate_factor(run.step, optim.epochs * steps_per_epoch, optim.warmup_steps)
                 row = train_step(run, group, lr, optim.clip_norm)
@@ -150,24 +150,24 @@ def train_epochs(run: Run, config: TrainConfig, datasets: Datasets, stop: Stop, 
     fit_best(run, datasets)
 
 
-def _stop_if_asked(run: Run, stop: Stop) -> None:
-    """Save and raise KeyboardInterrupt if any process was asked to stop."""
+def _stop_if_requested(run: Run, stop: Stop) -> None:
+    """Save and raise KeyboardInterrupt if a stop was requested in any process."""
     if not distributed.any_process(stop.requested, run.device):
         return
     run.save()
     if distributed.is_main():
-        hint = f"stopped after step {run.step}; go on with: python train.py --resume {run.folder}"
-        print(hint, file=sys.stderr)
+        hint = f"stopped after step {run.step}; resume with: python train.py --resume {run.folder}"
+        tqdm.write(hint, file=sys.stderr)
     raise KeyboardInterrupt
 
 
 def run_folder(config: TrainConfig) -> Path:
-    """The run's folder, which is made where it is not there; raises InputError where that is not possible."""
+    """The run's folder, which is created if it is missing; raises InputError if that is not possible."""
     if config.out is None:
         return new_folder(Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{config.model_options.mask_loss}")
     if config.resume is None and (config.out / "last.pt").exists():
         raise InputError(
-            f"--out {config.out}: holds a run already; go on with --resume {config.out} or name another folder"
+            f"--out {config.out}: holds a run already; continue it with --resume {config.out}, or choose another folder"
         )
     with writing(config.out):
         config.out.mkdir(parents=True, exist_ok=True)
@@ -175,6 +175,6 @@ def run_folder(config: TrainConfig) -> Path:
 
 
 def write_config(config: TrainConfig, folder: Path) -> None:
-    """Write ``config.json``: the options, the command and the versions that it ran with."""
+    """Write ``config.json`` with the options, the command and the versions."""
     contents = {**config.to_dict(), "command": sys.argv, "versions": versions()}
     write_text(folder / "config.json", to_json(contents, indent=2) + "\n")

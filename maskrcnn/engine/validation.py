@@ -1,4 +1,4 @@
-"""Validation during training: scores after an epoch, the best weights, and the thresholds they are used with."""
+"""Validation during training: scores after an epoch, selection of the best weights, and fitting of thresholds."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from maskrcnn.predict.predictor import Predictor
 
 
 def validate(run: Run, datasets: Datasets, log: MetricsLog, plots: bool) -> None:
-    """Score the validation pictures with the weights as they are, and keep these in ``best.pt`` if none were better.
+    """Score the current weights on the validation pictures, and save them as ``best.pt`` if none were better.
 
-    ``plots``: also draw ``precision_recall.png`` and ``classes.png``.
+    ``plots``: also write ``precision_recall.png`` and ``classes.png``.
     """
     model = run.scored_model
     predictor = _predictor(model, run.description, run)
@@ -44,10 +44,12 @@ def validate(run: Run, datasets: Datasets, log: MetricsLog, plots: bool) -> None
 
 
 def print_validation(epoch: int, metrics: dict[str, float]) -> None:
-    """One line: AP at 1,000 detections and at COCO's 100, TP/(TP+FP+FN) at three IoU, and AP50 by class and source."""
+    """Print a line with AP at 1,000 and at COCO's 100 detections, TP/(TP+FP+FN) at three IoU, and AP50 by class and
+    source."""
     limit = f"@{MAX_DETECTIONS}"
-    of = f"mask/AP50{limit}/"
-    parts = ", ".join(f"{key.removeprefix(of)} {value:.3f}" for key, value in metrics.items() if key.startswith(of))
+    prefix = f"mask/AP50{limit}/"
+    values = ((key.removeprefix(prefix), value) for key, value in metrics.items() if key.startswith(prefix))
+    parts = ", ".join(f"{name} {value:.3f}" for name, value in values)
     dense = ", ".join(f"{metrics[f'dense/{name}']:.3f}" for name in AT)
     print(
         f"validation after epoch {epoch}: mask AP {metrics[f'mask/AP{limit}']:.3f}, "
@@ -59,10 +61,9 @@ def print_validation(epoch: int, metrics: dict[str, float]) -> None:
 
 
 def fit_best(run: Run, datasets: Datasets) -> None:
-    """Fit the thresholds of ``best.pt`` on the validation pictures, and keep them in it as its defaults, unless that is
-    done already.
+    """Fit the thresholds of ``best.pt`` on the validation pictures and save them in it, unless it has them already.
 
-    ``thresholds.json`` holds the score of every value that was tried.
+    ``thresholds.json`` contains the score of every value that was tried.
     """
     path = run.folder / "best.pt"
     best = load_checkpoint(path)
@@ -79,7 +80,7 @@ def fit_best(run: Run, datasets: Datasets) -> None:
         pairs = zip(datasets.class_names, chosen.score_threshold, strict=True)
         scores = ", ".join(f"{name} {value}" for name, value in pairs)
         print(
-            f"thresholds fitted on validation, kept in {path}: scores {scores}; masks {chosen.mask_threshold}; "
+            f"thresholds fitted on validation, saved in {path}: scores {scores}; masks {chosen.mask_threshold}; "
             f"suppression at IoU {chosen.nms_threshold}",
             flush=True,
         )
@@ -88,7 +89,7 @@ def fit_best(run: Run, datasets: Datasets) -> None:
 
 
 def _predictor(model: MaskRCNN, description: dict[str, Any], run: Run) -> Predictor:
-    """What a user gets who loads the weights with this description; the data set has stretched the pictures."""
+    """The predictor that a user would load, except that intensities are not stretched: the data set did that."""
     return Predictor(
         model,
         None,

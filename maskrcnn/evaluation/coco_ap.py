@@ -13,11 +13,11 @@ from pycocotools.cocoeval import COCOeval
 from maskrcnn.evaluation.coco_match import DenseCOCOeval
 
 COCO_MAX_DETECTIONS = 100
-"""Detections per image that COCO counts. Pictures of cells often hold more: a perfect detector and one that stops at
-100 score alike there."""
+"""COCO's limit of detections per image. Pictures of cells often have more cells: a perfect detector and one that stops
+at 100 have the same score then."""
 
 MAX_DETECTIONS = 1000
-"""Detections per image that count besides, which is more than most pictures have cells."""
+"""Second limit of detections per image, more than most pictures have cells."""
 
 
 def coco_metrics(
@@ -30,13 +30,13 @@ def coco_metrics(
 
     Args:
         truth: COCO ground truth, as :func:`maskrcnn.data.coco.to_coco` makes it.
-        results: COCO results; ``[]`` scores 0.
+        results: COCO results; the score of ``[]`` is 0.
         detections_per_image: AP is given at COCO's 100 detections per image (``AP``, ``AP50``, ``AP75``,
             ``AP50/class1``, ...) and at this limit (``AP@1000``, ``AP50@1000/class1``, ...).
         iou_type: ``segm`` or ``bbox``.
 
     Returns:
-        Values in 0..1; -1 for a class without a cell in ``truth``, as pycocotools says it.
+        Values in 0..1; -1 for a class without a cell in ``truth``, as in pycocotools.
     """
     return average_precision(*precision_of(truth, results, detections_per_image, iou_type))
 
@@ -49,7 +49,7 @@ def precision_of(
         ground_truth = COCO()
         ground_truth.dataset = truth
         ground_truth.createIndex()
-        # loadRes changes what it is given, and refuses an empty list
+        # loadRes modifies its argument, and does not accept an empty list
         detections = ground_truth.loadRes([dict(r) for r in results]) if results else COCO()
         evaluation = DenseCOCOeval(ground_truth, detections, iou_type)
         evaluation.params.areaRng, evaluation.params.areaRngLbl = evaluation.params.areaRng[:1], ["all"]
@@ -62,7 +62,7 @@ def precision_of(
 
 
 def _precision_without_results(evaluation: COCOeval) -> np.ndarray:
-    """pycocotools' precision [IoU, recall, class, area, limit] for no detection at all: 0 where there are cells."""
+    """pycocotools' precision [IoU, recall, class, area, limit] without detections: 0 for classes that have cells."""
     params = evaluation.params
     shape = (len(params.iouThrs), len(params.recThrs), len(params.catIds), len(params.areaRng), len(params.maxDets))
     precision = -np.ones(shape)
@@ -73,7 +73,7 @@ def _precision_without_results(evaluation: COCOeval) -> np.ndarray:
 
 
 def average_precision(precision: np.ndarray, evaluation: COCOeval) -> dict[str, float]:
-    """The scores of :func:`coco_metrics` from what :func:`precision_of` gives."""
+    """The scores of :func:`coco_metrics` from the result of :func:`precision_of`."""
     params = evaluation.params
     thresholds = np.round(params.iouThrs, 2).tolist()
     of_threshold = {"AP": slice(None), "AP50": thresholds.index(0.5), "AP75": thresholds.index(0.75)}
@@ -90,5 +90,5 @@ def average_precision(precision: np.ndarray, evaluation: COCOeval) -> dict[str, 
 
 
 def mean_of_known(values: np.ndarray) -> float:
-    """Without the -1 of classes that have no cell."""
+    """Mean of the values other than -1, which stands for classes without cells; -1 if there are none."""
     return float(values[values > -1].mean()) if (values > -1).any() else -1.0

@@ -1,4 +1,4 @@
-"""pycocotools' evaluation at the cost of the pairs that overlap, for pictures of thousands of cells."""
+"""pycocotools' evaluation in time proportional to the overlapping pairs, for pictures with thousands of cells."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from pycocotools.cocoeval import COCOeval
 
 
 class DenseCOCOeval(COCOeval):
-    """COCOeval whose matching looks only at the cells that a detection overlaps enough to be matched with.
+    """COCOeval that only compares detections with cells that they overlap enough to be matched.
 
     pycocotools compares each detection with each cell of its class in a Python loop: half a minute for 1,000 detections
-    and 2,000 cells in one picture. A pair below the lowest IoU threshold never matches, so that leaving it out changes
-    nothing: the precision and recall are those of COCOeval.
+    and 2,000 cells in one picture. Pairs below the lowest IoU threshold never match, so that skipping them changes
+    nothing: precision and recall are those of COCOeval.
     """
 
     def evaluateImg(self, imgId: int, catId: int, aRng: list[float], maxDet: int) -> dict[str, Any] | None:
-        """What pycocotools' method of this name returns, for one picture, class, range of areas and limit."""
+        """The result of pycocotools' method of this name, for one picture, class, range of areas and limit."""
         cells, found = self._gts[imgId, catId], self._dts[imgId, catId]
         if not cells and not found:
             return None
@@ -32,7 +32,7 @@ class DenseCOCOeval(COCOeval):
         cell_matches = np.zeros((len(thresholds), len(cells)))
         matches = np.zeros((len(thresholds), len(found)))
         outside = np.array([not aRng[0] <= d["area"] <= aRng[1] for d in found], bool)
-        found_ignored = np.tile(outside, (len(thresholds), 1))  # what is matched follows its cell instead
+        found_ignored = np.tile(outside, (len(thresholds), 1))  # matched detections follow their cell instead
         for d, row in enumerate(ious):
             candidates = np.flatnonzero(row >= thresholds.min()).tolist()
             for t, threshold in enumerate(thresholds if candidates else ()):

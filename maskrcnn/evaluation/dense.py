@@ -1,15 +1,15 @@
-"""Scores of label images that are full of cells: AP = TP / (TP + FP + FN), and panoptic quality.
+"""Scores for label images of dense cells: AP = TP / (TP + FP + FN), and panoptic quality.
 
-COCO's average precision ranks the detections of all pictures by their scores. People who segment cells hold two label
-images against each other instead: every pixel belongs to one cell at most, and a predicted cell is right or wrong.
+COCO's average precision ranks the detections of all pictures by their scores. In cell segmentation, two label images
+are compared instead: every pixel belongs to at most one cell, and a predicted cell is correct or not.
 
     AP_t = TP_t / (TP_t + FP_t + FN_t)             pairs of IoU >= t (Schmidt et al. 2018, StarDist, section 3)
     PQ = DQ * SQ                                   pairs of IoU > 0.5 (Kirillov et al. 2019, eq. 1 and 2)
     DQ = TP / (TP + FP / 2 + FN / 2)               detection (their RQ): the F1 score
-    SQ = mean IoU of the pairs                     mask quality of the matched cells alone
+    SQ = mean IoU of the pairs                     mask quality of the matched cells only
 
-A predicted and a true cell form a pair at most once. All costs grow with pixels, cells and overlaps: never with cells
-times cells or cells times pixels.
+Each cell is in at most one pair. Time and memory grow with pixels, cells and overlaps: never with cells times cells or
+cells times pixels.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ ABOVE_HALF = float(np.nextafter(0.5, 1))
 """The smallest IoU above 0.5: panoptic quality excludes 0.5 itself."""
 
 AT = {"AP50": 0.5, "AP75": 0.75, "AP90": 0.9}
-"""The thresholds that are reported alone."""
+"""The thresholds that are also reported separately."""
 
 POOLED = ("AP", *AT, "PQ", "DQ", "SQ")
 PER_PICTURE = ("AP_pictures", *(f"{name}_pictures" for name in AT), "PQ_pictures")
@@ -45,9 +45,9 @@ class Overlaps:
     """Pairs of a true and a predicted cell that share a pixel.
 
     Attributes:
-        truth, predicted: int64 [M], values in the label images.
-        iou: float64 [M], their intersection over union, above 0.
-        num_truth, num_predicted: cells that have a pixel.
+        truth, predicted: int64 [M], ids in the label images.
+        iou: float64 [M], intersection over union, above 0.
+        num_truth, num_predicted: number of cells.
     """
 
     truth: npt.NDArray[np.int64]
@@ -59,13 +59,13 @@ class Overlaps:
 
 @dataclass(frozen=True)
 class Counts:
-    """What the scores of one picture, or of several together, follow from.
+    """Counts of cells and pairs from which the scores of one or several pictures are computed.
 
     Attributes:
-        num_truth, num_predicted: cells.
-        matched: int64 [9], pairs at each of ``THRESHOLDS``.
-        panoptic_matched: pairs of IoU > 0.5.
-        panoptic_iou: the sum of their IoU.
+        num_truth, num_predicted: number of cells.
+        matched: int64 [9], number of pairs at each of ``THRESHOLDS``.
+        panoptic_matched: number of pairs with IoU > 0.5.
+        panoptic_iou: sum of their IoU.
     """
 
     num_truth: int
@@ -84,7 +84,7 @@ class Counts:
         )
 
     def scores(self) -> dict[str, float]:
-        """``POOLED`` by name, 0..1; ``AP`` is the mean over ``THRESHOLDS``. 0 where there is no cell at all."""
+        """The scores ``POOLED`` by name, 0..1; ``AP`` is the mean over ``THRESHOLDS``. 0 without any cell."""
         union = self.num_truth + self.num_predicted - self.matched
         precision = self.matched / np.maximum(union, 1)
         detection = 2 * self.panoptic_matched / max(self.num_truth + self.num_predicted, 1)
@@ -99,19 +99,19 @@ class Counts:
 
 
 def overlaps(truth: npt.NDArray[np.integer], predicted: npt.NDArray[np.integer]) -> Overlaps:
-    """The pairs of cells that share a pixel, from a sparse contingency table of the two label images.
+    """Find the pairs of cells that share a pixel, from a sparse contingency table of the two label images.
 
     Args:
-        truth: integer [H, W], or [P, H, W] where true cells overlap each other; 0 is background, a cell has a value of
-            its own (over all planes), and the tables are as long as the largest value.
+        truth: integer [H, W], or [P, H, W] if true cells overlap each other; 0 is background, ids are unique over all
+            planes. Memory grows with the largest id.
         predicted: integer [H, W], likewise.
 
     Raises:
-        ValueError: for another shape, or a negative value.
+        ValueError: for different shapes, or a negative value.
     """
     planes = truth.reshape(-1, *truth.shape[-2:])
     if predicted.shape != planes.shape[1:]:
-        raise ValueError(f"predicted: shape {predicted.shape}, expected {planes.shape[1:]} as truth has it")
+        raise ValueError(f"predicted: shape {predicted.shape}, expected {planes.shape[1:]} as truth")
     if min(planes.min(initial=0), predicted.min(initial=0)) < 0:
         raise ValueError("truth, predicted: a negative value, expected 0 for background and cells above")
     truth_areas = np.bincount(planes[planes > 0].astype(np.int64))
@@ -129,30 +129,31 @@ def overlaps(truth: npt.NDArray[np.integer], predicted: npt.NDArray[np.integer])
 
 
 def match(pairs: Overlaps, threshold: float) -> npt.NDArray[np.float64]:
-    """The IoU of the pairs that are matched at IoU >= ``threshold``, each cell in one pair at most: float64 [TP].
+    """Match true and predicted cells at IoU >= ``threshold``, each in at most one pair; returns the IoU of the pairs,
+    float64 [TP].
 
-    As many pairs as possible, and among such choices the one of the largest sum of IoU. Above 0.5, and with true cells
-    that do not overlap each other, no cell has two partners to choose from (Kirillov et al. 2019, section 4.1); where
-    one does, the Hungarian algorithm decides, among these cells alone.
+    The number of pairs is maximized, then the sum of their IoU. Above 0.5, and if true cells do not overlap each other,
+    the matching is unique (Kirillov et al. 2019, section 4.1); the Hungarian algorithm is only applied to cells with
+    several candidates.
     """
     keep = pairs.iou >= threshold
     truth, predicted, iou = pairs.truth[keep], pairs.predicted[keep], pairs.iou[keep]
     if not len(iou):
         return iou
-    alone = (np.bincount(truth)[truth] == 1) & (np.bincount(predicted)[predicted] == 1)
-    rows, row = np.unique(truth[~alone], return_inverse=True)
-    columns, column = np.unique(predicted[~alone], return_inverse=True)
+    unique = (np.bincount(truth)[truth] == 1) & (np.bincount(predicted)[predicted] == 1)
+    rows, row = np.unique(truth[~unique], return_inverse=True)
+    columns, column = np.unique(predicted[~unique], return_inverse=True)
     if not len(rows):
         return iou
     table = np.zeros((len(rows), len(columns)))
-    table[row, column] = iou[~alone]
-    # all IoU together count less than one pair more
+    table[row, column] = iou[~unique]
+    # the weights of all IoU together are less than that of one more pair
     chosen = table[linear_sum_assignment((table > 0) + table / (2 * min(table.shape)), maximize=True)]
-    return np.concatenate([iou[alone], chosen[chosen > 0]])
+    return np.concatenate([iou[unique], chosen[chosen > 0]])
 
 
 def count(truth: npt.NDArray[np.integer], predicted: npt.NDArray[np.integer]) -> Counts:
-    """Cells and matched pairs of one picture; label images as :func:`overlaps` takes them."""
+    """Count cells and matched pairs of one picture; for the label images see :func:`overlaps`."""
     pairs = overlaps(truth, predicted)
     panoptic = match(pairs, ABOVE_HALF)
     matched = np.array([len(match(pairs, threshold)) for threshold in THRESHOLDS], np.int64)
@@ -163,47 +164,46 @@ def summarize(pictures: Sequence[Counts]) -> dict[str, float]:
     """Scores of a data set, or of one class in it.
 
     Returns:
-        ``POOLED``: from TP, FP and FN added up over the pictures, so that every cell counts alike. This is StarDist's
-        AP (its ``matching_dataset``) and Kirillov's PQ.
+        ``POOLED``: from TP, FP and FN summed over the pictures, so that every cell has the same weight. This is
+        StarDist's AP (its ``matching_dataset``) and Kirillov's PQ.
 
-        ``PER_PICTURE``: the mean of the pictures' own scores, so that every picture counts alike. ``AP_pictures`` and
-        its kind are what Cellpose reports (Stringer et al. 2021), over the pictures with a true or a predicted cell.
-        ``PQ_pictures`` is averaged as MoNuSAC 2020 does (Verma et al. 2021, and their PQ_metric.ipynb): over the
-        pictures with a true cell of the class. Cells predicted in a picture without one cost nothing there, in all
-        other scores they do.
+        ``PER_PICTURE``: the mean of the scores of the pictures, so that every picture has the same weight.
+        ``AP_pictures``, ``AP50_pictures``, ... are what Cellpose reports (Stringer et al. 2021), over the pictures with
+        a true or a predicted cell. ``PQ_pictures`` is averaged as in MoNuSAC 2020 (Verma et al. 2021, and their
+        PQ_metric.ipynb): over the pictures with a true cell of the class; unlike in all other scores, cells predicted
+        in pictures without one do not count.
 
-        Values in 0..1; all are -1 if no picture has a true cell, as pycocotools says it.
+        Values in 0..1; all are -1 if no picture has a true cell, as in pycocotools.
     """
     total = sum(pictures, Counts(0, 0, np.zeros(len(THRESHOLDS), np.int64), 0, 0.0))
     if total.num_truth == 0:
         return dict.fromkeys((*POOLED, *PER_PICTURE), -1.0)
     scores = total.scores()
-    each = [one.scores() for one in pictures if one.num_truth or one.num_predicted]
+    picture_scores = [counts.scores() for counts in pictures if counts.num_truth or counts.num_predicted]
     for name in ("AP", *AT):
-        scores[f"{name}_pictures"] = float(np.mean([one[name] for one in each]))
-    scores["PQ_pictures"] = float(np.mean([one.scores()["PQ"] for one in pictures if one.num_truth]))
+        scores[f"{name}_pictures"] = float(np.mean([values[name] for values in picture_scores]))
+    scores["PQ_pictures"] = float(np.mean([counts.scores()["PQ"] for counts in pictures if counts.num_truth]))
     return scores
 
 
 def dense_metrics(
     truth: dict[str, Any], results: list[dict[str, Any]], score_threshold: float | Sequence[float] = 0.5
 ) -> dict[str, float]:
-    """AP = TP / (TP + FP + FN) and panoptic quality, which suit dense cells.
+    """AP = TP / (TP + FP + FN) and panoptic quality of COCO results, for dense cells.
 
-    In each picture the results become a label image: those of at least ``score_threshold``, the higher score in front
-    where masks overlap, without one that is hidden altogether. For the scores of a class it holds the results of that
-    class alone, as its true cells have a label file of their own.
+    The results of each picture with a score of at least ``score_threshold`` become a label image, in which the higher
+    score wins where masks overlap. For the scores of a class it contains only the results of that class.
 
     Args:
         truth, results: see :func:`maskrcnn.evaluation.coco_ap.coco_metrics`; all segmentations are RLE with text
             counts.
-        score_threshold: lowest score of a predicted cell, one for all or one for each class. These scores know no
-            ranking: they rate what a user gets who keeps such cells.
+        score_threshold: minimum score of a predicted cell, one for all classes or one per class. There is no ranking by
+            score: cells above the threshold count equally.
 
     Returns:
-        For each name that :func:`summarize` explains: ``AP50/class1``, ...; ``AP50/any``, for the cells of all classes
-        taken as one, as StarDist and Cellpose have them; and ``AP50``, the arithmetic mean over the classes that have
-        cells (MoNuSAC 2020 ranked by a weighted mean; here all classes count alike).
+        For each name of :func:`summarize`: ``AP50/class1``, ...; ``AP50/any``, with all classes merged, as in StarDist
+        and Cellpose; and ``AP50``, the arithmetic mean over the classes that have cells (MoNuSAC 2020 used a weighted
+        mean).
     """
     return dense_scores(count_cells(truth, results, score_threshold))
 
@@ -211,7 +211,7 @@ def dense_metrics(
 def count_cells(
     truth: dict[str, Any], results: list[dict[str, Any]], score_threshold: float | Sequence[float] = 0.5
 ) -> dict[str, list[Counts]]:
-    """The counts of each picture for ``class1``, ``class2``, ... and ``any``, which :func:`dense_metrics` adds up."""
+    """The counts of each picture for ``class1``, ``class2``, ... and ``any``, from which scores are computed."""
     cells_of, found_of = defaultdict(list), defaultdict(list)
     classes = [category["id"] for category in truth["categories"]]
     scores_of = [score_threshold] * len(classes) if isinstance(score_threshold, float | int) else score_threshold
@@ -224,7 +224,7 @@ def count_cells(
     counts: dict[str, list[Counts]] = {name: [] for name in ("any", *(f"class{k}" for k in classes))}
     for image in truth["images"]:
         cells = cells_of[image["id"]]
-        found = sorted(found_of[image["id"]], key=lambda result: result["score"])  # label_image shows the last one
+        found = sorted(found_of[image["id"]], key=lambda result: result["score"])  # the last one wins in label_image
         size = image["height"], image["width"]
         counts["any"].append(_count_results(cells, found, size))
         for k in classes:
@@ -239,13 +239,13 @@ def count_cells(
 
 
 def dense_scores(counts: dict[str, list[Counts]]) -> dict[str, float]:
-    """The scores of :func:`dense_metrics` from what :func:`count_cells` gives."""
-    scores = {name: summarize(of_pictures) for name, of_pictures in counts.items()}
+    """The scores of :func:`dense_metrics` from the result of :func:`count_cells`."""
+    scores = {name: summarize(pictures) for name, pictures in counts.items()}
     metrics: dict[str, float] = {}
     for key in scores["any"]:
-        values = [of_name[key] for name, of_name in scores.items() if name != "any"]
+        values = [class_scores[key] for name, class_scores in scores.items() if name != "any"]
         metrics[key] = mean_of_known(np.array(values))
-        metrics |= {f"{key}/{name}": of_name[key] for name, of_name in scores.items()}
+        metrics |= {f"{key}/{name}": class_scores[key] for name, class_scores in scores.items()}
     return metrics
 
 

@@ -1,4 +1,4 @@
-"""The only way to a score: what users run, on pictures whose cells are known."""
+"""Evaluation of a predictor on pictures with ground truth, for validation and ``maskrcnn evaluate`` alike."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ BY_SOURCE = (
     *(f"mask/{name}{limit}" for name in ("AP", "AP50") for limit in ("", f"@{MAX_DETECTIONS}")),
     *(f"dense/{name}" for name in AT),
 )
-"""The scores that are given for each source of pictures as well."""
+"""The scores that are also reported per source of pictures."""
 
 
 def evaluate(
@@ -34,18 +34,18 @@ def evaluate(
     truth: dict[str, Any] | None = None,
     plots: Path | None = None,
 ) -> dict[str, float]:
-    """Predict every picture of a data set as a user would, and score what is found.
+    """Predict every picture of a data set as a user would, and compute scores.
 
     Args:
-        predictor: its tiles, precision, limits and thresholds are those of the score.
-        dataset: pictures with known cells.
+        predictor: used with its tiles, precision, limits and thresholds.
+        dataset: pictures with ground truth.
         diameter: see :meth:`maskrcnn.predict.predictor.Predictor.predict`.
-        truth: :func:`maskrcnn.data.coco.to_coco` of the data set, where it is at hand already.
+        truth: :func:`maskrcnn.data.coco.to_coco` of the data set, if it was computed already.
         plots: a folder for ``precision_recall.png`` and ``classes.png``; None: no plots.
 
     Returns:
-        :func:`score` of the results. Several processes share the pictures and get the same scores, which process 0
-        computes.
+        :func:`score` of the results. Several processes divide the pictures among them; process 0 computes the scores,
+        and all return them.
     """
     found = predict_dataset(predictor, dataset, diameter)
 
@@ -59,12 +59,12 @@ def evaluate(
 def predict_dataset(
     predictor: Predictor, dataset: CellDataset, diameter: Diameter | Sequence[Diameter] | None = None
 ) -> list[Detections]:
-    """What is found in each picture, in their order; ``diameter`` is one for all or one for each picture.
+    """Detections in each picture, in order; ``diameter`` is one for all pictures or one per picture.
 
-    Of several processes each predicts every N-th picture; process 0 returns the results of all, the others none.
+    Each of N processes predicts every N-th picture; process 0 returns the results of all, the others an empty list.
     """
-    alike = diameter is None or isinstance(diameter, float | int | str)
-    diameters: Any = [diameter] * len(dataset) if alike else diameter
+    is_single = diameter is None or isinstance(diameter, float | int | str)
+    diameters: Any = [diameter] * len(dataset) if is_single else diameter
     found = []
     indices = range(distributed.rank(), len(dataset), distributed.world_size())
     for index in tqdm(indices, desc="validate", leave=False, disable=not distributed.is_main()):
@@ -74,7 +74,7 @@ def predict_dataset(
 
 
 def to_results(dataset: CellDataset, found: Sequence[Detections]) -> list[dict[str, Any]]:
-    """COCO results (RLE as text, 1-based classes) of what :func:`predict_dataset` returned."""
+    """The detections of :func:`predict_dataset` as COCO results (RLE as text, classes 1..K)."""
     pairs = zip(dataset.image_ids, found, strict=True)
     return [result for image_id, cells in pairs for result in cells.to_coco(image_id)]
 
@@ -91,7 +91,7 @@ def score(
     Args:
         truth, results: see :func:`maskrcnn.evaluation.coco_ap.coco_metrics`.
         score_threshold: see :func:`maskrcnn.evaluation.dense.dense_metrics`.
-        sources: where each picture of ``truth`` comes from. If there are several, :data:`BY_SOURCE` are also given for
+        sources: source of each picture of ``truth``. If there are several, :data:`BY_SOURCE` are also returned for
             each: ``mask/AP50@1000/tnbc``.
         plots: see :func:`evaluate`.
     """
@@ -106,26 +106,26 @@ def score(
         plot_classes(metrics, names, cells, plots / "classes.png")
     if sources is not None and len(set(sources)) > 1:
         for source in sorted(set(sources)):
-            own, _ = _mask_scores(*_of_source(truth, results, sources, source), score_threshold)
-            metrics.update({f"{key}/{source}": own[key] for key in BY_SOURCE})
+            scores, _ = _mask_scores(*_select_source(truth, results, sources, source), score_threshold)
+            metrics.update({f"{key}/{source}": scores[key] for key in BY_SOURCE})
     return metrics
 
 
 def _mask_scores(
     truth: dict[str, Any], results: list[dict[str, Any]], score_threshold: float | Sequence[float]
 ) -> tuple[dict[str, float], npt.NDArray[np.float64]]:
-    """The scores of masks, ``mask/...`` and ``dense/...``, and COCO's precision, as :func:`precision_of` gives it."""
+    """The mask scores ``mask/...`` and ``dense/...``, and COCO's precision from :func:`precision_of`."""
     precision, evaluation = precision_of(truth, results, MAX_DETECTIONS, "segm")
     metrics = {f"mask/{key}": value for key, value in average_precision(precision, evaluation).items()}
     metrics |= {f"dense/{key}": value for key, value in dense_metrics(truth, results, score_threshold).items()}
     return metrics, precision
 
 
-def _of_source(
+def _select_source(
     truth: dict[str, Any], results: list[dict[str, Any]], sources: Sequence[str], source: str
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    images = [image for image, its in zip(truth["images"], sources, strict=True) if its == source]
+    images = [image for image, image_source in zip(truth["images"], sources, strict=True) if image_source == source]
     ids = {image["id"] for image in images}
     annotations = [annotation for annotation in truth["annotations"] if annotation["image_id"] in ids]
-    own = {**truth, "images": images, "annotations": annotations}
-    return own, [result for result in results if result["image_id"] in ids]
+    selected = {**truth, "images": images, "annotations": annotations}
+    return selected, [result for result in results if result["image_id"] in ids]

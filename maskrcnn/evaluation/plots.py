@@ -1,4 +1,4 @@
-"""What scores look like: ``precision_recall.png`` and ``classes.png``."""
+"""Plots of scores: ``precision_recall.png`` and ``classes.png``."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from matplotlib.figure import Figure
 
 from maskrcnn.files import atomic_write
 
-# Okabe & Ito's palette, which colour-blind readers can tell apart; without its yellow, which is too pale for lines
+# Okabe & Ito's palette for colour-blind readers, without yellow, which is too pale for lines
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-LINES = ("-", "--", ":")  # a new style each time that the colours are used up
+LINES = ("-", "--", ":")  # a new style when all colours are used
 
 
 def plot_precision_recall(precision: np.ndarray, class_names: Sequence[str], limit: int, path: Path) -> None:
-    """Precision against recall at mask IoU 0.5 and 0.75, a curve a class.
+    """Plot precision against recall at mask IoU 0.5 and 0.75, one curve per class.
 
     Args:
         precision: [10, 101, K] of COCOeval: IoU 0.5:0.05:0.95, recall 0:0.01:1, classes; -1 for a class without cells.
         class_names: K names.
-        limit: detections a picture that were counted, for the title.
+        limit: maximum number of detections per picture, for the title.
         path: a PNG file.
     """
     figure = Figure(figsize=(10, 5.1 + 0.25 * -(-len(class_names) // 2)), layout="constrained")
@@ -51,17 +51,17 @@ def plot_precision_recall(precision: np.ndarray, class_names: Sequence[str], lim
         axis.grid(alpha=0.3)
         axis.tick_params(labelleft=True)
         axis.set_ylabel("precision")
-    figure.suptitle(f"Validation: precision and recall, at most {limit} detections a picture")
+    figure.suptitle(f"Validation: precision and recall, at most {limit} detections per picture")
     save_figure(figure, path)
 
 
 def plot_classes(metrics: dict[str, float], class_names: Sequence[str], cells: Sequence[int], path: Path) -> None:
-    """Bars of AP, AP50, dense AP50 and PQ for each class and their mean, with their values.
+    """Plot bars of AP, AP50, dense AP50 and PQ for each class and their mean.
 
     Args:
-        metrics: of :func:`maskrcnn.evaluation.evaluate.evaluate`.
-        class_names: K names, of classes 1..K.
-        cells: K numbers of true cells.
+        metrics: from :func:`maskrcnn.evaluation.evaluate.evaluate`.
+        class_names: names of classes 1..K.
+        cells: number of true cells per class.
         path: a PNG file.
     """
     bars = (
@@ -98,6 +98,6 @@ def plot_classes(metrics: dict[str, float], class_names: Sequence[str], cells: S
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Write a PNG beside ``path`` first, then rename it over it."""
+    """Write a PNG through :func:`maskrcnn.files.atomic_write`."""
     with atomic_write(path) as beside:
         figure.savefig(beside, dpi=100, format="png")

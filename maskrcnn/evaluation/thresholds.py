@@ -1,4 +1,4 @@
-"""Thresholds of a prediction, fitted on validation pictures."""
+"""Fitting of prediction thresholds on validation pictures."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from maskrcnn.structures import Detections
 SCORES = tuple(round(0.2 + 0.05 * step, 2) for step in range(15))
 NMS_THRESHOLDS = (0.4, 0.5, 0.6)
 MASK_THRESHOLDS = (0.4, 0.45, 0.5, 0.55, 0.6)
-USUAL = 0.5
-GAIN = 0.002
-"""What another value than the usual one must gain to be taken: less is chance."""
+DEFAULT = 0.5
+MIN_GAIN = 0.002
+"""Minimum gain in score for a value other than the default: less is likely to be chance."""
 
 
 @dataclass(frozen=True)
 class Thresholds:
-    """Where predictions are cut.
+    """Fitted thresholds.
 
     Attributes:
-        score_threshold: for each class, the score from which a cell is to be believed.
-        mask_threshold: probability above which a point belongs to a cell.
+        score_threshold: minimum score of a cell, for each class.
+        mask_threshold: probability above which a pixel belongs to a cell.
         nms_threshold: IoU of boxes above which the lower-scored cell of a class is dropped.
         tried: the score of every value that was tried, for the log: ``mask_threshold=0.45`` -> AP.
     """
@@ -40,29 +40,29 @@ class Thresholds:
 
 
 def fit_thresholds(predictor: Predictor, dataset: CellDataset, truth: dict[str, Any]) -> Thresholds:
-    """The thresholds with which ``predictor`` scores best on a data set, one after the other.
+    """Choose the thresholds with the best scores of ``predictor`` on a data set, one after the other.
 
-    The IoU of suppression and the mask threshold are chosen by AP (COCO, at 1,000 detections per image, which no score
-    threshold changes), the score of each class by the mean of TP / (TP + FP + FN) over IoU 0.5 to 0.9. The usual 0.5
-    stays unless another value gains :data:`GAIN`.
+    The NMS and mask thresholds are chosen by AP (COCO, at 1,000 detections per image, which does not depend on a score
+    threshold), the score threshold of each class by the mean of TP / (TP + FP + FN) over IoU 0.5 to 0.9. The default
+    0.5 is kept unless another value gains at least :data:`MIN_GAIN`.
 
     Args:
-        predictor: predicts with the limits of its network but for what is tried.
+        predictor: used with its limits, except for the values that are tried.
         dataset: validation pictures.
-        truth: :func:`maskrcnn.data.coco.to_coco` of them.
+        truth: :func:`maskrcnn.data.coco.to_coco` of the data set.
     """
     tried: dict[str, float] = {}
-    kept, nms = _find(predictor, dataset, truth, USUAL, None, tried)
+    kept, nms = _predict(predictor, dataset, truth, DEFAULT, None, tried)
     diameters: list[Diameter] = distributed.from_main(lambda: [cells.diameter or "none" for cells in kept])
     for value in NMS_THRESHOLDS:
-        if value != USUAL:
-            found, _ = _find(predictor, dataset, truth, value, diameters, tried)
+        if value != DEFAULT:
+            found, _ = _predict(predictor, dataset, truth, value, diameters, tried)
             if value == _best(tried, "nms_threshold"):
                 kept, nms = found, value
     return distributed.from_main(lambda: _choose(dataset, truth, kept, nms, tried))
 
 
-def _find(
+def _predict(
     predictor: Predictor,
     dataset: CellDataset,
     truth: dict[str, Any],
@@ -70,17 +70,17 @@ def _find(
     diameters: Sequence[Diameter] | None,
     tried: dict[str, float],
 ) -> tuple[list[Detections], float]:
-    """What suppression at IoU ``nms`` leaves, and ``nms``; its score goes to ``tried``."""
-    suppressing = predictor.with_limits(replace(predictor.detector.limits, nms_threshold=nms))
-    found = predict_dataset(suppressing, dataset, diameters)
-    tried[f"nms_threshold={nms}"] = distributed.from_main(lambda: _ap(dataset, truth, found, USUAL))
+    """Detections with the NMS threshold ``nms``, and ``nms``; the score is added to ``tried``."""
+    with_nms = predictor.with_limits(replace(predictor.detector.limits, nms_threshold=nms))
+    found = predict_dataset(with_nms, dataset, diameters)
+    tried[f"nms_threshold={nms}"] = distributed.from_main(lambda: _ap(dataset, truth, found, DEFAULT))
     return found, nms
 
 
 def _choose(
     dataset: CellDataset, truth: dict[str, Any], found: list[Detections], nms: float, tried: dict[str, float]
 ) -> Thresholds:
-    """The best thresholds for what suppression at IoU ``nms`` left; ``tried`` is added to."""
+    """The best thresholds for the detections with the NMS threshold ``nms``; scores are added to ``tried``."""
     tried |= {f"mask_threshold={value}": _ap(dataset, truth, found, value) for value in MASK_THRESHOLDS}
     mask = _best(tried, "mask_threshold")
     results = to_results(dataset, [replace(cells, mask_threshold=mask) for cells in found])
@@ -97,7 +97,7 @@ def _ap(dataset: CellDataset, truth: dict[str, Any], found: Sequence[Detections]
 
 
 def _best(tried: dict[str, float], name: str) -> float:
-    """The value of the threshold ``name`` that scored best; the usual one unless that gains enough."""
+    """The value of the threshold ``name`` with the best score; the default unless the gain is large enough."""
     scores = {float(key.rpartition("=")[2]): score for key, score in tried.items() if key.startswith(f"{name}=")}
     best = max(scores, key=lambda value: scores[value])
-    return best if scores[best] >= scores[USUAL] + GAIN else USUAL
+    return best if scores[best] >= scores[DEFAULT] + MIN_GAIN else DEFAULT

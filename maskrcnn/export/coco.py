@@ -1,4 +1,4 @@
-"""COCO results as files: ``test-results.json``, and ``submission.zip`` that holds it."""
+"""Writes COCO results: ``test-results.json``, and ``submission.zip`` that contains it."""
 
 from __future__ import annotations
 
@@ -23,23 +23,24 @@ SUBMISSION = "submission.zip"
 def write_results(
     folder: Path, results: Sequence[dict[str, Any]], images: Sequence[TestImage], category_ids: Sequence[int]
 ) -> tuple[Path, Path]:
-    """Write ``test-results.json`` and ``submission.zip`` into ``folder``, after pycocotools has loaded them.
+    """Write ``test-results.json`` and ``submission.zip`` into ``folder``, after loading them with pycocotools.
 
-    Both are written beside and renamed, so that a failure leaves earlier files as they were.
+    If writing fails, earlier files are unchanged.
 
     Args:
+        folder: where the files are written.
         results: COCO results: ``image_id``, ``category_id`` (class 1..K), ``bbox`` [x, y, w, h], ``score`` and
-            ``segmentation`` (RLE with text counts, in the picture's own size).
+            ``segmentation`` (RLE with text counts, in the picture's size).
         images: the pictures that were predicted, with their ids.
-        category_ids: what the files have for classes 1..K: the ids of the data that the network was trained on.
+        category_ids: ids of classes 1..K in the files: those of the data that the network was trained on.
 
     Raises:
         InputError: the folder cannot be written.
-        RuntimeError: pycocotools does not read back what was written: an error of this program.
+        RuntimeError: pycocotools cannot read the results: a bug of this program.
     """
-    own = [{**result, "category_id": category_ids[result["category_id"] - 1]} for result in results]
-    check_results(own, images, category_ids)
-    text = json.dumps(own)
+    converted = [{**result, "category_id": category_ids[result["category_id"] - 1]} for result in results]
+    check_results(converted, images, category_ids)
+    text = json.dumps(converted)
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr(RESULTS, text)
@@ -50,7 +51,8 @@ def write_results(
 
 
 def check_results(results: Sequence[dict[str, Any]], images: Sequence[TestImage], category_ids: Sequence[int]) -> None:
-    """Load the results with pycocotools against the pictures' ids and compare every mask's size with its picture's."""
+    """Load the results with pycocotools, and check that image ids, categories and mask sizes are those of the pictures;
+    raises RuntimeError."""
     truth = COCO()
     truth.dataset = {
         "images": [{"id": i.image_id, "file_name": i.file_name, "height": i.height, "width": i.width} for i in images],
@@ -59,7 +61,7 @@ def check_results(results: Sequence[dict[str, Any]], images: Sequence[TestImage]
     }
     with contextlib.redirect_stdout(io.StringIO()):
         truth.createIndex()
-        if not results:  # pycocotools refuses an empty list; there is nothing to check in it
+        if not results:  # pycocotools does not accept an empty list
             return
         loaded = truth.loadRes(json.loads(json.dumps(list(results))))
     sizes = {image.image_id: [image.height, image.width] for image in images}

@@ -1,4 +1,4 @@
-"""The options of infer.py."""
+"""The options of ``infer.py`` and ``maskrcnn predict``."""
 
 from __future__ import annotations
 
@@ -26,53 +26,54 @@ class InferConfig:
     data: Path | None = None
     """Folder with test_release/*.tif and test_image_name_to_ids.json."""
     images: tuple[Path, ...] = ()
-    """Pictures, or folders of pictures (TIFF, PNG, JPEG) or of <name>/image.tif, instead of --data; they, and the pages
-    of stacks, get the ids 1, 2, ... in order."""
+    """Pictures, or folders of pictures (TIFF, PNG, JPEG) or of <name>/image.tif, instead of --data; pictures and pages
+    of stacks get the ids 1, 2, ... in order."""
     out: Path | None = None
-    """Where the results go; default: the checkpoint's folder, for a model of the package predictions/."""
+    """Folder for the results; default: the checkpoint's folder, or predictions/ for a model of the package."""
     format: tuple[Format, ...] = ("coco", "overlay")
-    """What is written: coco: test-results.json and submission.zip; labels: a label TIFF a picture; class-labels: one a
-    class (<name>/class1.tif, ...); geojson: outlines for QuPath; csv: a row of measurements a cell; overlay: the
-    outlines drawn on the picture."""
+    """Results to write. coco: test-results.json and submission.zip; labels: one label TIFF per picture; class-labels:
+    one per class (<name>/class1.tif, ...); geojson: outlines for QuPath; csv: one row of measurements per cell;
+    overlay: outlines drawn on the picture."""
     report: bool = False
-    """Write report.html: counts, histograms and all pictures with outlines to switch on and off."""
+    """Write report.html: counts, histograms and all pictures with outlines that can be switched on and off."""
     truth: Path | None = None
-    """Folder of <name>/class1.tif, ... (as in train/) with the true cells of the pictures, which the report scores."""
+    """Folder of <name>/class1.tif, ... (as in train/) with the ground truth of the pictures, for scores in the
+    report."""
     diameter: Diameter | None = None
-    """How large the cells are: their median diameter in pixels of the picture (of the circle of equal area); auto:
-    estimated for each picture; none: pictures are predicted at their own scale. Default: auto, or none for checkpoints
-    that were trained with --diameter none."""
+    """Median cell diameter in pixels of the picture (of the circle of equal area); auto: estimated for each picture;
+    none: pictures are predicted at their own scale. Default: auto, or none for checkpoints that were trained with
+    --diameter none."""
     score_threshold: Fraction | None = None
-    """Lowest score of a cell in labels, GeoJSON, tables and overlays (coco and the report hold all of them); default:
-    what was fitted on validation pictures when the checkpoint was trained, for each class."""
+    """Minimum score of a cell in labels, GeoJSON, tables and overlays (coco and the report contain all cells); default:
+    fitted on validation pictures in training, for each class."""
     box_score_threshold: Fraction | None = None
-    """Lowest score of a cell at all, also in coco and the report; default: 0.05. A higher one saves the work of the
-    masks of cells that the other formats leave out, which on a slide are most."""
+    """Minimum score of a cell in all results, also coco and the report; default: 0.05. A higher value saves the time
+    for masks of cells that the other formats omit, which are most cells of a slide."""
     tile: TileSide | None = None
-    """Side in pixels of the tiles in which larger pictures are predicted, at the scale that the network sees (see
-    --diameter); default: from the device's memory."""
+    """Side in pixels of the tiles in which larger pictures are predicted, at the network's scale (see --diameter);
+    default: from the device's memory."""
     overlap: Overlap | None = None
-    """Pixels that neighbouring tiles share, at that scale: more than the largest cell; default: 128, at most half of a
-    tile."""
+    """Overlap of neighbouring tiles in pixels, at that scale: more than the largest cell; default: 128, at most half of
+    a tile."""
     batch_size: BatchSize | None = None
     """Tiles that go through the network together; default: 1 on a CPU, 4 on a GPU."""
     augment: Augment = "none"
-    """Average the cells of several views of each picture: its mirror images (flips, 4 times the work), also turned by
+    """Average the detections of several views of each picture: mirror images (flips, 4 times the time), also rotated by
     90 degrees (rotations, 8 times), also at 4/5 and 5/4 of the size (scales, 10 times)."""
     level: Annotated[int, Range(0, 64)] = 0
-    """Level of a pyramid, 0 being the full size."""
+    """Pyramid level; 0 is the full size."""
     channels: tuple[Annotated[int, Range(0, 65535)], ...] | None = None
-    """Which channels (from 0) of a file of several are red, green and blue; one alone is grey. Default: those of the
+    """Channels (from 0) of the pictures to use as red, green and blue; a single one becomes grey. Default: as in
     training."""
     overwrite: bool = False
-    """Predict all pictures anew, also those that an earlier run has finished."""
+    """Predict all pictures again, also those that an earlier run completed."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: cuda where it is available."""
     precision: Precision = "auto"
-    """auto: bf16 autocast on GPUs, and on CPUs (AVX-512 BF16, AMX), that compute in it; else fp32."""
+    """auto: bf16 autocast on GPUs and CPUs with bfloat16 units (AVX-512 BF16, AMX), else fp32."""
 
     def check(self) -> None:
-        """Raises InputError for options that no picture could be predicted with."""
+        """Raise InputError for invalid values or combinations."""
         check_options(self)
         if (self.data is None) == (not self.images):
             raise InputError("give either --data FOLDER or --images PICTURES")

@@ -1,4 +1,4 @@
-"""Pictures that an inference run passes over: a bad one never ends the run."""
+"""Record of the pictures that failed in an inference run, which continues without them."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from maskrcnn.export.table import write_csv
 
 FAILURES = "failures.csv"
 
-_NO_PICTURES_FAULT = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # no room, or nothing may be written at all
+_FATAL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # no space, or a read-only file system: all pictures would fail
 
 
 class Failures:
-    """What went wrong with which picture; each is told on stderr in one line, when it happens.
+    """Collects the errors of pictures, and prints each as one line on stderr when it happens.
 
     Args:
-        folder: of the run.
-        formats: of ``--format``.
+        folder: folder of the run.
+        formats: formats of ``--format``.
 
     Attributes:
-        errors: by the pictures' keys, one line each.
+        errors: error messages by the pictures' keys, one line each.
     """
 
     def __init__(self, folder: Path, formats: Sequence[str]) -> None:
@@ -37,29 +37,29 @@ class Failures:
         self.errors: dict[str, str] = {}
 
     def pass_over(self, job: Job, error: Exception) -> None:
-        """Give up a picture, with what an earlier run wrote of it.
+        """Record a picture that failed, and remove its results of an earlier run.
 
-        Raises ``error`` again where it is no fault of the picture's, since the next one would meet it too: a full disk.
+        Raises ``error`` again if all other pictures would fail too, as with a full disk.
         """
-        if isinstance(error.__cause__, OSError) and error.__cause__.errno in _NO_PICTURES_FAULT:
+        if isinstance(error.__cause__, OSError) and error.__cause__.errno in _FATAL:
             raise error
-        message = _in_one_line(job, error)
+        message = _describe(job, error)
         try:
             remove_results(self.folder, job.key, self.formats)
         except InputError as second:
             message += f"; {printable(str(second))}"
-        self._tell(job, "passed over", message)
+        self._record(job, "passed over", message)
 
     def report_lacks(self, job: Job, what: str, error: Exception) -> None:
-        """Note that the report is without a picture, or without its truth, whose other results are there."""
-        self._tell(job, f"the report is without {what}", _in_one_line(job, error))
+        """Record that the report lacks a picture, or its ground truth, although its other results are complete."""
+        self._record(job, f"the report is without {what}", _describe(job, error))
 
-    def _tell(self, job: Job, what: str, message: str) -> None:
+    def _record(self, job: Job, what: str, message: str) -> None:
         self.errors[job.key] = message
         tqdm.write(f"warning: {what}: {message}", file=sys.stderr)
 
     def write(self) -> None:
-        """Write ``failures.csv``, a row for each picture, or remove that of an earlier run where there is none."""
+        """Write ``failures.csv`` with one row per failure; without failures, remove that of an earlier run."""
         path = self.folder / FAILURES
         if self.errors:
             write_csv(path, ("picture", "error"), sorted(self.errors.items()))
@@ -69,12 +69,12 @@ class Failures:
                 path.unlink(missing_ok=True)
 
 
-def _in_one_line(job: Job, error: Exception) -> str:
-    """What is wrong, with the picture's path; of an error that no user could expect also its type and place."""
+def _describe(job: Job, error: Exception) -> str:
+    """The message of an error on one line, with the picture's path; for unexpected errors also type and code line."""
     message = " ".join(str(error).split())
     if not isinstance(error, InputError):
-        place = traceback.extract_tb(error.__traceback__)[-1:]
-        where = "".join(f" ({Path(frame.filename).name}, line {frame.lineno})" for frame in place)
+        frames = traceback.extract_tb(error.__traceback__)[-1:]
+        where = "".join(f" ({Path(frame.filename).name}, line {frame.lineno})" for frame in frames)
         message = f"{type(error).__name__}: {message}{where}"
     path = str(job.path)
     return printable(message if path in message else f"{path}: {message}")

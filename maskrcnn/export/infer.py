@@ -1,4 +1,4 @@
-"""An inference run from options to files: a folder of pictures that can be stopped, gone on with, and shared out."""
+"""Inference on many pictures, from options to result files; can be stopped, resumed and distributed."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from maskrcnn.export.jobs import Job, Opener, find_jobs, source_of
 from maskrcnn.export.names import printable
 from maskrcnn.export.picture_files import write_picture
 from maskrcnn.export.run_folder import CELLS, begin, default_folder
-from maskrcnn.export.summary import finish, shown_from
+from maskrcnn.export.summary import finish, minimum_scores
 from maskrcnn.export.truth import Truth
 from maskrcnn.files import lock_folder
 from maskrcnn.predict.predictor import Predictor, load
 from maskrcnn.structures import Detections
 
-PATIENCE = timedelta(days=7)
-"""How long processes wait for the one whose slide is the largest."""
+TIMEOUT = timedelta(days=7)
+"""How long processes wait for the one with the largest slide."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run came to: its folder, the number of cells, and what went wrong with which picture."""
+    """The result of a run: its folder, the number of cells, and the errors by picture."""
 
     folder: Path
     cells: int
@@ -42,20 +42,20 @@ class Outcome:
 
 
 def infer(config: InferConfig) -> Outcome:
-    """Predict every picture and write what ``--format`` and ``--report`` ask for.
+    """Predict every picture and write the results of ``--format`` and ``--report``.
 
-    A picture is done once ``cells/<name>.json`` is there, which is written after its other files: a run that was
-    stopped goes on with the next one. It names the file that it is of, which is predicted anew where it is another or
-    was changed since. A picture that cannot be read, or whose files cannot be written, is passed over, and named in
-    ``failures.csv``. Processes that torchrun started share the pictures out; process 0 puts the results together.
+    A picture is done when ``cells/<name>.json`` exists, which is written after its other files: a run that was stopped
+    resumes with the next picture. The record identifies the picture's file, which is predicted again if it was replaced
+    or changed. Pictures that cannot be read, or whose files cannot be written, are skipped and listed in
+    ``failures.csv``. With torchrun, the pictures are distributed over the processes; process 0 combines the results.
 
     Raises:
-        InputError: options, the id mapping, the checkpoint, the true cells or the output folder cannot be used, or the
+        InputError: options, the id mapping, the checkpoint, the ground truth or the output folder are invalid, or the
             folder holds results of other options.
     """
     config.check()
     device = choose_device(config.device)
-    with distributed.processes(device, PATIENCE), ExitStack() as held:
+    with distributed.processes(device, TIMEOUT), ExitStack() as stack:
         predictor = _load(config)
         if config.channels is None:
             config = replace(config, channels=predictor.channels)
@@ -66,7 +66,7 @@ def infer(config: InferConfig) -> Outcome:
         def prepare() -> list[Job]:
             with writing(folder):
                 (folder / CELLS).mkdir(parents=True, exist_ok=True)
-            held.enter_context(lock_folder(folder, "predict"))
+            stack.enter_context(lock_folder(folder, "predict"))
             return begin(config, folder, jobs)
 
         todo = distributed.from_main(prepare)
@@ -91,7 +91,7 @@ def _load(config: InferConfig) -> Predictor:
     )
     if config.diameter not in (None, "none") and predictor.diameter is None:
         raise InputError(
-            f"--diameter is {config.diameter}, but {config.checkpoint} was trained at the pictures' own scale; "
+            f"--diameter is {config.diameter}, but {config.checkpoint} was not trained for cells of one size; "
             "expected none"
         )
     return predictor
@@ -100,9 +100,9 @@ def _load(config: InferConfig) -> Predictor:
 def _predict_all(
     config: InferConfig, predictor: Predictor, jobs: Sequence[Job], folder: Path, failures: Failures
 ) -> None:
-    """Predict the pictures and write their files, the last one's while the network works on the next."""
+    """Predict the pictures and write their files; the files of one are written while the next is predicted."""
     open_page = Opener(config, predictor.percentiles)
-    score_threshold = shown_from(config, predictor)
+    score_threshold = minimum_scores(config, predictor)
     with ThreadPoolExecutor(1) as pool:
         last: tuple[Job, Future[None]] | None = None
         for job in tqdm(jobs, desc="infer", unit="picture", disable=not distributed.is_main()):
@@ -110,7 +110,7 @@ def _predict_all(
             try:
                 picture = open_page(job)
                 detections = _predict(predictor, picture, config)
-            except Exception as error:  # decoders have all kinds
+            except Exception as error:  # decoders raise all kinds of exceptions
                 failures.pass_over(job, error)
                 continue
             _wait(last, failures)
@@ -120,7 +120,7 @@ def _predict_all(
 
 
 def _predict(predictor: Predictor, picture: Picture, config: InferConfig) -> Detections:
-    """The cells of a picture, with a bar for its tiles where that takes long."""
+    """Predict a picture, with a progress bar over its tiles if it takes long."""
     with tqdm(
         desc=printable(picture.name), unit="tile", leave=False, disable=not distributed.is_main(), delay=2
     ) as bar:

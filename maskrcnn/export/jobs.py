@@ -1,4 +1,4 @@
-"""Which pictures an inference run predicts: files and pages, what their results are called, and how they are opened."""
+"""Lists the pictures of an inference run: files and pages, the names of their results, and how they are opened."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ PICTURES = frozenset(
     [f".{name.rpartition('.')[2]}" for name in tifffile.TIFF.FILE_EXTENSIONS]
     + [".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".webp", ".jp2", ".ppm", ".pgm"]
 )
-"""Endings of the files of a folder that are taken for pictures: all that tifffile gives to TIFFs (``.svs``, ``.ndpi``,
-``.lsm``, ``.btf``, ...), and what Pillow reads. A file that is named itself may have any ending."""
+"""Extensions of the pictures in a folder: all that tifffile lists for TIFFs (``.svs``, ``.ndpi``, ``.lsm``, ``.btf``,
+...), and formats of Pillow. A file that is given itself may have any extension."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Job:
 
 
 def find_jobs(config: InferConfig) -> list[Job]:
-    """The pictures of ``--data`` or ``--images`` in order; raises InputError where there are none."""
+    """The pictures of ``--data`` or ``--images`` in order; raises InputError if there are none."""
     if config.data is not None:
         tests = read_test_release(config.data)
         keys = result_keys([test.path for test in tests], [1] * len(tests))
@@ -50,22 +50,22 @@ def find_jobs(config: InferConfig) -> list[Job]:
         ]
     listed = [path for entry in config.images for path in _pictures_in(entry)]
     paths = list({os.path.abspath(path): path for path in listed}.values())  # a folder may be given twice
-    own_pages = [_pages(path, config, {os.path.realpath(other) for other in paths}) for path in paths]
-    keys = result_keys(paths, list(map(len, own_pages)))
+    file_pages = [_pages(path, config, {os.path.realpath(other) for other in paths}) for path in paths]
+    keys = result_keys(paths, list(map(len, file_pages)))
     pages = [
         (key, path, page)
-        for names, path, numbers in zip(keys, paths, own_pages, strict=True)
+        for names, path, numbers in zip(keys, paths, file_pages, strict=True)
         for key, page in zip(names, numbers, strict=True)
     ]
     return [Job(key, path.name, path, page, image_id) for image_id, (key, path, page) in enumerate(pages, start=1)]
 
 
 def _pages(path: Path, config: InferConfig, listed: set[str]) -> list[int]:
-    """The numbers of a file's pictures, from its header; of those of an OME set, without what other ``listed`` files
-    hold. One of a file that cannot be read, which will fail in its turn."""
+    """The numbers of a file's pictures, from its header; for a multi-file OME-TIFF, without the pictures in other
+    ``listed`` files. [0] for a file that cannot be read, which fails later."""
     try:
         pictures = open_pictures(path, level=config.level, channels=config.channels)
-    except Exception:  # decoders have all kinds
+    except Exception:  # decoders raise all kinds of exceptions
         return [0]
     return [
         number
@@ -75,9 +75,9 @@ def _pages(path: Path, config: InferConfig, listed: set[str]) -> list[int]:
 
 
 def _pictures_in(entry: Path) -> list[Path]:
-    """The file ``entry``, or the pictures in a folder: files by their endings, or of its folders those of image.tif.
+    """The file ``entry``, or the pictures in a folder: files with a known extension, else <name>/image.tif.
 
-    Hidden files are left out; what else is left out is told in one line.
+    Hidden files are ignored; other entries that are ignored are counted in one line on stderr.
     """
     if os.path.isfile(entry):
         return [entry]
@@ -87,7 +87,7 @@ def _pictures_in(entry: Path) -> list[Path]:
         paths = sorted(path for path in entry.iterdir() if not path.name.startswith("."))
     except OSError as error:
         raise InputError(f"--images {entry}: cannot be listed: {error.strerror}") from error
-    # a link to nowhere is a picture, which will fail in its turn; a pipe is none
+    # a broken link counts as a picture, which fails later; a pipe does not
     files = [path for path in paths if os.path.isfile(path) or not os.path.exists(path)]
     found = [path for path in files if path.suffix.lower() in PICTURES]
     found = found or [path / IMAGE for path in paths if os.path.isfile(path / IMAGE)]
@@ -95,11 +95,11 @@ def _pictures_in(entry: Path) -> list[Path]:
         kinds = "TIFF, PNG, JPEG, BMP, WebP or JPEG 2000"
         raise InputError(f"--images {entry}: no picture ({kinds}, by its ending) in this folder")
     taken = set(found)
-    _tell_left_out(entry, [path for path in paths if not {path, path / IMAGE} & taken])
+    _print_ignored(entry, [path for path in paths if not {path, path / IMAGE} & taken])
     return found
 
 
-def _tell_left_out(folder: Path, paths: Sequence[Path]) -> None:
+def _print_ignored(folder: Path, paths: Sequence[Path]) -> None:
     kinds = Counter("folder" if os.path.isdir(path) else path.suffix or "without an ending" for path in paths)
     if kinds and distributed.is_main():
         counts = ", ".join(f"{number} {printable(kind)}" for kind, number in kinds.most_common())
@@ -107,7 +107,7 @@ def _tell_left_out(folder: Path, paths: Sequence[Path]) -> None:
 
 
 def source_of(job: Job) -> list[str | int] | None:
-    """What tells the picture from another one, or another version, of the same name; None where it is gone."""
+    """Identifies a picture and its version: path, page, size and modification time; None if the file is missing."""
     try:
         status = job.path.stat()
     except OSError:
@@ -116,7 +116,7 @@ def source_of(job: Job) -> list[str | int] | None:
 
 
 class Opener:
-    """Opens the pictures of jobs; the pages of a stack in a row, from one reading of its headers."""
+    """Opens the pictures of jobs; consecutive pages of a stack share one reading of its headers."""
 
     def __init__(self, config: InferConfig, percentiles: tuple[float, float] | None) -> None:
         self.config, self.percentiles = config, percentiles
@@ -124,9 +124,9 @@ class Opener:
         self.pages: list[Picture] = []
 
     def __call__(self, job: Job) -> Picture:
-        """Raises InputError where the file cannot be read, or is not of the size that the id mapping says."""
+        """Open a picture; raises InputError if the file cannot be read, or its size is not that of the id mapping."""
         if job.path != self.path:
-            self.path = None  # stays so where the file cannot be opened
+            self.path = None  # if the file cannot be opened
             self.pages = open_pictures(job.path, self.percentiles, self.config.level, self.config.channels)
             self.path = job.path
         if job.page >= len(self.pages):

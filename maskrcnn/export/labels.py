@@ -1,4 +1,4 @@
-"""Label images of the cells in a picture: one number per pixel, in tiles, also of pictures larger than the memory."""
+"""Writes label images as tiled TIFFs, also for pictures larger than the memory."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from maskrcnn.structures import Detections
 from maskrcnn.structures.rle import cell_boxes, cell_window
 
 TILE = 256
-"""Pixels of a tile's side."""
+"""Side of a tile in pixels."""
 
 Ints = npt.NDArray[np.int64]
 
@@ -25,45 +25,44 @@ Ints = npt.NDArray[np.int64]
 def write_labels(path: Path, detections: Detections) -> None:
     """Write all cells into one label image.
 
-    A TIFF of uint32 [H, W]: 0 for background, i + 1 for detection i, the id that the table and GeoJSON give it too.
-    Where cells overlap, the higher score wins (of two equal scores, the later detection), as in
-    :meth:`Detections.to_labels`; a cell that others cover wholly has no pixel. The file has tiles of 256x256 pixels,
-    compressed by zlib, and is a BigTIFF where 4 GiB might not hold it. It is written a row of tiles at a time: one row
-    is in memory, never the picture.
+    The file is a TIFF of uint32 [H, W]: 0 for background, i + 1 for detection i, the same id as in the table and
+    GeoJSON. Where cells overlap, the higher score wins (of equal scores, the later detection), as in
+    :meth:`Detections.to_labels`; a completely covered cell has no pixels. The TIFF has tiles of 256x256 pixels
+    compressed with zlib, and is a BigTIFF if it may exceed 4 GiB. Only one row of tiles is in memory at a time.
 
     Args:
-        path: the file; it is replaced when the new one is complete.
+        path: the file; replaced when the new one is complete.
         detections: the cells of one picture, on any device.
 
     Raises:
         InputError: the file cannot be written.
     """
     rles = detections.to_rle()
-    _write(path, rles, cell_boxes(rles), _from_below(detections), detections.size)
+    _write(path, rles, cell_boxes(rles), _painting_order(detections), detections.size)
 
 
 def write_class_labels(folder: Path, detections: Detections, num_classes: int) -> list[Path]:
     """Write ``class1.tif``, ``class2.tif``, ... in the HW3 layout, one label image per class, into ``folder``.
 
-    Each is as :func:`write_labels` writes it, but holds the cells of its class alone, so that cells of two classes may
-    overlap. The numbers are the same, hence with gaps: detection i is i + 1 in the file of its class. A class without
-    cells gets a file of background, in which no cell of an earlier run stays behind.
+    Each is written like :func:`write_labels`, with only the cells of its class, so that cells of different classes may
+    overlap. The ids are the same and therefore have gaps: detection i is i + 1 in the file of its class. For a class
+    without cells a background file is written, which replaces that of an earlier run.
 
     Args:
-        folder: where the files go; it is made where it is missing.
+        folder: folder of the files; created if it is missing.
         detections: the cells of one picture, on any device.
-        num_classes: number of cell classes K, thus of files.
+        num_classes: number of cell classes K, and of files.
 
     Returns:
         The files of classes 1..K.
 
     Raises:
         InputError: a file cannot be written.
-        ValueError: a detection's class is not among 1..K.
+        ValueError: a detection's class is not in 1..K.
     """
     classes = np.array(classes_of(detections, num_classes), np.int64)
     rles = detections.to_rle()
-    boxes, order = cell_boxes(rles), _from_below(detections)
+    boxes, order = cell_boxes(rles), _painting_order(detections)
     paths = [folder / f"class{number}.tif" for number in range(1, num_classes + 1)]
     for number, path in enumerate(paths, start=1):
         _write(path, rles, boxes, order[classes[order] == number], detections.size)
@@ -71,7 +70,7 @@ def write_class_labels(folder: Path, detections: Detections, num_classes: int) -
 
 
 def classes_of(detections: Detections, num_classes: int) -> list[int]:
-    """The classes 1..K of the detections; raises ValueError for one that is not among them."""
+    """The classes of the detections as a list; raises ValueError for one that is not in 1..K."""
     classes: list[int] = detections.labels.tolist()
     for index, label in enumerate(classes):
         if not 1 <= label <= num_classes:
@@ -79,8 +78,8 @@ def classes_of(detections: Detections, num_classes: int) -> list[int]:
     return classes
 
 
-def _from_below(detections: Detections) -> Ints:
-    """Indices of the detections in the order in which they are painted: the highest score last."""
+def _painting_order(detections: Detections) -> Ints:
+    """Indices of the detections by ascending score, so that the highest score is painted last."""
     return torch.argsort(detections.scores.cpu(), stable=True).numpy()
 
 
@@ -100,16 +99,16 @@ def _write(path: Path, rles: list[dict[str, Any]], boxes: Ints, order: Ints, siz
 
 
 def needs_bigtiff(size: tuple[int, int]) -> bool:
-    """Whether the tiles of a picture of (H, W) pixels might be more than a TIFF's 32-bit offsets reach.
+    """Whether the tiles of a picture of (H, W) pixels might exceed a TIFF's 32-bit offsets.
 
-    Zlib may leave them all as they are, and 32 MiB are kept for what it and the tables of tiles add.
+    Assumes that zlib does not compress them, with 32 MiB for its overhead and the tile tables.
     """
     height, width = (-(-side // TILE) * TILE for side in size)
     return height * width * np.dtype(np.uint32).itemsize > 2**32 - 2**25
 
 
 def _tiles(rles: list[dict[str, Any]], boxes: Ints, order: Ints, size: tuple[int, int]) -> Iterator[bytes]:
-    """The compressed tiles from left to right, row by row; ``order`` has the cells that are painted, in that order."""
+    """The compressed tiles from left to right, row by row; cells are painted in the order ``order``."""
     columns = -(-size[1] // TILE)
     background = zlib.compress(bytes(TILE * TILE * np.dtype(np.uint32).itemsize))  # most tiles of a sparse slide
     top, bottom = boxes[order, 0], boxes[order, 2]

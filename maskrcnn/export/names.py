@@ -1,4 +1,4 @@
-"""Names of result files, made from the names of pictures, which may be anything that a file system allows."""
+"""Names of result files, made from the names of pictures, which may contain anything that a file system allows."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from pathlib import Path
 from maskrcnn.data.hw3 import IMAGE
 
 LONGEST = 200
-"""Bytes of a result's name at most. File systems take 255, of which endings such as ``.geojson.part`` need some."""
+"""Maximum length of a result's name in bytes: 255 in file systems, minus extensions such as ``.geojson.part``."""
 
 
 def printable(text: str) -> str:
-    """``text`` on one line: characters that cannot be shown or encoded, such as line ends, control characters and bytes
-    of a file name that are not UTF-8, as escapes (``\\n``, ``\\udcff``)."""
+    """``text`` on one line, with escapes (``\\n``, ``\\udcff``) for characters that cannot be shown or encoded: line
+    ends, control characters, and bytes of file names that are not UTF-8."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def file_stem(key: str) -> str:
-    """A picture's key as its files are called: a long one is cut and ends with a hash of the whole."""
+    """The name of a picture's files without extension: its key, truncated and with a hash if it is long."""
     name = os.fsencode(key)
     if len(name) <= LONGEST:
         return key
@@ -33,15 +33,15 @@ def file_stem(key: str) -> str:
 
 
 def result_keys(paths: Sequence[Path], pages: Sequence[int]) -> list[list[str]]:
-    """The keys that the results of each file's pages get, each of them once.
+    """Unique keys for the results of each file's pages.
 
-    A file's key is its name without the ending, or of ``<name>/image.tif`` the folder's; in a stack the page's number
-    follows. Where that names two files, the ending stays; where it still does, a number follows. Keys that differ in
-    case alone count as one, as they do on the file systems of macOS and Windows.
+    A file's key is its name without extension, or the folder's name for ``<name>/image.tif``; for a stack, the page
+    number is appended. If two files have the same key, the extension is kept; if that is not unique either, a number is
+    appended. Keys that differ only in case count as equal, as on the file systems of macOS and Windows.
 
     Args:
         paths: the files.
-        pages: how many pages of each file are predicted.
+        pages: number of pages of each file that are predicted.
     """
     stems = [_stem(path) for path in paths]
     counts = Counter(map(_folded, stems))
@@ -57,9 +57,9 @@ def result_keys(paths: Sequence[Path], pages: Sequence[int]) -> list[list[str]]:
 
 
 def _stem(path: Path) -> str:
-    path = Path(os.path.abspath(path))  # "image.tif" and "../image.tif" lie in a folder that has a name
+    path = Path(os.path.abspath(path))  # for the folder's name of "image.tif" and "../image.tif"
     name = path.parent.name if path.name == IMAGE else path.stem
-    return path.name if name in ("", ".", "..") else name  # of "...tif" the stem is the folder above
+    return path.name if name in ("", ".", "..") else name  # "...tif" has the stem ".."
 
 
 def _numbered(name: str) -> Iterator[str]:

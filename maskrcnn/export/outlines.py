@@ -1,4 +1,4 @@
-"""Cells as polygons: small integers in SVG's path language, a few dozen characters per cell."""
+"""Outlines of cells as compact SVG paths with small integers, a few dozen characters per cell."""
 
 from __future__ import annotations
 
@@ -12,32 +12,32 @@ from skimage.measure import find_contours
 from maskrcnn.structures.rle import cell_window
 
 TOLERANCE = 1.0
-"""Units of the grid by which a simplified outline may leave the true one; where pixels are larger, half a pixel."""
+"""Maximum deviation of a simplified outline in grid units; half a pixel if pixels are larger."""
 
 
 def outline_paths(rles: Sequence[dict[str, Any]], scale: float) -> tuple[list[str], list[int]]:
-    """Every cell's outline as an SVG path, and its area in pixels.
+    """The outline of every cell as an SVG path, and its area in pixels.
 
-    A mask is decoded in its own window only, so the size of the picture costs nothing.
+    Masks are decoded in their tight boxes only, so that the time does not depend on the size of the picture.
 
     Args:
         rles: COCO run lengths with text counts.
-        scale: units of the paths' grid per pixel of the picture; coordinates are whole units.
+        scale: grid units per pixel of the picture; coordinates are whole units.
 
     Returns:
-        For each cell ``M x y l dx dy ... z``, written without needless spaces and with a ring for each part and hole
-        (holes turn the other way, for SVG's nonzero rule). A cell smaller than a unit becomes its window's rectangle;
-        one without a pixel an empty text.
+        For each cell ``M x y l dx dy ... z`` without unnecessary spaces, with one ring per part and hole (holes have
+        the opposite direction, for SVG's nonzero rule). A cell smaller than a unit becomes the rectangle of its box;
+        one without pixels an empty string.
     """
     rings: list[npt.NDArray[np.float64]] = []
-    cells: list[int] = []  # of which cell a ring is
+    cells: list[int] = []  # index of the cell of each ring
     areas, boxes = [], []
     for number, rle in enumerate(rles):
         top, left, mask = cell_window(rle)
         areas.append(int(mask.sum()))
         boxes.append((top, left, *mask.shape))
         for ring in find_contours(np.pad(mask, 1).astype(np.float64), 0.5, fully_connected="high"):
-            rings.append((ring - 0.5 + (top, left)) * scale)  # a padded pixel's centre, number i, lies at i - 1/2
+            rings.append((ring - 0.5 + (top, left)) * scale)  # the centre of padded pixel i is at i - 1/2
             cells.append(number)
     paths = [""] * len(areas)
     for number, ring in zip(cells, simplify(rings, max(TOLERANCE, scale / 2)), strict=True):
@@ -49,11 +49,11 @@ def outline_paths(rles: Sequence[dict[str, Any]], scale: float) -> tuple[list[st
 
 
 def simplify(rings: Sequence[npt.NDArray[np.float64]], tolerance: float) -> list[npt.NDArray[np.float64]]:
-    """Douglas and Peucker's algorithm (1973) on many closed rings at once.
+    """Simplify many closed rings at once with the algorithm of Douglas and Peucker (1973).
 
     Args:
-        rings: float64 [N, 2] each, the first point given again as the last.
-        tolerance: a point is left out if it lies at most this far from the line that replaces it.
+        rings: float64 [N, 2] each, the last point repeats the first.
+        tolerance: maximum distance of a removed point from the line that replaces it.
     """
     if not rings:
         return []
@@ -63,21 +63,21 @@ def simplify(rings: Sequence[npt.NDArray[np.float64]], tolerance: float) -> list
     kept[ends - 1] = kept[ends[:-1]] = kept[0] = True
     while True:
         corners = np.flatnonzero(kept)
-        segment = np.cumsum(kept) - 1  # from which corner on
+        segment = np.cumsum(kept) - 1  # index of the corner at which the segment starts
         start = points[corners[segment]]
         chord = points[corners[np.minimum(segment + 1, len(corners) - 1)]] - start
         along = ((points - start) * chord).sum(1) / np.maximum((chord**2).sum(1), 1e-12)
-        away = np.hypot(*(points - start - np.clip(along, 0, 1)[:, None] * chord).T)
-        away[kept] = 0
-        farthest = np.maximum.reduceat(away, corners)[segment]
-        added = np.flatnonzero((away == farthest) & (away > tolerance))
+        distance = np.hypot(*(points - start - np.clip(along, 0, 1)[:, None] * chord).T)
+        distance[kept] = 0
+        farthest = np.maximum.reduceat(distance, corners)[segment]
+        added = np.flatnonzero((distance == farthest) & (distance > tolerance))
         if not len(added):
             return [ring[keep] for ring, keep in zip(rings, np.split(kept, ends[:-1]), strict=True)]
         kept[added[np.unique(segment[added], return_index=True)[1]]] = True
 
 
 def _path(ring: npt.NDArray[np.float64]) -> str:
-    """A closed ring [N, 2] of (y, x); an empty text if less than a triangle is left of it in whole units."""
+    """The SVG path of a closed ring [N, 2] of (y, x); "" if it has fewer than three corners in whole units."""
     corners = np.rint(ring[:-1, ::-1]).astype(int)
     corners = corners[(corners != np.roll(corners, 1, axis=0)).any(1)]
     if len(corners) < 3:

@@ -1,4 +1,4 @@
-"""Pictures of predictions: outlines and a light fill in the colour of each cell's class, and a legend with counts."""
+"""Draws detections on the picture: outlines and a light fill in the colour of the class, and a legend with counts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from maskrcnn.export.names import printable
 from maskrcnn.structures import Detections
 
-# Okabe & Ito's palette (safe for colour-blind readers), the strongest on both dark and pink pictures first.
+# Okabe & Ito's palette for colour-blind readers, those with most contrast on dark and pink pictures first.
 COLORS = ((240, 228, 66), (0, 158, 255), (0, 220, 130), (255, 80, 60), (204, 121, 167), (86, 180, 233), (230, 159, 0))
 LEGEND_HEIGHT = 22
 
@@ -27,15 +27,15 @@ def draw_overlay(
     shortest_side: int = 480,
     longest_side: int = 1600,
 ) -> Image.Image:
-    """The picture with every detection of at least ``score_threshold`` outlined.
+    """Draw the outlines of all detections with a score of at least ``score_threshold`` on the picture.
 
     Args:
-        image: uint8 [H, W, 3], or the picture reduced, of any size.
-        detections: of the whole picture.
+        image: the picture, uint8 [H, W, 3], also reduced to any size.
+        detections: the detections of the whole picture.
         class_names: names of classes 1..K.
-        score_threshold: cells of a lower score are left out; one for all or one for each class.
-        shortest_side, longest_side: small pictures are enlarged until the shorter side has about ``shortest_side``
-            pixels, large ones reduced until the longer one has ``longest_side``. Outlines are drawn at the new size.
+        score_threshold: minimum score of a cell; one for all classes or one per class.
+        shortest_side, longest_side: small pictures are enlarged so that the shorter side has about ``shortest_side``
+            pixels, large ones reduced so that the longer one has ``longest_side``. Outlines are drawn at the new size.
     """
     height, width = detections.size
     scale = min(max(1.0, shortest_side / min(height, width)), longest_side / max(height, width))

@@ -1,4 +1,4 @@
-"""All files of one predicted picture, in the formats that were asked for."""
+"""Writes the result files of one picture, in the requested formats."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from maskrcnn.files import atomic_write, to_json, write_text
 from maskrcnn.structures import Detections
 
 OVERLAY = 1600
-"""Pixels of an overlay's longest side."""
+"""Longest side of an overlay in pixels."""
 
 
 def write_picture(
@@ -30,20 +30,20 @@ def write_picture(
     class_names: Sequence[str],
     score_threshold: Sequence[float],
 ) -> None:
-    """Write a picture's files, and last its record, which says that the others are there.
+    """Write a picture's files, and last its record, which marks them as complete.
 
     Args:
-        folder: of the run (:mod:`maskrcnn.export.run_folder`).
-        job: names the files.
-        source: of the picture, from before it was read.
-        picture: the picture itself, for the table's intensities and the overlay.
-        detections: all its cells; the record has them all, the other files those of at least ``score_threshold``.
-        formats: of ``--format``.
+        folder: folder of the run (:mod:`maskrcnn.export.run_folder`).
+        job: the picture's job, whose key names the files.
+        source: :func:`maskrcnn.export.jobs.source_of` the job, from before the picture was read.
+        picture: the picture, for intensities in the table and for the overlay.
+        detections: all its cells, which go into the record; the other files get those with enough score.
+        formats: formats of ``--format``.
         class_names: names of classes 1..K.
-        score_threshold: one for each class.
+        score_threshold: minimum score of a cell, one per class.
 
     Raises:
-        InputError: a file cannot be written, or the picture cannot be read any more.
+        InputError: a file cannot be written, or the picture cannot be read again.
     """
     paths = {name: file_of(folder, job.key, name) for name in FILES if name in formats}
     shown = detections.filter(score_threshold)

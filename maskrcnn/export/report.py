@@ -1,7 +1,7 @@
-"""A folder of predicted pictures as one page, ``report.html``: counts, histograms and a gallery with outlines.
+"""Writes ``report.html``, one page with counts, histograms and a gallery of all pictures with outlines.
 
-The page holds all it needs (the files of ``page/`` are written into it, pictures are JPEG in base64), so it can be
-mailed, and opened without a network.
+The page is self-contained (it includes the files of ``page/``, and pictures as JPEG in base64), so that it can be
+mailed and opened offline.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from maskrcnn.export.report_scores import ReportScores
 from maskrcnn.files import atomic_write
 
 JPEG_BYTES = 48_000
-"""Size of a thumbnail at most: a hundred pictures full of cells stay below 15 MB, base64 and outlines included."""
+"""Maximum size of a thumbnail: a hundred pictures of many cells take less than 15 MB, with base64 and outlines."""
 
 LONGEST_SIDE = 1024
 GRID = 2
-"""Units of the outlines' grid per pixel of the thumbnail."""
+"""Grid units of the outlines per pixel of the thumbnail."""
 
 SCORE_UNITS = 10_000
-"""Scores are whole numbers in the page, rounded down, so that a comparison with a threshold is exact."""
+"""Scores are integers in the page, rounded down, so that comparisons with a threshold are exact."""
 
 
 @dataclass(frozen=True)
@@ -43,13 +43,12 @@ class ReportPicture:
     """A picture of the report.
 
     Attributes:
-        name: as the page shows it.
+        name: name shown in the page.
         size: (H, W) of the picture in pixels.
         results: its COCO results: ``category_id`` (1-based), ``bbox``, ``score`` and ``segmentation`` (RLE with text
-            counts in the picture's own size).
-        thumbnail: the picture, reduced; uint8 [h, w, 3] where it is an array. About 1024 pixels on the longest side.
-        truth: its COCO annotations (``category_id`` and ``segmentation`` as above, ``area``); None where they are not
-            known.
+            counts in the picture's size).
+        thumbnail: the reduced picture, as image or uint8 [h, w, 3]. About 1024 pixels on the longest side.
+        truth: its COCO annotations (``category_id`` and ``segmentation`` as above, ``area``), or None.
     """
 
     name: str
@@ -67,20 +66,20 @@ def write_report(
     subtitle: str = "",
     score_threshold: float | Sequence[float] = 0.5,
 ) -> None:
-    """Write the page, beside first and then renamed.
+    """Write the report.
 
     Args:
-        path: the page's file; its folder is made.
-        pictures: any iterable; of a generator one picture is held at a time. Where truth is known, the worst pictures
-            come first, else they keep their order.
+        path: the page's file; its folder is created if it is missing.
+        pictures: any iterable; with a generator, one picture is in memory at a time. Pictures with ground truth are
+            sorted, the worst first; others keep their order.
         class_names: names of classes 1..K.
         title, subtitle: plain text.
-        score_threshold: one for all or one for each class. Cells below the lowest are hidden until the reader moves the
-            slider. The scores against the truth are those of ``maskrcnn evaluate`` at these thresholds, and stay.
+        score_threshold: one for all classes or one per class. Cells below the lowest are hidden until the reader moves
+            the slider. Scores are those of ``maskrcnn evaluate`` at these thresholds, and do not change.
 
     Raises:
         InputError: the file cannot be written.
-        ValueError: a class that has no name, or a segmentation of another size than its picture.
+        ValueError: a class has no name, or a segmentation has another size than its picture.
     """
     lowest = [score_threshold] * len(class_names) if isinstance(score_threshold, float | int) else score_threshold
     scores = ReportScores(len(class_names), lowest)
@@ -88,8 +87,8 @@ def write_report(
     for index, picture in enumerate(pictures):
         _check(picture, len(class_names))
         score = None if picture.truth is None else scores.add(picture.size, picture.truth, picture.results)
-        badness = math.inf if score is None or score["value"] is None else score["value"]
-        cards.append((badness, _card(picture, index, score)))
+        sort_key = math.inf if score is None or score["value"] is None else score["value"]
+        cards.append((sort_key, _card(picture, index, score)))
     classes = [
         {
             "name": printable(name),
@@ -130,7 +129,7 @@ def _check(picture: ReportPicture, num_classes: int) -> None:
 
 
 def _card(picture: ReportPicture, index: int, score: dict[str, Any] | None) -> str:
-    """The picture's place in the gallery: its thumbnail, and its cells as JSON beside it."""
+    """HTML of a picture in the gallery: its thumbnail, and its cells as JSON."""
     jpeg, (width, height) = _jpeg(picture.thumbnail)
     scale = GRID * min(LONGEST_SIDE, max(_size(picture.thumbnail))) / max(picture.size)
     paths, areas = outline_paths([result["segmentation"] for result in picture.results], scale)
@@ -168,7 +167,7 @@ def _size(thumbnail: Image.Image | npt.NDArray[np.uint8]) -> tuple[int, int]:
 
 
 def _jpeg(thumbnail: Image.Image | npt.NDArray[np.uint8]) -> tuple[bytes, tuple[int, int]]:
-    """As good as ``JPEG_BYTES`` allow: coarser first, then smaller. Also the size (w, h)."""
+    """A JPEG of at most ``JPEG_BYTES``, by lower quality, then smaller size; and its size (w, h)."""
     picture = thumbnail if isinstance(thumbnail, Image.Image) else Image.fromarray(thumbnail)
     picture = picture.convert("RGB")
     side = LONGEST_SIDE
@@ -183,5 +182,5 @@ def _jpeg(thumbnail: Image.Image | npt.NDArray[np.uint8]) -> tuple[bytes, tuple[
 
 
 def _json(data: dict[str, Any]) -> str:
-    """JSON that may stand inside a script element."""
+    """JSON that is safe inside a script element."""
     return json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")

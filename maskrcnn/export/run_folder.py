@@ -1,7 +1,7 @@
-"""The folder of an inference run: which files each picture has in it, and which pictures are done.
+"""The folder of an inference run: the files of each picture, and which pictures are done.
 
-``infer.json`` holds the options that the cells depend on. ``cells/<key>.json`` holds the cells of a picture: it is
-written after the picture's other files, and says by its being there that they are complete.
+``infer.json`` contains the options that affect the cells. ``cells/<key>.json``, a picture's record, contains its cells:
+it is written after the picture's other files, so that its existence means that they are complete.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ FILES: dict[str, str] = {
     "csv": "csv/{}.csv",
     "overlay": "overlays/{}.png",
 }
-"""A picture's files by format."""
+"""Files of a picture by format."""
 
 COMPARED = (
     "tile",
@@ -42,11 +42,11 @@ COMPARED = (
     "score_threshold",
     "box_score_threshold",
 )
-"""The options, besides the checkpoint, of which the cells are others where they change."""
+"""The options that affect the cells, besides the checkpoint."""
 
 
 def file_of(folder: Path, key: str, format: str) -> Path:
-    """The file of a picture in one format of :data:`FILES`; of class labels a folder."""
+    """The file of a picture in one format of :data:`FILES`; for class labels the folder."""
     return folder / FILES[format].format(file_stem(key))
 
 
@@ -56,20 +56,20 @@ def record_of(folder: Path, key: str) -> Path:
 
 
 def default_folder(checkpoint: Path) -> Path:
-    """Where results go if nothing is said: beside the checkpoint of a run, else into ``predictions/``."""
+    """The default folder for results: that of the checkpoint, or ``predictions/`` for a model of the package."""
     path = locate(checkpoint)
     return path.parent if path == checkpoint else Path("predictions")
 
 
 def begin(config: InferConfig, folder: Path, jobs: Sequence[Job]) -> list[Job]:
-    """Write the run's options into the folder; returns the pictures that are not done yet.
+    """Write the run's options into the folder and return the pictures that are not done yet.
 
-    With ``--overwrite``, results of other options are given up before anything is predicted, so that what a run that is
-    stopped leaves behind is all of one kind.
+    With ``--overwrite``, results of other options are removed before anything is predicted, so that all results in the
+    folder have the same options even if the run is stopped.
 
     Raises:
-        InputError: the folder holds results of other options, or of options that are not known, and ``--overwrite`` was
-            not given; it cannot be written.
+        InputError: the folder holds results of other or unknown options and ``--overwrite`` was not given, or it cannot
+            be written.
     """
     digest = hashlib.sha256(locate(config.checkpoint).read_bytes()).hexdigest()
     options = {"checkpoint": digest, **{name: plain(getattr(config, name)) for name in COMPARED}}
@@ -86,7 +86,7 @@ def begin(config: InferConfig, folder: Path, jobs: Sequence[Job]) -> list[Job]:
 
 
 def _other_options(path: Path, options: dict[str, Any]) -> str:
-    """Which options of the earlier run, as ``infer.json`` has them, are others; an empty text where none is."""
+    """The options that differ from those in ``infer.json`` of the earlier run, for a message; "" if none."""
     earlier = _read_json(path)
     if not isinstance(earlier, dict):
         return f"unknown options ({path.name} is missing or damaged)"
@@ -102,7 +102,7 @@ def _is_done(folder: Path, job: Job, config: InferConfig) -> bool:
 
 
 def read_record(folder: Path, key: str) -> dict[str, Any] | None:
-    """A picture's record; None where it is missing or damaged: the picture is predicted (anew) then."""
+    """A picture's record; None if it is missing or damaged, so that the picture has to be predicted (again)."""
     record = _read_json(record_of(folder, key))
     kinds = {"name": str, "source": list, "height": int, "width": int, "diameter": float | int | None, "results": list}
     if not isinstance(record, dict) or any(not isinstance(record.get(name, ...), kind) for name, kind in kinds.items()):
@@ -112,7 +112,7 @@ def read_record(folder: Path, key: str) -> dict[str, Any] | None:
 
 
 def _is_result(result: Any, size: list[int]) -> bool:
-    """Whether it is a cell of a picture of ``size`` [H, W] as :meth:`maskrcnn.structures.Detections.to_coco` has it."""
+    """Whether ``result`` is a COCO result of a picture of ``size`` [H, W], as written by ``Detections.to_coco``."""
     if not isinstance(result, dict) or not {"category_id", "bbox", "score", "segmentation"} <= set(result):
         return False
     rle = result["segmentation"]
@@ -127,9 +127,9 @@ def _read_json(path: Path) -> Any:
 
 
 def remove_results(folder: Path, key: str, formats: Iterable[str] = ()) -> None:
-    """Remove what was written of a picture: all of it where there is a record, else its files of ``formats`` alone.
+    """Remove the results of a picture: all if there is a record, else only the files of ``formats``.
 
-    Files that nobody recorded may be somebody else's. Raises InputError where a file cannot be removed.
+    Files without a record may come from elsewhere. Raises InputError if a file cannot be removed.
     """
     record = record_of(folder, key)
     with writing(record):

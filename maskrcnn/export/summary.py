@@ -1,4 +1,4 @@
-"""What an inference run writes and says about all its pictures together."""
+"""Combined results of an inference run: COCO files, report and summary."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from maskrcnn.predict.predictor import Predictor
 
 REPORT = "report.html"
 THUMBNAIL = 1024
-"""Pixels of the longest side of the report's pictures."""
+"""Longest side of the report's pictures in pixels."""
 
 Records = list[tuple[Job, dict[str, Any]]]
 
@@ -37,16 +37,17 @@ def finish(
     truth: Truth | None,
     failures: Failures,
 ) -> int:
-    """Write the files about all pictures, and say what was found; returns the number of cells.
+    """Write the files for all pictures together and print a summary; returns the number of cells.
 
-    Pictures that are not done, that the report cannot show or whose truth does not fit are added to ``failures``.
+    Pictures that are not done, that the report cannot show, or whose ground truth does not fit are added to
+    ``failures``.
 
     Raises:
-        InputError: a file cannot be written. The others are written before.
+        InputError: a file cannot be written; the other files are written first.
     """
     records = _read_records(folder, jobs, failures)
     results = [result for _, record in records for result in record["results"]]
-    score_threshold = shown_from(config, predictor)
+    score_threshold = minimum_scores(config, predictor)
     written: list[Path] = []
     errors: list[str] = []
     if "coco" in config.format:
@@ -54,36 +55,36 @@ def finish(
             TestImage(job.path, job.file_name, job.image_id, record["height"], record["width"])
             for job, record in records
         ]
-        with _kept(errors):
+        with _collect_errors(errors):
             written += write_results(folder, results, images, predictor.category_ids)
     if config.report:
         pictures = _report_pictures(Opener(config, predictor.percentiles), records, truth, failures)
-        with _kept(errors):
+        with _collect_errors(errors):
             write_report(folder / REPORT, pictures, predictor.class_names, score_threshold=score_threshold)
             written.append(folder / REPORT)
     shown = sum(result["score"] >= score_threshold[result["category_id"] - 1] for result in results)
     print(
-        f"{shown} cells in {len(records)} pictures, {len(results) - shown} more of lower scores: "
+        f"{shown} cells in {len(records)} pictures, {len(results) - shown} more with lower scores: "
         f"{printable(', '.join(map(str, written)) or str(folder))}"
     )
-    _say_diameters([record["diameter"] for _, record in records])
-    with _kept(errors):
+    _print_diameters([record["diameter"] for _, record in records])
+    with _collect_errors(errors):
         failures.write()
     if errors:
         raise InputError("; ".join(errors))
     return len(results)
 
 
-def shown_from(config: InferConfig, predictor: Predictor) -> tuple[float, ...]:
-    """The lowest score of a cell that is shown, for each class."""
+def minimum_scores(config: InferConfig, predictor: Predictor) -> tuple[float, ...]:
+    """The minimum score of a cell in results, for each class."""
     if config.score_threshold is None:
         return predictor.score_threshold
     return (config.score_threshold,) * len(predictor.class_names)
 
 
 @contextmanager
-def _kept(errors: list[str]) -> Iterator[None]:
-    """Keep the message of an InputError for later: what follows the block is done all the same."""
+def _collect_errors(errors: list[str]) -> Iterator[None]:
+    """Add the message of an InputError to ``errors``, and continue after the block."""
     try:
         yield
     except InputError as error:
@@ -124,8 +125,8 @@ def _report_pictures(
         yield ReportPicture(name, picture.size, record["results"], thumbnail, cells)
 
 
-def _say_diameters(diameters: Sequence[float | None]) -> None:
-    """How large the cells were taken to be, in one line."""
+def _print_diameters(diameters: Sequence[float | None]) -> None:
+    """Print the assumed cell diameters in one line."""
     known = [diameter for diameter in diameters if diameter is not None]
     if not known:
         return

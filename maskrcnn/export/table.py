@@ -1,4 +1,4 @@
-"""The cells of a picture as a table: where they are, what they are, their shape and brightness."""
+"""Writes a table of the cells of a picture: position, class, shape and intensity."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from maskrcnn.structures import Detections
 from maskrcnn.structures.rle import cell_boxes, cell_window
 
 BLOCK = 1024
-"""Cells whose windows begin in the same square of this many pixels share a read of the picture."""
+"""Side in pixels of the blocks of the picture whose cells are measured together, with one read."""
 
 MEASURES = ("centroid_x", "centroid_y", "area", "x1", "y1", "x2", "y2", "perimeter", "eccentricity", "mean_intensity")
 COLUMNS = ("id", "class", "class_name", "score", *MEASURES)
 
 FORMULA = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")
-"""What a formula begins with; the last four are the full-width forms, which Japanese input methods give."""
+"""First characters of formulas; the last four are the full-width forms of Japanese input methods."""
 
 ReadRegion = Callable[[int, int, int, int], Tensor | npt.NDArray[Any]]
-"""(top, left, height, width), all within the picture -> its pixels there, [height, width] or [height, width, 3]."""
+"""(top, left, height, width) inside the picture -> pixels [height, width] or [height, width, 3]."""
 
 
 def write_table(path: Path, detections: Detections, class_names: Sequence[str], read_region: ReadRegion) -> None:
@@ -39,23 +39,22 @@ def write_table(path: Path, detections: Detections, class_names: Sequence[str], 
     ``score``; in pixels ``centroid_x`` and ``centroid_y``, ``area`` (number of pixels), ``x1``, ``y1``, ``x2``, ``y2``
     (bounds of the cell's pixels, not the network's box) and ``perimeter`` (scikit-image's estimate);
     ``eccentricity`` of the ellipse with the same second moments (0 for a disc, below 1); ``mean_intensity`` over the
-    cell's pixels and their colours, in the units of what ``read_region`` gives. Pixel i covers [i, i+1), so that a
-    single pixel has its centroid at i + 0.5 and its bounds at i and i + 1. Cells are measured whole, also where others
-    overlap them.
+    cell's pixels and colour channels, in the units of ``read_region``. Pixel i covers [i, i+1), so that the centroid of
+    a single pixel is i + 0.5 and its bounds are i and i + 1. Pixels in which cells overlap count for all of them.
 
-    A cell without pixels keeps its row: its area is 0, the other measures are empty. Names of classes are written as
-    :func:`write_csv` says.
+    A cell without pixels has a row with area 0 and the other measures empty. Names of classes are escaped by
+    :func:`write_csv`.
 
     Args:
-        path: the file; it is replaced when the new one is complete.
+        path: the file; replaced when the new one is complete.
         detections: the cells of one picture, on any device.
         class_names: names of classes 1..K.
-        read_region: gives the picture's pixels; called once for the cells of a block of 1024x1024 pixels, with the
-            part of the picture that they cover, from the top to the bottom of the picture.
+        read_region: reads the picture's pixels; called once per block of 1024x1024 pixels that has cells, for the
+            region that they cover, from top to bottom.
 
     Raises:
-        InputError: the file cannot be written, or what ``read_region`` raises.
-        ValueError: a detection's class is not among 1..K, or ``read_region`` gives another shape than asked for.
+        InputError: the file cannot be written, or ``read_region`` raises it.
+        ValueError: a detection's class is not in 1..K, or ``read_region`` returns another shape.
     """
     classes = classes_of(detections, len(class_names))
     rows = _measure(detections.to_rle(), read_region)
@@ -71,13 +70,13 @@ def write_table(path: Path, detections: Detections, class_names: Sequence[str], 
 
 
 def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[str | float]]) -> None:
-    """Write a CSV (UTF-8) whose texts no spreadsheet takes for a formula.
+    """Write a CSV (UTF-8) whose texts are safe from being executed as formulas by spreadsheets.
 
-    Names of classes and files are other people's, and Excel, LibreOffice and Google Sheets run a cell that begins with
-    ``=``, ``+``, ``-`` or ``@``, quoted or not. As OWASP recommends ("CSV Injection"), such a text gets an apostrophe
-    in front, which no spreadsheet runs, and all texts are in quotes, so that no ``,`` or ``;`` in them begins another
-    cell; tabs and line ends are :func:`~maskrcnn.export.names.printable`'s escapes. :func:`pandas.read_csv` gives
-    numbers as numbers, empty cells as NaN, and each text as it was but for that apostrophe and these escapes.
+    Names of classes and files are untrusted, and Excel, LibreOffice and Google Sheets execute cells that begin with
+    ``=``, ``+``, ``-`` or ``@``, quoted or not. As OWASP recommends ("CSV Injection"), such a text is prefixed with an
+    apostrophe, and all texts are quoted, so that ``,`` or ``;`` in them cannot start another cell; tabs and line ends
+    are escaped by :func:`~maskrcnn.export.names.printable`. :func:`pandas.read_csv` reads numbers as numbers, empty
+    cells as NaN, and texts unchanged except for the apostrophe and the escapes.
 
     Raises:
         InputError: the file cannot be written.
@@ -86,16 +85,16 @@ def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[str | 
         csv.writer(file).writerow(columns)
         writer = csv.writer(file, quoting=csv.QUOTE_NONNUMERIC)
         for row in rows:
-            writer.writerow([_no_formula(value) if isinstance(value, str) else value for value in row])
+            writer.writerow([_escape_formula(value) if isinstance(value, str) else value for value in row])
 
 
-def _no_formula(text: str) -> str:
+def _escape_formula(text: str) -> str:
     shown = printable(text)
     return f"'{shown}" if shown.lstrip().startswith(FORMULA) else shown
 
 
 def _measure(rles: list[dict[str, Any]], read_region: ReadRegion) -> list[dict[str, float]]:
-    """The measures of every cell by their names, block by block of the picture."""
+    """Measure every cell, block by block of the picture; returns the measures by name."""
     rows: list[dict[str, float]] = [{"area": 0} for _ in rles]
     boxes = cell_boxes(rles)
     blocks: dict[tuple[int, int], list[int]] = defaultdict(list)
@@ -115,17 +114,17 @@ def _read(read_region: ReadRegion, top: int, left: int, height: int, width: int)
     pixels = np.asarray(read_region(top, left, height, width))
     if pixels.shape not in ((height, width), (height, width, 3)):
         raise ValueError(
-            f"read_region: gave an array of shape {pixels.shape}, expected {height, width} (and 3 colours)"
+            f"read_region: returned an array of shape {pixels.shape}, expected {height, width} (and 3 colours)"
         )
     return pixels
 
 
 def _measure_cell(rle: dict[str, Any], pixels: npt.NDArray[Any], pixels_top: int, pixels_left: int) -> dict[str, float]:
-    """The measures of a cell in the part of the picture that begins at ``pixels_top``, ``pixels_left``."""
+    """The measures of a cell; ``pixels`` is the region of the picture at ``pixels_top``, ``pixels_left``."""
     top, left, mask = cell_window(rle)
     height, width = mask.shape
     (region,) = regionprops(mask.astype(np.uint8))
-    y, x = region.centroid  # of the window, between the middles of its pixels
+    y, x = region.centroid  # relative to the centre of the window's first pixel
     inside = pixels[top - pixels_top :, left - pixels_left :][:height, :width][mask]
     return {
         "centroid_x": round(float(left + x + 0.5), 3),

@@ -1,4 +1,4 @@
-"""The true cells of predicted pictures, which the report scores the results by."""
+"""Reads the ground truth of predicted pictures, for the scores in the report."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from maskrcnn.export.jobs import Job
 
 
 class Truth:
-    """The true cells in a folder of ``<key>/class1.tif``, ..., as in ``train/``.
+    """The ground truth in a folder of ``<key>/class1.tif``, ..., as in ``train/``.
 
-    For a network of one class all classes of the files are taken as one. The names of all pictures are looked up at
-    once, so that one that is missing is told before hours of prediction.
+    For a network with one class, all classes of the files are merged. The names of all pictures are checked at once, so
+    that a missing one is reported before hours of prediction.
 
     Args:
-        folder: of ``--truth``.
-        num_classes: that the network knows.
-        jobs: the pictures that will be asked for.
+        folder: folder of ``--truth``.
+        num_classes: number of classes of the network.
+        jobs: the pictures to be predicted.
 
     Raises:
-        InputError: the folder is missing, empty or holds other classes, or it lacks a picture.
+        InputError: the folder is missing or empty, has other classes, or lacks a picture.
     """
 
     def __init__(self, folder: Path, num_classes: int, jobs: Sequence[Job]) -> None:
@@ -39,9 +39,9 @@ class Truth:
             raise InputError(f"--truth {folder}: no folder {missing[0].key} for {missing[0].path}{others}")
 
     def read(self, job: Job, size: tuple[int, int]) -> list[dict[str, Any]]:
-        """A picture's true cells as COCO annotations: ``category_id``, ``area``, ``segmentation`` (RLE as text).
+        """The true cells of a picture as COCO annotations: ``category_id``, ``area``, ``segmentation`` (RLE as text).
 
-        Raises InputError for labels that cannot be read, or that are not of the picture's ``size``.
+        Raises InputError if the labels cannot be read, or do not have the picture's ``size``.
         """
         labels = self.dataset.read_labels(self.index[job.key])
         if labels.size != size:

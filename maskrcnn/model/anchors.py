@@ -1,4 +1,4 @@
-"""Anchors (Ren et al. 2015, Faster R-CNN, section 3.1.1), on the levels of a feature pyramid."""
+"""Anchors on the levels of a feature pyramid (Ren et al. 2015, Faster R-CNN, section 3.1.1)."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from torch import Tensor
 
 
 class AnchorGenerator:
-    """Boxes of given sizes and aspect ratios around every position of every feature map.
+    """Generates boxes of given sizes and aspect ratios at every position of every feature map.
 
     Args:
-        sizes: for each level, the sides in pixels of the square with an anchor's area.
+        sizes: anchor sizes of each level: the side in pixels of the square with the anchor's area.
         ratios: height / width, the same on every level.
         rounded: round half widths and half heights to whole pixels, as torchvision does. Off by default: it turns an
             anchor of 4 pixels and ratio 0.5 from 5.7 x 2.8 into 6 x 2.
@@ -28,41 +28,43 @@ class AnchorGenerator:
 
     @property
     def per_position(self) -> list[int]:
-        """Anchors at each position, for every level."""
+        """Number of anchors per position, for every level."""
         return [len(cell) for cell in self.cells]
 
     def __call__(self, features: Sequence[Tensor], image_size: tuple[int, int]) -> Tensor:
         """All anchors of an image.
 
         Args:
-            features: the feature maps [B, C, H_l, W_l] of the levels, for their sizes and device.
-            image_size: (H, W) of the padded images, in pixels; a level's stride is H // H_l, W // W_l.
+            features: the feature maps [B, C, H_l, W_l] of the levels; only their sizes and device are used.
+            image_size: (H, W) of the padded images in pixels; the stride of a level is (H // H_l, W // W_l).
 
         Returns:
-            float32 [A, 4], xyxy; ordered by level, row, column, size, ratio. Position (y, x) of a map lies at
-            (y, x) * stride. The tensor is kept and returned again: do not write to it.
+            float32 [A, 4], xyxy; ordered by level, row, column, size, ratio. Position (y, x) of a map is at
+            (y, x) * stride in the image. The tensor is cached: do not modify it.
         """
         if len(features) != len(self.cells):
             raise ValueError(f"features: {len(features)} levels, expected {len(self.cells)}")
         shapes = tuple((f.shape[-2], f.shape[-1]) for f in features)
         if torch.compiler.is_compiling():
-            return self._all(shapes, image_size, features[0].device)
+            return self._all_anchors(shapes, image_size, features[0].device)
         key = (shapes, image_size, features[0].device)
         anchors = self._cache.get(key)
         if anchors is None:
-            anchors = self._all(*key)
-            if len(self._cache) >= 16:  # pictures of many sizes: the anchors of each can be megabytes
+            anchors = self._all_anchors(*key)
+            if len(self._cache) >= 16:  # the anchors of each image size can take megabytes
                 self._cache.clear()
             self._cache[key] = anchors
         return anchors
 
-    def _all(self, shapes: Sequence[tuple[int, int]], image_size: tuple[int, int], device: torch.device) -> Tensor:
+    def _all_anchors(
+        self, shapes: Sequence[tuple[int, int]], image_size: tuple[int, int], device: torch.device
+    ) -> Tensor:
         grids = [_grid(cell, shape, image_size) for cell, shape in zip(self.cells, shapes, strict=True)]
         return torch.cat(grids).to(device)
 
 
 def cell_anchors(sizes: Sequence[float], ratios: Sequence[float], rounded: bool = False) -> Tensor:
-    """float32 [len(sizes) * len(ratios), 4]: the anchors around the origin, ordered by size, then ratio."""
+    """Anchors centred at the origin, float32 [len(sizes) * len(ratios), 4], ordered by size, then ratio."""
     ratio = torch.tensor(ratios, dtype=torch.float32)
     size = torch.tensor(sizes, dtype=torch.float32)
     heights = (size[:, None] * ratio.sqrt()).reshape(-1)

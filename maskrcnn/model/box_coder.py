@@ -1,4 +1,4 @@
-"""Boxes as offsets from reference boxes (Girshick et al. 2014, R-CNN, appendix C)."""
+"""Encoding of boxes as deltas relative to reference boxes (Girshick et al. 2014, R-CNN, appendix C)."""
 
 from __future__ import annotations
 
@@ -9,22 +9,23 @@ import torch
 from torch import Tensor
 
 MAX_LOG_SCALE = math.log(1000 / 16)
-"""A box grows at most from 16 to 1000 pixels in one step: exp() of an untrained output must stay finite."""
+"""Limit of the scaling of a box, from 16 to 1000 pixels, so that exp() of an untrained output stays finite."""
 
 
 @dataclass(frozen=True)
 class BoxCoder:
-    """Deltas (dx, dy, dw, dh): shift of the centre in units of the reference's size, and logarithm of the scale.
+    """Converts between boxes and deltas (dx, dy, dw, dh), relative to reference boxes.
 
-    ``shift_weight`` multiplies the first two, ``scale_weight`` the last two, to bring them to a spread of about 1: 10
-    and 5 in the box branch, 1 and 1 in the RPN, as in the code of Fast and Faster R-CNN.
+    dx and dy are the shift of the centre in units of the reference's size, dw and dh the logarithm of the scale.
+    ``shift_weight`` multiplies the first two, ``scale_weight`` the last two, so that their standard deviation is about
+    1: 10 and 5 in the box branch, 1 and 1 in the RPN, as in the code of Fast and Faster R-CNN.
     """
 
     shift_weight: float = 1.0
     scale_weight: float = 1.0
 
     def encode(self, boxes: Tensor, references: Tensor) -> Tensor:
-        """Deltas that turn ``references`` into ``boxes``; both float [N, 4] xyxy with positive sides -> [N, 4]."""
+        """Deltas [N, 4] that transform ``references`` into ``boxes``; both float [N, 4] xyxy with positive sides."""
         center, size = _center_size(boxes)
         reference_center, reference_size = _center_size(references)
         shift = self.shift_weight * (center - reference_center) / reference_size
@@ -32,7 +33,7 @@ class BoxCoder:
         return torch.cat([shift, scale], dim=-1)
 
     def decode(self, deltas: Tensor, references: Tensor) -> Tensor:
-        """``references`` moved and scaled by ``deltas``.
+        """Boxes that result from applying ``deltas`` to ``references``.
 
         Args:
             deltas: float [..., 4].

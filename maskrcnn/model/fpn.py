@@ -1,4 +1,4 @@
-"""Feature pyramid (Lin et al. 2017, Feature Pyramid Networks, section 3)."""
+"""Feature pyramid network (Lin et al. 2017, Feature Pyramid Networks, section 3)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from maskrcnn.model.group_norm import GroupNorm
 class FPN(nn.Module):
     """P2..P5 from C2..C5 by 1x1 lateral convolutions, nearest upsampling and 3x3 output convolutions; P6 from P5.
 
-    Of a backbone with fewer stages, fewer levels: P2..P4 from C2..C4, and P5 from P4.
+    A backbone with fewer stages gives fewer levels: P2..P4 from C2..C4, and P5 from P4.
 
     Args:
         in_channels: channels of C2..C5.
@@ -36,7 +36,7 @@ class FPN(nn.Module):
             lateral = self.inner_blocks[level](features[level])
             top_down = lateral + F.interpolate(top_down, size=lateral.shape[-2:], mode="nearest")
             outputs.insert(0, self.layer_blocks[level](top_down))
-        # the last level serves only the RPN: "simply a stride two subsampling of P5" (section 4.1, footnote)
+        # the last level is only used by the RPN: "simply a stride two subsampling of P5" (section 4.1, footnote)
         outputs.append(F.max_pool2d(outputs[-1], kernel_size=1, stride=2))
         return outputs
 

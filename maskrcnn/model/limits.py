@@ -1,4 +1,4 @@
-"""What bounds a prediction: how many candidates are looked at, and which of them are reported."""
+"""Limits of a prediction: how many candidates are considered, and which of them are reported."""
 
 from __future__ import annotations
 
@@ -7,14 +7,16 @@ from dataclasses import dataclass, replace
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits of a prediction, an argument of each call: the network's own are :attr:`maskrcnn.MaskRCNN.limits`.
+    """Numbers of candidates and thresholds of a prediction, passed with each call of the network.
+
+    The network's defaults are :attr:`maskrcnn.MaskRCNN.limits`.
 
     Attributes:
-        pre_nms: best anchors of each level and image that go into the RPN's non-maximum suppression.
-        post_nms: best proposals of each image that the box head looks at.
-        score_threshold: detections of a lower score are dropped.
+        pre_nms: maximum number of anchors per level and image before the RPN's non-maximum suppression.
+        post_nms: maximum number of proposals per image for the box head.
+        score_threshold: detections with a lower score are dropped.
         nms_threshold: IoU above which the lower-scored detection of the same class is dropped.
-        detections_per_image: most detections that are reported for one image.
+        detections_per_image: maximum number of detections per image.
     """
 
     pre_nms: int = 1000
@@ -24,10 +26,10 @@ class Limits:
     detections_per_image: int = 200
 
     def at_least(self, cells: int) -> Limits:
-        """The same, but for at least ``cells`` detections in an image.
+        """The same limits, raised where necessary for ``cells`` detections per image.
 
-        Four times as many proposals are kept, of twelve times as many anchors of each level: with the limits for small
-        pictures, the brightest cells' anchors leave no room for the others' (benchmarks/results/tiles-cpu.md).
+        Four times as many proposals are kept, out of twelve times as many anchors per level: with the limits for small
+        images, the anchors of the brightest cells would displace all others (benchmarks/results/tiles-cpu.md).
         """
         return replace(
             self,

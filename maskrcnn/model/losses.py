@@ -1,8 +1,8 @@
 """Mask losses: binary cross-entropy, Dice, their sum, and Tversky.
 
-They take the logits z [R, S, S] of R RoIs and targets t [R, S, S] in 0..1 (soft where an outline crosses a
-bin), with p = sigmoid(z), and compute in float32 (float64 for float64 input) also where autocast made the logits
-bfloat16: the sums over S*S = 784 bins need more than bfloat16's 8 bits.
+They take the logits z [R, S, S] of R RoIs and targets t [R, S, S] in 0..1 (soft where an outline crosses a bin), with
+p = sigmoid(z). They compute in float32 (float64 for float64 input) even if autocast made the logits bfloat16: sums over
+S*S = 784 bins need more than bfloat16's 8 bits.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from torch import Tensor
 MaskLoss = Literal["bce", "dice", "bce+dice", "tversky"]
 
 SMOOTH = 1.0
-"""Added to numerator and denominator of the overlap ratios, in bins: an empty target with an empty prediction costs 0,
-not 0/0, and the gradient stays finite."""
+"""Added to numerator and denominator of the overlap ratios, in bins: an empty prediction of an empty target has a loss
+of 0, not 0/0, and the gradient stays finite."""
 
 
 def mask_loss(
@@ -33,16 +33,16 @@ def mask_loss(
 
     Args:
         kind: ``bce``, ``dice``, ``bce+dice`` or ``tversky``.
-        logits: float [R, S, S], of the mask of each RoI's true class.
+        logits: float [R, S, S], the mask logits of each RoI's true class.
         targets: [R, S, S] in 0..1.
-        count: what the sum over RoIs is divided by, of :func:`maskrcnn.distributed.mean_count`; default: R.
+        count: denominator of the mean over RoIs, from :func:`maskrcnn.distributed.mean_count`; default: R.
         tversky_alpha, tversky_beta: weights of false positives and false negatives.
 
     Returns:
-        Scalar; for R = 0 a 0 that depends on ``logits``.
+        Scalar; for R = 0 a zero that depends on ``logits``.
 
     Raises:
-        ValueError: for another name, or shapes that differ.
+        ValueError: for another name, or different shapes.
     """
     if logits.shape != targets.shape or logits.dim() != 3:
         raise ValueError(
@@ -66,7 +66,7 @@ def mask_loss(
 
 
 def bce_loss(logits: Tensor, targets: Tensor, count: Tensor | int) -> Tensor:
-    """Binary cross-entropy, mean over bins (He et al. 2017, Mask R-CNN, section 3), its sum over RoIs over ``count``:
+    """Binary cross-entropy, mean over bins (He et al. 2017, Mask R-CNN, section 3), sum over RoIs divided by ``count``:
 
     L = -mean(t log p + (1 - t) log(1 - p))
     """
@@ -75,8 +75,8 @@ def bce_loss(logits: Tensor, targets: Tensor, count: Tensor | int) -> Tensor:
 
 
 def dice_loss(logits: Tensor, targets: Tensor, count: Tensor | int) -> Tensor:
-    """1 minus the Dice coefficient with squared sums (Milletari et al. 2016, V-Net, section 3), its sum over RoIs over
-    ``count``:
+    """1 minus the Dice coefficient with squared sums (Milletari et al. 2016, V-Net, section 3), sum over RoIs divided
+    by ``count``:
 
     L = 1 - (2 sum(p t) + s) / (sum(p^2) + sum(t^2) + s),   s = 1 bin
     """
@@ -88,13 +88,13 @@ def dice_loss(logits: Tensor, targets: Tensor, count: Tensor | int) -> Tensor:
 
 
 def tversky_loss(logits: Tensor, targets: Tensor, count: Tensor | int, alpha: float = 0.3, beta: float = 0.7) -> Tensor:
-    """1 minus the Tversky index (Salehi et al. 2017, Tversky loss function, equation 3), its sum over RoIs over
+    """1 minus the Tversky index (Salehi et al. 2017, Tversky loss function, equation 3), sum over RoIs divided by
     ``count``:
 
     L = 1 - (TP + s) / (TP + alpha FP + beta FN + s),   s = 1 bin,
     TP = sum(p t), FP = sum(p (1 - t)), FN = sum((1 - p) t)
 
-    alpha = beta = 0.5 is Dice without squares; beta above alpha asks for fewer missed pixels.
+    alpha = beta = 0.5 is Dice without squares; beta above alpha penalizes missed pixels more.
     """
     p = logits.sigmoid().flatten(1)
     t = targets.flatten(1)

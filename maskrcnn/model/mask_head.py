@@ -17,20 +17,20 @@ from maskrcnn.model.roi_heads import RoIPool, SampledRoIs
 from maskrcnn.structures import InstanceLabels
 
 CHUNK = 128
-"""RoIs that go through the head together in inference: a tile of 1,000 cells needs no more memory than one of 128."""
+"""RoIs per forward pass in inference, so that a tile of 1,000 cells needs no more memory than one of 128."""
 
 
 class MaskHead(nn.Module):
-    """Some 3x3 convolutions (four in the paper), a transposed one that doubles the size, and one 28x28 mask per class.
+    """Predicts a 28x28 mask per class: 3x3 convolutions (four in the paper) and a transposed one that doubles the size.
 
     Args:
         channels: channels of the pyramid and of the head.
         num_classes: cell classes, without background.
-        pool: RoIAlign, 14 bins a side in the paper; masks are twice that. Its ``aligned`` holds for the targets too.
+        pool: RoIAlign, 14 bins per side in the paper; masks are twice that. Its ``aligned`` also applies to targets.
         group_norm: GroupNorm after each 3x3 convolution.
         loss, tversky_alpha, tversky_beta: see :mod:`maskrcnn.model.losses`.
-        num_convs: 3x3 convolutions.
-        binary_targets: threshold the mask targets at 0.5, as detectron2 does; torchvision trains with soft ones.
+        num_convs: number of 3x3 convolutions.
+        binary_targets: threshold the mask targets at 0.5, as detectron2 does; torchvision uses soft targets.
     """
 
     def __init__(
@@ -48,10 +48,10 @@ class MaskHead(nn.Module):
         super().__init__()
         self.convs = nn.Sequential(*(_conv(channels, group_norm) for _ in range(num_convs)))
         self.conv5_mask = nn.ConvTranspose2d(channels, channels, 2, 2)
-        # channel 0 is background: never trained, kept so that torchvision's weights fit
+        # channel 0, background, is never trained; it exists so that torchvision's weights fit
         self.mask_fcn_logits = nn.Conv2d(channels, num_classes + 1, 1)
         nn.init.kaiming_normal_(self.conv5_mask.weight, mode="fan_out", nonlinearity="relu")
-        # small, so that training begins with masks that say "one half" everywhere and not with confident noise
+        # small, so that training starts with probabilities of 0.5 everywhere, not with confident noise
         nn.init.normal_(self.mask_fcn_logits.weight, std=0.001)
         for module in (self.conv5_mask, self.mask_fcn_logits):
             nn.init.zeros_(module.bias)  # type: ignore[arg-type]
@@ -60,7 +60,7 @@ class MaskHead(nn.Module):
         self.binary_targets = binary_targets
 
     def forward(self, features: Sequence[Tensor], rois: Tensor, classes: Tensor, image_size: tuple[int, int]) -> Tensor:
-        """RoIs [R, 5] and their classes [R] (1..K) -> logits [R, 28, 28] of the mask of that class, in float32."""
+        """RoIs [R, 5] and their classes [R] (1..K) -> mask logits [R, 28, 28] of these classes, in float32."""
         if torch.is_grad_enabled() or torch.compiler.is_compiling() or len(rois) <= CHUNK:
             return self._logits(features, rois, classes, image_size)
         chunks = zip(rois.split(CHUNK), classes.split(CHUNK), strict=True)
@@ -75,43 +75,44 @@ class MaskHead(nn.Module):
         self,
         features: Sequence[Tensor],
         sampled: SampledRoIs,
-        labels: Sequence[InstanceLabels],
+        targets: Sequence[InstanceLabels],
         image_size: tuple[int, int],
         sizes: Sequence[tuple[int, int]],
     ) -> dict[str, Tensor]:
-        """``loss_mask`` over the positive RoIs: of each the mask of its true class alone (section 3, "decouples")."""
+        """``loss_mask`` over the positive RoIs, for the mask of the true class only (section 3, "decouples")."""
         count = mean_count(len(sampled.positive), sampled.rois.device)
         if len(sampled.positive) == 0:
-            return {"loss_mask": _attached_zero(self)}
+            return {"loss_mask": _zero_with_gradient(self)}
         rois = sampled.rois[sampled.positive]
         logits = self(features, rois, sampled.classes[sampled.positive], image_size)
-        targets = self.targets(rois, sampled.instances, labels, image_size, sizes)
+        masks = self.mask_targets(rois, sampled.instances, targets, image_size, sizes)
         weights = {"tversky_alpha": self.tversky_alpha, "tversky_beta": self.tversky_beta}
-        return {"loss_mask": mask_loss(self.loss, logits, targets, count=count, **weights)}
+        return {"loss_mask": mask_loss(self.loss, logits, masks, count=count, **weights)}
 
-    def targets(
+    def mask_targets(
         self,
         rois: Tensor,
         instances: Tensor,
-        labels: Sequence[InstanceLabels],
+        targets: Sequence[InstanceLabels],
         image_size: tuple[int, int],
         sizes: Sequence[tuple[int, int]],
     ) -> Tensor:
-        """float32 [R, 28, 28]: the share of each bin that its cell covers, cut from the label planes in one call."""
+        """The fraction of each bin that the RoI's cell covers, float32 [R, 28, 28], for ``instances`` int64 [R] of all
+        images concatenated."""
         height, width = image_size
-        planes = torch.cat([label.padded(height, width).planes for label in labels])
+        planes = torch.cat([target.padded(height, width).planes for target in targets])
         starts = [0]
-        for label, (h, w) in zip(labels, sizes, strict=True):
-            own = planes[starts[-1] : starts[-1] + len(label.planes)]
-            starts.append(starts[-1] + len(label.planes))
-            # RoIAlign repeats the last pixel of a picture for samples beyond its centre, up to the edge: half a pixel
-            # away, or a whole one when not aligned. In a padded batch they read the pixel behind the edge, and no other
+        for target, (h, w) in zip(targets, sizes, strict=True):
+            image_planes = planes[starts[-1] : starts[-1] + len(target.planes)]
+            starts.append(starts[-1] + len(target.planes))
+            # RoIAlign repeats the last pixel of an image for samples beyond its centre, up to the edge: half a pixel
+            # away, or one pixel when not aligned. In a padded batch it reads the first padding pixel instead.
             if h < height:
-                own[:, h] = own[:, h - 1]
+                image_planes[:, h] = image_planes[:, h - 1]
             if w < width:
-                own[:, :, w] = own[:, :, w - 1]
-        plane = torch.cat([label.plane + start for label, start in zip(labels, starts, strict=False)])
-        ids = torch.cat([label.ids for label in labels])
+                image_planes[:, :, w] = image_planes[:, :, w - 1]
+        plane = torch.cat([target.plane + start for target, start in zip(targets, starts, strict=False)])
+        ids = torch.cat([target.ids for target in targets])
         return ops.crop_labels(
             planes,
             rois[:, 1:],
@@ -123,8 +124,8 @@ class MaskHead(nn.Module):
         )
 
 
-def _attached_zero(module: nn.Module) -> Tensor:
-    """0 that depends on every weight, so that each has a gradient (of 0) in a batch without cells."""
+def _zero_with_gradient(module: nn.Module) -> Tensor:
+    """A zero that depends on every weight, so that each gets a gradient (of 0) in a batch without cells."""
     return torch.stack([p.sum() for p in module.parameters()]).sum() * 0
 
 
@@ -134,5 +135,5 @@ def _conv(channels: int, group_norm: bool) -> nn.Sequential:
     if conv.bias is not None:
         nn.init.zeros_(conv.bias)
         return nn.Sequential(conv, nn.ReLU(inplace=True))
-    # not model.GroupNorm: an RoI is seen whole, and always normalised by its own statistics
+    # not model.GroupNorm: a RoI is never divided into tiles, and always normalized by its own statistics
     return nn.Sequential(conv, nn.GroupNorm(GROUPS, channels), nn.ReLU(inplace=True))

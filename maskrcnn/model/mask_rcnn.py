@@ -41,13 +41,13 @@ PIXEL_STD = (0.229, 0.224, 0.225)
 
 
 class MaskRCNN(nn.Module):
-    """The network, from padded pictures to losses (in training mode) or detections.
+    """The Mask R-CNN network: padded images to losses (in training mode) or detections (in evaluation mode).
 
     Args:
         backbone: [B, 3, H, W] -> C2..C5.
         neck: C2..C5 -> P2..P6.
-        rpn, box_head, mask_head: see there.
-        pixel_mean, pixel_std: of RGB in 0..1; pictures are shifted and scaled by them.
+        rpn, box_head, mask_head: see their classes.
+        pixel_mean, pixel_std: mean and standard deviation of RGB in 0..1, by which images are normalized.
     """
 
     pixel_mean: Tensor
@@ -71,7 +71,7 @@ class MaskRCNN(nn.Module):
 
     @property
     def limits(self) -> Limits:
-        """Those of a prediction for which none are given."""
+        """Default limits of a prediction."""
         head = self.box_head
         return Limits(
             self.rpn.pre_nms[1],
@@ -83,38 +83,38 @@ class MaskRCNN(nn.Module):
 
     @property
     def aligned(self) -> bool:
-        """Whether masks lie in their boxes; else they show what lies half a pixel down and right of them."""
+        """Whether masks are aligned with their boxes; if not, they are shifted half a pixel down and right."""
         return self.mask_head.pool.aligned
 
     @torch.no_grad()
     def with_statistics_of(self, images: Tensor, sizes: Sequence[tuple[int, int]]) -> MaskRCNN:
-        """This network for parts of a picture, which GroupNorm normalises as parts of the whole.
+        """A network with the same weights whose GroupNorm layers use the means and variances of ``images``.
 
-        GroupNorm's means and variances are taken over a whole map (Wu & He 2018, equation 7). The network that is
-        returned shares this one's weights and uses those of the given images, all of them together, for whatever it is
-        shown; this one stays as it is.
+        For the tiles of a large picture, so that they are normalized like the whole: GroupNorm computes its statistics
+        over a whole feature map (Wu & He 2018, equation 7), here over all given images together. This network is
+        unchanged.
 
         Args:
             images, sizes: see :meth:`forward`.
         """
-        twin = copy.copy(self)
+        network = copy.copy(self)
         weights = {id(tensor): tensor for tensor in (*self.parameters(), *self.buffers())}
         parts = {name: copy.deepcopy(getattr(self, name), dict(weights)) for name in ("backbone", "neck")}
-        twin._modules = {**self._modules, **parts}
-        norms = [module for module in twin.modules() if isinstance(module, GroupNorm)]
+        network._modules = {**self._modules, **parts}
+        norms = [module for module in network.modules() if isinstance(module, GroupNorm)]
         for norm in norms:
-            norm.gathers = True
+            norm.recording = True
         if norms:
-            twin.features(images, sizes)
+            network.features(images, sizes)
         for norm in norms:
-            norm.gathers = False
-        return twin
+            norm.recording = False
+        return network
 
     def forward(
         self,
         images: Tensor,
         sizes: Sequence[tuple[int, int]],
-        labels: Sequence[InstanceLabels] | None = None,
+        targets: Sequence[InstanceLabels] | None = None,
         masks: bool = True,
         limits: Limits | None = None,
     ) -> dict[str, Tensor] | list[Detections]:
@@ -123,34 +123,34 @@ class MaskRCNN(nn.Module):
         Args:
             images: uint8 or float [B, 3, H, W], RGB in 0..255; H and W multiples of 32, padded at the right and bottom.
             sizes: (h, w) of each image without its padding.
-            labels: the cells of each image; needed in training mode, and ignored otherwise.
-            masks: False spares the mask head in evaluation mode: the detections' masks have shape [K, 0, 0].
-            limits: of the detections, in evaluation mode; default: :attr:`limits`.
+            targets: the ground-truth instances of each image; required in training mode, ignored otherwise.
+            masks: False skips the mask head in evaluation mode: the detections' masks have shape [K, 0, 0].
+            limits: limits of the detections in evaluation mode; default: :attr:`limits`.
 
         Returns:
-            In training ``loss_objectness``, ``loss_rpn_box_reg``, ``loss_classifier``, ``loss_box_reg`` and
-            ``loss_mask`` (scalars; Mask R-CNN's loss is their sum); else one :class:`Detections` per image, whose masks
-            are the network's own: where it is not :attr:`aligned`, :class:`maskrcnn.predict.predictor.Predictor` moves
-            them into their boxes.
+            In training mode ``loss_objectness``, ``loss_rpn_box_reg``, ``loss_classifier``, ``loss_box_reg`` and
+            ``loss_mask`` (scalars; Mask R-CNN's loss is their sum); else one :class:`Detections` per image. If the
+            network is not :attr:`aligned`, their masks still have to be aligned
+            (:func:`maskrcnn.predict.masks.align_masks`).
 
         Raises:
-            ValueError: for another shape or size, or labels that are missing in training.
+            ValueError: for a wrong shape or size, or missing targets in training mode.
         """
-        self._check(images, sizes, labels)
+        self._check(images, sizes, targets)
         image_size = (images.shape[-2], images.shape[-1])
         features = self.features(images, sizes)
         if not self.training:
             return self._detect(features, image_size, sizes, masks, self.limits if limits is None else limits)
-        assert labels is not None
-        proposals, losses = self.rpn(features, image_size, sizes, labels)
-        sampled = self.box_head.sample(proposals, labels)
+        assert targets is not None
+        proposals, losses = self.rpn(features, image_size, sizes, targets)
+        sampled = self.box_head.sample(proposals, targets)
         logits, deltas = self.box_head(features, sampled.rois, image_size)
         losses |= self.box_head.losses(logits, deltas, sampled)
-        losses |= self.mask_head.losses(features, sampled, labels, image_size, sizes)
+        losses |= self.mask_head.losses(features, sampled, targets, image_size, sizes)
         return losses
 
     def features(self, images: Tensor, sizes: Sequence[tuple[int, int]]) -> list[Tensor]:
-        """P2..P6 of the normalised images. The padding is 0 after the normalisation, that is, of mean colour."""
+        """P2..P6 of the normalized images. The padding is 0 after normalization, that is, the mean colour."""
         x = (images.float() / 255 - self.pixel_mean) / self.pixel_std
         for image, (height, width) in enumerate(sizes):
             x[image, :, height:] = 0
@@ -174,17 +174,20 @@ class MaskRCNN(nn.Module):
             masks = scores.new_empty(scores.shape[0], 0, 0)
         detections = []
         for image, (height, width) in enumerate(sizes):
-            own = torch.nonzero(rois[:, 0] == image).squeeze(1)
-            detections.append(Detections(rois[own, 1:], scores[own], labels[own], masks[own], (height, width)))
+            index = torch.nonzero(rois[:, 0] == image).squeeze(1)
+            detections.append(Detections(rois[index, 1:], scores[index], labels[index], masks[index], (height, width)))
         return detections
 
-    def _check(self, images: Tensor, sizes: Sequence[tuple[int, int]], labels: Sequence[InstanceLabels] | None) -> None:
+    def _check(
+        self, images: Tensor, sizes: Sequence[tuple[int, int]], targets: Sequence[InstanceLabels] | None
+    ) -> None:
         if images.dim() != 4 or images.shape[1] != 3 or images.shape[-2] % 32 or images.shape[-1] % 32:
             raise ValueError(f"images has shape {tuple(images.shape)}; expected [B, 3, H, W], H and W multiples of 32")
         if len(sizes) != len(images):
             raise ValueError(f"sizes has {len(sizes)} entries for {len(images)} images")
-        if self.training and (labels is None or len(labels) != len(images)):
-            raise ValueError("labels: training needs the cells of each image")
+        if self.training and (targets is None or len(targets) != len(images)):
+            found = "None" if targets is None else f"{len(targets)} entries"
+            raise ValueError(f"targets: {found}; training expects the instances of each of {len(images)} images")
 
 
 @checked
@@ -226,33 +229,33 @@ def mask_rcnn_resnet_fpn(
     tversky_beta: TverskyWeight = 0.7,
     binary_mask_targets: bool = False,
 ) -> MaskRCNN:
-    """Mask R-CNN on a ResNet of ``depth`` layers with a feature pyramid, from random weights.
+    """Build Mask R-CNN on a ResNet of ``depth`` layers with a feature pyramid and random weights.
 
-    All options are plain values, which checkpoints keep. The defaults are torchvision's
-    (``maskrcnn_resnet50_fpn``) but for: ``norm`` (torchvision: ``frozen_batch``), ``anchor_sizes`` and
-    ``anchor_ratios`` (torchvision: 32 to 512, one size a level, ratios 0.5, 1, 2), ``anchors_rounded`` (torchvision:
+    All options are plain values, which checkpoints store. The defaults are those of torchvision's
+    ``maskrcnn_resnet50_fpn`` except for ``norm`` (torchvision: ``frozen_batch``), ``anchor_sizes`` and
+    ``anchor_ratios`` (torchvision: 32 to 512, one size per level, ratios 0.5, 1, 2), ``anchors_rounded`` (torchvision:
     True), ``aligned`` (torchvision: False) and ``detections_per_image`` (torchvision: 100).
 
     Args:
         depth: 18, 34, 50 or 101.
         num_classes: cell classes, without background.
         norm: ``group``: GroupNorm in backbone, pyramid and mask head (He et al. 2019, Rethinking ImageNet
-            Pre-training), for training from random weights with small batches; ``batch`` and ``frozen_batch``: in the
-            backbone alone.
+            Pre-training), for training from random weights with small batches; ``batch`` and ``frozen_batch``: only
+            in the backbone.
         stages, width: see :class:`maskrcnn.model.resnet.ResNet`.
-        channels: of the pyramid, the RPN and the mask head.
+        channels: channels of the pyramid, the RPN and the mask head.
         box_hidden: width of the box head's two fully connected layers.
-        mask_convs: 3x3 convolutions of the mask head.
-        norm_eps: of the backbone's norms; torchvision's COCO models were trained and are scored with 0.
+        mask_convs: number of 3x3 convolutions of the mask head.
+        norm_eps: epsilon of the backbone's norms; torchvision's COCO models were trained with 0.
         stride_in_1x1: see :class:`maskrcnn.model.resnet.Bottleneck`.
-        anchor_sizes: of P2..P6, in pixels, one level more than ``stages``. The RPN's output channels are shared by the
-            levels, so the first size of each level should be the same multiple of its stride; 8 leads at P2, where 4 is
-            added.
-        aligned: RoIAlign and mask targets take pixel i to have its centre at i + 0.5, as boxes do. False: at i, as
-            torchvision's do; masks then show what lies half a pixel down and right of their boxes.
+        anchor_sizes: sizes at P2..P6 in pixels, one level more than ``stages``. The RPN's output channels are shared by
+            the levels, so the first size of each level should be the same multiple of its stride; therefore 8 comes
+            before the additional 4 at P2.
+        aligned: in RoIAlign and mask targets, the centre of pixel i is at i + 0.5, as for boxes. False: at i, as in
+            torchvision; masks are then shifted half a pixel down and right of their boxes.
 
     Raises:
-        ValueError: for values that no network can be built from.
+        ValueError: for invalid values or combinations.
     """
     if len(anchor_sizes) != stages + 1:
         raise ValueError(f"anchor_sizes has {len(anchor_sizes)} levels; expected {stages + 1}, P2 to P{stages + 2}")

@@ -1,4 +1,4 @@
-"""ResNet backbones (He et al. 2016, Deep Residual Learning, table 1) with the normalisation that suits the training."""
+"""ResNet backbones (He et al. 2016, Deep Residual Learning, table 1) with a choice of normalization layers."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23,
 
 
 class FrozenBatchNorm2d(nn.Module):
-    """Batch normalisation whose statistics and affine parameters are constants.
+    """Batch normalization with constant statistics and affine parameters.
 
-    For fine-tuning with batches too small for statistics of their own. The parameter names are those of
-    ``nn.BatchNorm2d``, so that its weights load.
+    For fine-tuning with batches that are too small for batch statistics. The parameter names are those of
+    ``nn.BatchNorm2d``, so that its weights can be loaded.
     """
 
     weight: Tensor
@@ -47,7 +47,7 @@ class FrozenBatchNorm2d(nn.Module):
 
 
 def make_norm(norm: Norm, channels: int, eps: float = 1e-5) -> nn.Module:
-    """The normalisation layer called ``norm`` for ``channels`` channels; GroupNorm has 32 groups (Wu & He 2018)."""
+    """The normalization layer called ``norm`` for ``channels`` channels; GroupNorm has 32 groups (Wu & He 2018)."""
     if norm == "group":
         return GroupNorm(channels, eps)
     if norm == "batch":
@@ -112,30 +112,30 @@ def _conv3x3(inputs: int, outputs: int, stride: int) -> nn.Conv2d:
 
 
 def _shortcut(inputs: int, outputs: int, stride: int, norm: NormLayer) -> nn.Sequential | None:
-    """The projection of option B in He et al. 2016, section 3.3: only where the shape changes."""
+    """The projection shortcut, only if the shape changes (option B in He et al. 2016, section 3.3)."""
     if stride == 1 and inputs == outputs:
         return None
     return nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), norm(outputs))
 
 
 class ResNet(nn.Module):
-    """ResNet-18, 34, 50 or 101 without its classifier: C2 to C5, at strides 4, 8, 16 and 32, or the first of them.
+    """ResNet-18, 34, 50 or 101 without classifier: C2 to C5 at strides 4, 8, 16 and 32, or the first ``stages``.
 
-    Parameter names are torchvision's. Weights start as in He et al. 2015 (fan out); with GroupNorm or BatchNorm the
-    last scale of each residual branch starts at 0, so that the blocks start as identities (Goyal et al. 2017, section
-    5.1).
+    Parameter names are torchvision's. Weights are initialized as in He et al. 2015 (fan out); with GroupNorm or
+    BatchNorm the last scale of each residual branch is initialized to 0, so that the blocks start as identities (Goyal
+    et al. 2017, section 5.1).
 
     Args:
         depth: 18, 34, 50 or 101.
         norm: see :func:`make_norm`.
         stride_in_1x1: see :class:`Bottleneck`.
-        norm_eps: added to the variances; 0 for weights that were trained so, as torchvision's COCO models.
-        stages: how many of the four stages there are. The fourth holds three quarters of a ResNet-18's weights, and
-            sees objects of several hundred pixels.
-        width: channels of the first stage's 3x3 convolutions, 64 in the paper; each further stage has twice as many.
+        norm_eps: added to the variances; 0 for weights that were trained with 0, such as torchvision's COCO models.
+        stages: number of stages, 1 to 4. The fourth has three quarters of the weights of a ResNet-18, and is for
+            objects of several hundred pixels.
+        width: channels of the first stage's 3x3 convolutions, 64 in the paper; doubled with each stage.
 
     Raises:
-        ValueError: for another depth or number of stages, or a width that GroupNorm's 32 groups do not divide.
+        ValueError: for another depth or number of stages, or a width that is not divisible into 32 groups.
     """
 
     def __init__(
@@ -170,9 +170,9 @@ class ResNet(nn.Module):
                 inputs = width * 2**stage * expansion
             setattr(self, f"layer{stage + 1}", nn.Sequential(*blocks))
         self.out_channels = [width * 2**stage * expansion for stage in range(stages)]
-        self._initialise()
+        self._initialize()
 
-    def _initialise(self) -> None:
+    def _initialize(self) -> None:
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -181,7 +181,7 @@ class ResNet(nn.Module):
                 nn.init.zeros_(last.weight)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """[B, 3, H, W] -> C2..C5, [B, C, H/4, W/4] to [B, C, H/32, W/32]; of fewer stages the first of them."""
+        """[B, 3, H, W] -> C2..C5, [B, C, H/4, W/4] to [B, C, H/32, W/32], or the first ``stages`` of them."""
         x = self.maxpool(F.relu(self.bn1(self.conv1(x)), inplace=True))
         features = []
         for stage in range(1, self.stages + 1):

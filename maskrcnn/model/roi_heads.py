@@ -1,5 +1,5 @@
-"""The box branch (Girshick 2015, Fast R-CNN; Lin et al. 2017, FPN, section 4.2): which proposals are cells, of which
-class, and where exactly."""
+"""The box branch, which classifies proposals and refines their boxes (Girshick 2015, Fast R-CNN; Lin et al. 2017, FPN,
+section 4.2)."""
 
 from __future__ import annotations
 
@@ -24,9 +24,11 @@ from maskrcnn.structures import InstanceLabels
 class RoIPool:
     """RoIAlign over P2..P5 (He et al. 2017, Mask R-CNN, section 3; level by FPN's equation 1).
 
-    ``output_size`` bins a side, ``sampling_ratio`` points a side in each; ``canonical_size`` is the side in pixels of
-    the RoI that goes to level 4. ``aligned``: pixel i of a map has its centre at i + 0.5, as in detectron2; False: at
-    i, as in torchvision.
+    Attributes:
+        output_size: bins per side.
+        sampling_ratio: sampling points per side of a bin.
+        canonical_size: side in pixels of a RoI that belongs to level 4.
+        aligned: the centre of pixel i of a map is at i + 0.5, as in detectron2; False: at i, as in torchvision.
     """
 
     output_size: int
@@ -36,7 +38,7 @@ class RoIPool:
 
     def __call__(self, features: Sequence[Tensor], rois: Tensor, image_size: tuple[int, int]) -> Tensor:
         """P2..P6 and RoIs [K, 5] (image index, xyxy in pixels) -> [K, C, output_size, output_size]."""
-        pyramid = features[:-1]  # the last level serves the RPN alone
+        pyramid = features[:-1]  # the last level is only used by the RPN
         scales = [2.0 ** round(math.log2(f.shape[-2] / image_size[0])) for f in pyramid]
         return ops.multilevel_roi_align(
             pyramid,
@@ -51,14 +53,14 @@ class RoIPool:
 
 @dataclass(frozen=True)
 class SampledRoIs:
-    """The RoIs of a batch that the heads are trained on.
+    """The RoIs of a batch that were sampled for training the heads.
 
     Attributes:
         rois: float32 [R, 5], image index and xyxy in pixels; ordered by image.
         classes: int64 [R], 0 for background.
-        positive: int64 [Q], which of them are cells.
-        instances: int64 [Q], of those, the index into the cells of all images joined.
-        boxes: float32 [Q, 4], of those, the box of that cell.
+        positive: int64 [Q], indices of the RoIs that are matched to an instance.
+        instances: int64 [Q], index of that instance in the instances of all images concatenated.
+        boxes: float32 [Q, 4], box of that instance.
     """
 
     rois: Tensor
@@ -69,22 +71,23 @@ class SampledRoIs:
 
 
 class BoxHead(nn.Module):
-    """Two fully connected layers, a classifier and class-specific box deltas; sampling, losses and detections.
+    """Classifies RoIs and predicts class-specific box deltas, with two shared fully connected layers.
 
     Parameter names are torchvision's.
 
     Args:
         channels: channels of the pyramid.
         num_classes: cell classes, without background.
-        pool: RoIAlign, 7 bins a side in the paper.
+        pool: RoIAlign, 7 bins per side in the paper.
         hidden: width of the fully connected layers.
-        batch_per_image, positive_fraction: proposals sampled for the losses.
-        foreground_iou: IoU with a cell from which a proposal is positive.
-        score_threshold: detections of a lower score are dropped.
+        batch_per_image, positive_fraction: number of proposals sampled for the losses, and the maximum fraction of
+            positives.
+        foreground_iou: minimum IoU with an instance for a proposal to be positive.
+        score_threshold: detections with a lower score are dropped.
         nms_threshold: IoU above which the lower-scored detection of the same class is dropped.
-        detections_per_image: most detections kept.
-        min_size: detections with a shorter side, in pixels, are dropped.
-        smooth_l1_beta: where the box loss turns from quadratic to linear.
+        detections_per_image: maximum number of detections.
+        min_size: detections with a side shorter than this, in pixels, are dropped.
+        smooth_l1_beta: absolute error at which the box loss changes from quadratic to linear.
     """
 
     def __init__(
@@ -128,36 +131,38 @@ class BoxHead(nn.Module):
         return self.cls_score(x).float(), self.bbox_pred(x).float().unflatten(1, (-1, 4))
 
     @torch.no_grad()
-    def sample(self, proposals: Tensor, labels: Sequence[InstanceLabels]) -> SampledRoIs:
-        """Proposals and the cells' own boxes, matched with the cells and sampled to a bounded share of positives.
+    def sample(self, proposals: Tensor, targets: Sequence[InstanceLabels]) -> SampledRoIs:
+        """Match proposals and ground-truth boxes to the instances, and sample RoIs for training.
 
         Args:
             proposals: RoIs float32 [R, 5] (image index, xyxy in pixels).
-            labels: the cells of each image.
+            targets: the instances of each image.
         """
-        images, cells = len(labels), torch.cat([label.boxes for label in labels])
-        cell_counts = [len(label) for label in labels]
-        image_of_cell = torch.repeat_interleave(torch.tensor(cell_counts)).to(cells.device)
-        candidates = torch.cat([proposals, join_rois(image_of_cell, cells)])
+        num_images, true_boxes = len(targets), torch.cat([target.boxes for target in targets])
+        target_counts = [len(target) for target in targets]
+        target_image = torch.repeat_interleave(torch.tensor(target_counts)).to(true_boxes.device)
+        candidates = torch.cat([proposals, join_rois(target_image, true_boxes)])
         image, order = candidates[:, 0].long().sort(stable=True)
         candidates = candidates[order]
-        counts = torch.bincount(image, minlength=images).tolist()  # waits for the device, once for all images
+        counts = torch.bincount(image, minlength=num_images).tolist()  # synchronizes, once for all images
         iou = self.foreground_iou
-        matches = ops.match_boxes(candidates[:, 1:], cells, iou, iou, False, counts, cell_counts)
-        positive, negative = sample_balanced(matches + 1, image, images, self.batch_per_image, self.positive_fraction)
+        matches = ops.match_boxes(candidates[:, 1:], true_boxes, iou, iou, False, counts, target_counts)
+        positive, negative = sample_balanced(
+            matches + 1, image, num_images, self.batch_per_image, self.positive_fraction
+        )
         instances = matches[positive]
         classes = torch.zeros_like(matches)
-        classes[positive] = torch.cat([label.classes for label in labels])[instances]
+        classes[positive] = torch.cat([target.classes for target in targets])[instances]
         chosen = torch.cat([positive, negative]).sort().values
-        at = torch.searchsorted(chosen, positive)
-        return SampledRoIs(candidates[chosen], classes[chosen], at, instances, cells[instances])
+        index = torch.searchsorted(chosen, positive)
+        return SampledRoIs(candidates[chosen], classes[chosen], index, instances, true_boxes[instances])
 
     def losses(self, logits: Tensor, deltas: Tensor, sampled: SampledRoIs) -> dict[str, Tensor]:
-        """Fast R-CNN's equation 1: cross-entropy over all RoIs, smooth L1 of the true class's deltas over positives;
-        both over the number of RoIs (over several processes: :func:`mean_count`)."""
-        targets = self.coder.encode(sampled.boxes, sampled.rois[sampled.positive, 1:])
-        own = deltas[sampled.positive, sampled.classes[sampled.positive]]
-        box_loss = F.smooth_l1_loss(own, targets, beta=self.smooth_l1_beta, reduction="sum")
+        """Fast R-CNN's equation 1: cross-entropy of all RoIs, and smooth L1 of the true class's deltas of positives;
+        both divided by the number of RoIs (over several processes: :func:`mean_count`)."""
+        true_deltas = self.coder.encode(sampled.boxes, sampled.rois[sampled.positive, 1:])
+        class_deltas = deltas[sampled.positive, sampled.classes[sampled.positive]]
+        box_loss = F.smooth_l1_loss(class_deltas, true_deltas, beta=self.smooth_l1_beta, reduction="sum")
         count = mean_count(len(sampled.classes), logits.device)
         return {
             "loss_classifier": F.cross_entropy(logits, sampled.classes, reduction="sum") / count,
@@ -172,24 +177,26 @@ class BoxHead(nn.Module):
         sizes: Sequence[tuple[int, int]],
         limits: Limits | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """What was found. A proposal may become a detection of several classes; NMS works within a class.
+        """Detections from class logits and deltas. A proposal may become a detection of several classes; NMS is per
+        class.
 
         Args:
-            logits: [R, K + 1], ``deltas`` [R, K + 1, 4], both of the proposals, which are RoIs [R, 5].
+            logits, deltas: [R, K + 1] and [R, K + 1, 4], of the proposals.
+            proposals: RoIs [R, 5].
             sizes: (H, W) of each image in pixels.
-            limits: of the detections; default: those that the head was built with.
+            limits: limits of the detections; default: those of the head.
 
         Returns:
             RoIs float32 [D, 5] (image index, xyxy in pixels), scores [D] and classes int64 [D] (1..K); ordered by
-            image, and in each from high to low score.
+            image, then by descending score.
         """
-        own: Limits | BoxHead = self if limits is None else limits
+        used: Limits | BoxHead = self if limits is None else limits
         scores = logits.softmax(dim=1)[:, 1:]
-        row, column = torch.nonzero(scores > own.score_threshold, as_tuple=True)
+        row, column = torch.nonzero(scores > used.score_threshold, as_tuple=True)
         score, image = scores[row, column], proposals[row, 0].long()
         boxes = clip_boxes(self.coder.decode(deltas[row, column + 1], proposals[row, 1:]), image, sizes)
         group = image * self.num_classes + column
         keep = best_of_each_image(
-            boxes, score, image, group, own.nms_threshold, self.min_size, own.detections_per_image
+            boxes, score, image, group, used.nms_threshold, self.min_size, used.detections_per_image
         )
         return join_rois(image[keep], boxes[keep]), score[keep], column[keep] + 1

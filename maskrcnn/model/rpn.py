@@ -20,35 +20,35 @@ from maskrcnn.structures import InstanceLabels
 
 
 class RPNHead(nn.Module):
-    """A 3x3 convolution, then two 1x1 convolutions for objectness and box deltas, the same on every level.
+    """Predicts objectness and box deltas: a 3x3 convolution and two 1x1 convolutions, shared by all levels.
 
     A level with fewer anchors than others uses the first channels. Parameter names are torchvision's.
 
     Args:
         channels: channels of the pyramid.
-        anchors_per_position: for each level.
+        anchors_per_position: number of anchors per position, for each level.
     """
 
     def __init__(self, channels: int, anchors_per_position: Sequence[int]) -> None:
         super().__init__()
         self.anchors_per_position = list(anchors_per_position)
-        most = max(anchors_per_position)
+        max_anchors = max(anchors_per_position)
         conv = Conv3x3(channels, channels)
         self.conv = nn.Sequential(nn.Sequential(conv, nn.ReLU(inplace=True)))
-        self.cls_logits = nn.Conv2d(channels, most, 1)
-        self.bbox_pred = nn.Conv2d(channels, most * 4, 1)
+        self.cls_logits = nn.Conv2d(channels, max_anchors, 1)
+        self.bbox_pred = nn.Conv2d(channels, max_anchors * 4, 1)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.normal_(module.weight, std=0.01)
                 nn.init.zeros_(module.bias)  # type: ignore[arg-type]
 
     def forward(self, features: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """P2..P6 [B, C, H_l, W_l] -> for each level objectness logits [B, A_l] and deltas [B, A_l, 4], A_l ordered by
-        row, column and anchor as :class:`AnchorGenerator` orders them."""
+        """P2..P6 [B, C, H_l, W_l] -> for each level objectness logits [B, A_l] and deltas [B, A_l, 4], in the order of
+        :class:`AnchorGenerator`: row, column, anchor."""
         objectness, deltas = [], []
         conv = self.conv.get_submodule("0.0")
         assert isinstance(conv, Conv3x3)
-        for hidden, count in zip(conv.over(features), self.anchors_per_position, strict=True):
+        for hidden, count in zip(conv.forward_maps(features), self.anchors_per_position, strict=True):
             hidden = F.relu(hidden, inplace=True)
             logits = self.cls_logits(hidden)[:, :count]
             offsets = self.bbox_pred(hidden)[:, : 4 * count]
@@ -58,18 +58,19 @@ class RPNHead(nn.Module):
 
 
 class RegionProposalNetwork(nn.Module):
-    """Proposals from anchors, and the losses that train it.
+    """Generates proposals from anchors, and computes the losses of the RPN.
 
     Args:
-        head: gives objectness and deltas for every anchor.
-        anchors: the anchors.
-        pre_nms: (training, inference): best anchors of each level and image that go into NMS.
-        post_nms: (training, inference): best proposals of each image after NMS.
+        head: predicts objectness and deltas for every anchor.
+        anchors: generates the anchors.
+        pre_nms: (training, inference): maximum number of anchors per level and image before NMS.
+        post_nms: (training, inference): maximum number of proposals per image after NMS.
         nms_threshold: IoU above which the lower-scored proposal of the same level is dropped.
-        min_size: proposals with a shorter side, in pixels, are dropped.
-        batch_per_image, positive_fraction: anchors sampled for the losses.
-        high, low: IoU with a cell from which an anchor is positive, and below which it is negative.
-        smooth_l1_beta: where the box loss turns from quadratic to linear.
+        min_size: proposals with a side shorter than this, in pixels, are dropped.
+        batch_per_image, positive_fraction: number of anchors sampled for the losses, and the maximum fraction of
+            positives.
+        high, low: an anchor is positive if its IoU with an instance is at least ``high``, negative if below ``low``.
+        smooth_l1_beta: absolute error at which the box loss changes from quadratic to linear.
     """
 
     def __init__(
@@ -99,27 +100,28 @@ class RegionProposalNetwork(nn.Module):
         features: Sequence[Tensor],
         image_size: tuple[int, int],
         sizes: Sequence[tuple[int, int]],
-        labels: Sequence[InstanceLabels] | None = None,
+        targets: Sequence[InstanceLabels] | None = None,
         limits: Limits | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Proposals, and in training the losses.
 
         Args:
             features: P2..P6, each [B, C, H_l, W_l].
-            image_size: (H, W) of the padded batch; ``sizes``: of the images in it.
-            labels: cells of each image, in training.
-            limits: of the proposals in inference; default: those that the RPN was built with.
+            image_size: (H, W) of the padded batch in pixels.
+            sizes: (H, W) of each image without padding.
+            targets: the instances of each image, in training.
+            limits: limits of the proposals in inference; default: those of the RPN.
 
         Returns:
-            RoIs float32 [R, 5] (image index, xyxy in pixels), ordered by image and in each from high to low score; and
-            ``loss_objectness``, ``loss_rpn_box_reg`` if labels are given.
+            RoIs float32 [R, 5] (image index, xyxy in pixels), ordered by image, then by descending score; and
+            ``loss_objectness`` and ``loss_rpn_box_reg`` if targets are given.
         """
         objectness, deltas = self.head(features)
         anchors = self.anchors(features, image_size)
         proposals = self.propose(objectness, deltas, anchors, sizes, limits)
-        if labels is None:
+        if targets is None:
             return proposals, {}
-        return proposals, self.losses(torch.cat(objectness, 1), torch.cat(deltas, 1), anchors, labels)
+        return proposals, self.losses(torch.cat(objectness, 1), torch.cat(deltas, 1), anchors, targets)
 
     @torch.no_grad()
     def propose(
@@ -130,64 +132,67 @@ class RegionProposalNetwork(nn.Module):
         sizes: Sequence[tuple[int, int]],
         limits: Limits | None = None,
     ) -> Tensor:
-        """The best anchors of each level, moved by their deltas, cut to their image, without near-duplicates.
+        """Decode the highest-scored anchors of each level, clip them to their image and apply NMS.
 
         Args:
-            objectness: of each level, logits [B, A_l]; ``deltas`` [B, A_l, 4].
-            anchors: [A, 4], those of all levels.
+            objectness, deltas: logits [B, A_l] and deltas [B, A_l, 4] of each level.
+            anchors: [A, 4], of all levels.
             sizes: (H, W) of each image in pixels.
             limits: see :meth:`forward`.
 
         Returns:
-            RoIs [R, 5] as :meth:`forward` gives them.
+            RoIs [R, 5], see :meth:`forward`.
         """
         if limits is None:
             pre_nms, post_nms = (pair[0 if self.training else 1] for pair in (self.pre_nms, self.post_nms))
         else:
             pre_nms, post_nms = limits.pre_nms, limits.post_nms
         scores, boxes, levels = [], [], []
-        # a feature map at a time, all images at once: the best are those of a level
-        of_level = anchors.split([logits.shape[1] for logits in objectness])
-        for level, (logits, offsets, references) in enumerate(zip(objectness, deltas, of_level, strict=True)):
+        # level by level, all images at once: the limit pre_nms is per level
+        level_anchors = anchors.split([logits.shape[1] for logits in objectness])
+        for level, (logits, offsets, references) in enumerate(zip(objectness, deltas, level_anchors, strict=True)):
             best, index = logits.float().topk(min(pre_nms, logits.shape[1]), dim=1)
             chosen = offsets.gather(1, index[..., None].expand(-1, -1, 4))
             boxes.append(self.coder.decode(chosen, references[index]))
             scores.append(best.sigmoid())
             levels.append(torch.full_like(index, level))
-        score, box, level_of = (torch.cat(parts, 1).flatten(0, 1) for parts in (scores, boxes, levels))
+        score, box, box_level = (torch.cat(parts, 1).flatten(0, 1) for parts in (scores, boxes, levels))
         image = torch.arange(len(sizes), device=box.device).repeat_interleave(len(box) // len(sizes))
         box = clip_boxes(box, image, sizes)
-        group = image * len(objectness) + level_of
+        group = image * len(objectness) + box_level
         keep = best_of_each_image(box, score, image, group, self.nms_threshold, self.min_size, post_nms)
         return join_rois(image[keep], box[keep])
 
     def losses(
-        self, objectness: Tensor, deltas: Tensor, anchors: Tensor, labels: Sequence[InstanceLabels]
+        self, objectness: Tensor, deltas: Tensor, anchors: Tensor, targets: Sequence[InstanceLabels]
     ) -> dict[str, Tensor]:
         """Faster R-CNN's equation 1 over sampled anchors of the whole batch, with N_cls = N_reg = their number
         (over several processes: :func:`mean_count`).
 
         Args:
-            objectness: logits [B, A]; ``deltas`` [B, A, 4]; ``anchors`` [A, 4].
+            objectness, deltas: logits [B, A] and deltas [B, A, 4].
+            anchors: [A, 4].
+            targets: the instances of each image.
         """
-        images = len(labels)
-        cells = torch.cat([label.boxes for label in labels])
-        references = anchors.repeat(images, 1)
-        image = torch.arange(images, device=anchors.device).repeat_interleave(len(anchors))
-        matches = ops.match_boxes(
-            references, cells, self.high, self.low, True, [len(anchors)] * images, [len(label) for label in labels]
+        num_images = len(targets)
+        true_boxes = torch.cat([target.boxes for target in targets])
+        references = anchors.repeat(num_images, 1)
+        image = torch.arange(num_images, device=anchors.device).repeat_interleave(len(anchors))
+        counts = [len(anchors)] * num_images, [len(target) for target in targets]
+        matches = ops.match_boxes(references, true_boxes, self.high, self.low, True, *counts)
+        positive, negative = sample_balanced(
+            matches + 1, image, num_images, self.batch_per_image, self.positive_fraction
         )
-        positive, negative = sample_balanced(matches + 1, image, images, self.batch_per_image, self.positive_fraction)
-        targets = self.coder.encode(cells[matches[positive]], references[positive])
+        true_deltas = self.coder.encode(true_boxes[matches[positive]], references[positive])
         sampled = torch.cat([positive, negative])
-        truth = torch.zeros(len(sampled), device=sampled.device)
-        truth[: len(positive)] = 1
+        is_positive = torch.zeros(len(sampled), device=sampled.device)
+        is_positive[: len(positive)] = 1
         box_loss = F.smooth_l1_loss(
-            deltas.flatten(0, 1)[positive].float(), targets, beta=self.smooth_l1_beta, reduction="sum"
+            deltas.flatten(0, 1)[positive].float(), true_deltas, beta=self.smooth_l1_beta, reduction="sum"
         )
         logits = objectness.flatten()[sampled].float()
         count = mean_count(len(sampled), anchors.device)
         return {
-            "loss_objectness": F.binary_cross_entropy_with_logits(logits, truth, reduction="sum") / count,
+            "loss_objectness": F.binary_cross_entropy_with_logits(logits, is_positive, reduction="sum") / count,
             "loss_rpn_box_reg": box_loss / count,
         }

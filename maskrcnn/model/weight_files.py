@@ -1,4 +1,4 @@
-"""Files of weights: found or downloaded, checked for damage, and read without running any code of theirs."""
+"""Weight files: download, checks for damage, and reading without running code from them."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ from maskrcnn.errors import InputError
 State = dict[str, Tensor]
 
 DIGEST = "sha256"
-"""The entry of a safetensors file's metadata with the checksum of everything else."""
+"""Metadata entry of a safetensors file with the checksum of everything else."""
 
 _HASH = re.compile(r"-([0-9a-f]{8,64})\.[a-z]+$")
 
 
 def local_file(source: str | os.PathLike[str]) -> Path:
-    """The file that ``source`` names; a URL is downloaded first, unless an earlier call did.
+    """The local file of ``source``, a path or a URL; URLs are downloaded once and cached.
 
-    Raises InputError where it cannot be downloaded, or is another file than the hash in its name says.
+    Raises InputError if it cannot be downloaded, or does not match the hash in its name.
     """
     return _download(str(source)) if "://" in str(source) else Path(source)
 
 
 def read_file(path: Path) -> Any:
-    """The contents of a file of weights, tensors on the CPU; the format is told by the ending.
+    """Read a weight file, tensors on the CPU; the file extension determines the format.
 
-    ``.safetensors``: a dict of tensors, or what :func:`maskrcnn.checkpoint.pack_checkpoint` described, with the tensors
-    in float32 as its ``model``; ``.pkl``: numpy arrays in dicts and lists; else what ``torch.save`` wrote.
+    ``.safetensors``: a dict of tensors, or a checkpoint of :func:`maskrcnn.checkpoint.pack_checkpoint`, with tensors in
+    float32 as its ``model``; ``.pkl``: numpy arrays in dicts and lists; else a file of ``torch.save``.
 
     Raises:
-        Exception: of many kinds, for a file that is damaged, of another format, or asks for code to be run.
+        Exception: of many kinds, if the file is damaged, has another format, or contains code.
     """
     if path.suffix == ".safetensors":
         state, metadata = read_safetensors(path)
@@ -56,31 +56,32 @@ def read_file(path: Path) -> Any:
 
 
 def read_torch(path: Path) -> Any:
-    """What ``torch.save`` wrote, its checksums compared: the archive has one of each entry, which ``torch.load``
-    ignores. Raises what the libraries raise, and ValueError for another checksum."""
-    if zipfile.is_zipfile(path):  # PyTorch before 1.6 wrote no archive
+    """Read a file of ``torch.save``, comparing the checksums of its archive entries, which ``torch.load`` ignores.
+
+    Raises the libraries' exceptions, and ValueError for a wrong checksum."""
+    if zipfile.is_zipfile(path):  # files of PyTorch before 1.6 are not
         with zipfile.ZipFile(path) as archive:
             if (damaged := archive.testzip()) is not None:
-                raise ValueError(f"damaged: {damaged} in it has another checksum than when it was written")
+                raise ValueError(f"damaged: the checksum of its entry {damaged} is wrong")
     return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def read_safetensors(path: Path) -> tuple[State, dict[str, str]]:
     """The tensors of a safetensors file by name, and its metadata.
 
-    Raises what the library raises, and ValueError where the file has a checksum (:func:`digest`) and it is another.
+    Raises the library's exceptions, and ValueError if the file has a checksum (:func:`digest`) and it is wrong.
     """
     from safetensors import safe_open
 
     with safe_open(path, "pt") as file:
         state, metadata = {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
     if DIGEST in metadata and metadata[DIGEST] != digest(state, metadata):
-        raise ValueError("damaged: it has another checksum than when it was written")
+        raise ValueError("damaged: its checksum is wrong")
     return state, metadata
 
 
 def digest(state: State, metadata: Mapping[str, str]) -> str:
-    """SHA-256 over names, types, shapes and values of all tensors and the metadata, :data:`DIGEST` itself left out."""
+    """SHA-256 of the metadata without :data:`DIGEST`, and of the names, dtypes, shapes and values of all tensors."""
     total = hashlib.sha256(json.dumps({k: v for k, v in metadata.items() if k != DIGEST}, sort_keys=True).encode())
     for key in sorted(state):
         value = state[key]
@@ -90,7 +91,7 @@ def digest(state: State, metadata: Mapping[str, str]) -> str:
 
 
 def is_weight(value: object) -> TypeGuard[Tensor]:
-    """Whether this is a tensor that a layer can take: dense, on the CPU, of real numbers."""
+    """Whether ``value`` is a tensor that can be a layer's weight: dense, real, on the CPU."""
     return (
         isinstance(value, Tensor)
         and value.device.type == "cpu"
@@ -100,7 +101,7 @@ def is_weight(value: object) -> TypeGuard[Tensor]:
 
 
 class _NumpyUnpickler(pickle.Unpickler):
-    """Reads pickles of dicts of numpy arrays and refuses all else: a pickle can run any code."""
+    """Unpickles dicts of numpy arrays only, since pickles can run arbitrary code."""
 
     _ALLOWED = frozenset(
         (module, name)
@@ -138,5 +139,5 @@ def _download(url: str) -> Path:
         except (OSError, ValueError, RuntimeError) as error:
             raise InputError(f"{url}: cannot be downloaded: {error}") from error
     elif match and not hashlib.sha256(path.read_bytes()).hexdigest().startswith(match[1]):
-        raise InputError(f"{path}: the hash is not that of its name; delete the file to download it again")
+        raise InputError(f"{path}: its hash does not match its name; delete the file to download it again")
     return path

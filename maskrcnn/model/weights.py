@@ -1,7 +1,7 @@
-"""Weights to start from: torchvision's and timm's ResNets, detectron2's ``R-50.pkl``, torchvision's Mask R-CNN, and
-checkpoints of our own.
+"""Loads pretrained weights: ResNets of torchvision and timm, detectron2's ``R-50.pkl``, torchvision's Mask R-CNN, and
+checkpoints of this package.
 
-The format is told by the keys of the file, not by its name.
+The format is recognized by the keys in the file, not by its name.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from maskrcnn.model.mask_rcnn import MaskRCNN
 from maskrcnn.model.resnet import Bottleneck
 from maskrcnn.model.weight_files import State, is_weight, local_file, read_file
 
-# torchvision's Mask R-CNN -> ours; what follows the prefix stays
+# prefixes of torchvision's Mask R-CNN -> ours; the rest of the key is the same
 _TORCHVISION_PREFIXES = {
     "backbone.body.": "backbone.",
     "backbone.fpn.": "neck.",
@@ -39,32 +39,33 @@ _LAST_LAYERS = (
     "mask_head.mask_fcn_logits.",
 )
 _CLASS_LAYERS = ("box_head.cls_score.", "box_head.bbox_pred.", "mask_head.mask_fcn_logits.")
-# What detectron2's ImageNet models were fed: BGR in 0..255, minus this mean, not scaled.
+# The input of detectron2's ImageNet models is BGR in 0..255, minus this mean, not scaled.
 _DETECTRON2_MEAN_BGR = (103.53, 116.28, 123.675)
 
 
 def load_weights(model: MaskRCNN, source: str | os.PathLike[str], adapt: bool = False) -> str:
-    """Copy weights of another program, or of another run of ours, into ``model`` (in place).
+    """Load weights of another program, or of another run of this package, into ``model`` (in place).
 
     Args:
-        model: its norm decides what fits: weights with batch statistics need ``batch`` or ``frozen_batch``.
-        source: a file (``.pth``, ``.pt``, ``.bin``, ``.safetensors``, ``.pkl``) or an http(s) or file URL; a URL is
-            kept in PyTorch's hub folder, and checked against the hash prefix in its name (``resnet50-0676ba61.pth``).
-        adapt: for a whole Mask R-CNN: its last layers, whose shapes follow from the numbers of classes and anchors, may
-            differ; where they do, the model's own stay (fine-tuning on other classes).
+        model: weights with batch statistics require the norm ``batch`` or ``frozen_batch``.
+        source: a file (``.pth``, ``.pt``, ``.bin``, ``.safetensors``, ``.pkl``) or an http(s) or file URL; downloads
+            are kept in PyTorch's hub folder, and checked against the hash prefix in their name
+            (``resnet50-0676ba61.pth``).
+        adapt: for a whole Mask R-CNN: skip last layers whose shapes, which depend on the numbers of classes and
+            anchors, differ from the model's (fine-tuning on other classes).
 
     Returns:
-        One line that says which format was found and how many tensors were loaded.
+        One line with the format and the number of tensors that were loaded.
 
     Raises:
-        InputError: for a file that is missing, damaged, or of no known format, whose keys or shapes do not fit (they
-            are named), that holds code (pickles are read with numpy arrays alone allowed), or has another hash.
+        InputError: the file is missing or damaged, has an unknown format or a wrong hash, contains code (pickles may
+            only hold numpy arrays), or its keys or shapes do not fit (they are named).
     """
     path = local_file(source)
     state = dict(_tensors(_read(path), path))
-    name, target, converted, ignored = _recognise(state, model, path)
+    name, target, converted, ignored = _recognize(state, model, path)
     if adapt and target is model:
-        ignored += _drop_other_last_layers(converted, target)
+        ignored += _keep_other_last_layers(converted, target)
     loaded = len(converted.keys() - set(ignored))
     _check_fit(target, converted, path)
     target.load_state_dict(converted, strict=False)
@@ -74,11 +75,10 @@ def load_weights(model: MaskRCNN, source: str | os.PathLike[str], adapt: bool = 
 
 
 def trained_aligned(source: str | os.PathLike[str]) -> bool:
-    """Whether a network that starts from these weights should be aligned (``mask_rcnn_resnet_fpn(aligned=...)``).
+    """Whether a network initialized with these weights should be aligned (option of ``mask_rcnn_resnet_fpn``).
 
-    False for torchvision's Mask R-CNN, what the file says for a checkpoint of our own (those that do not say were
-    trained before the option was there: False), True for a ResNet, which knows no boxes. ``source`` and errors: see
-    :func:`load_weights`.
+    False for torchvision's Mask R-CNN; for a checkpoint of this package its own option (False for old ones without it);
+    True for a ResNet, which has no boxes. For ``source`` and errors see :func:`load_weights`.
     """
     path = local_file(source)
     contents = _read(path)
@@ -90,14 +90,14 @@ def trained_aligned(source: str | os.PathLike[str]) -> bool:
 
 
 def transfer_weights(model: MaskRCNN, state: State) -> str:
-    """Copy the weights of a network of our own into one of the same architecture, for fine-tuning (in place).
+    """Load the weights of a network of this package into one of the same architecture, for fine-tuning (in place).
 
-    Where the numbers of classes differ, the last layers are adapted: all classes of ``model`` start as copies of the
-    one class of ``state``, sharing its score, if it has one (what it finds is outlined from the first step on, and only
-    the kind must be learned); from several others nothing follows, and they start anew.
+    If the numbers of classes differ, the last layers are adapted. If ``state`` has a single class, all classes of
+    ``model`` start as copies of it that share its score: cells are segmented from the first step on, and only the
+    classes must be learned. If it has several, the last layers keep the random weights of ``model``.
 
     Returns:
-        One line that says what was copied.
+        One line that says what was loaded.
 
     Raises:
         InputError: for weights of another architecture.
@@ -111,7 +111,8 @@ def transfer_weights(model: MaskRCNN, state: State) -> str:
             adapted[key] = own[key] if before > 1 else _repeat_class(state[key], now)
         if before == 1:
             adapted["box_head.cls_score.bias"][1:] -= math.log(now)
-        note = f"; {now} classes start as copies of its one" if before == 1 else f"; {now} classes start anew"
+        start = "as copies of its single class" if before == 1 else "with random weights"
+        note = f"; {now} classes start {start}"
     if wrong := key_mismatches(adapted, own):
         raise InputError(f"weights that do not fit the model: {wrong}")
     model.load_state_dict(adapted)
@@ -119,7 +120,7 @@ def transfer_weights(model: MaskRCNN, state: State) -> str:
 
 
 def _repeat_class(weight: Tensor, classes: int) -> Tensor:
-    """[2 * n, ...], background and one class, -> [(1 + classes) * n, ...]."""
+    """Repeat the class of a weight [2 * n, ...] for background and one class: [(1 + classes) * n, ...]."""
     background, cell = weight.chunk(2)
     return torch.cat([background, *[cell] * classes])
 
@@ -132,8 +133,8 @@ def _is_our_model(state: State) -> bool:
     return "neck.inner_blocks.0.0.weight" in state
 
 
-def _recognise(state: State, model: MaskRCNN, path: Path) -> tuple[str, nn.Module, State, list[str]]:
-    """The format's name, the module that it fills, its tensors under our names, and the keys left aside."""
+def _recognize(state: State, model: MaskRCNN, path: Path) -> tuple[str, nn.Module, State, list[str]]:
+    """The name of the format, the module that it is for, its tensors under our names, and the ignored keys."""
     backbone = model.backbone
     if _is_torchvision_model(state):
         return "torchvision Mask R-CNN", model, _from_torchvision_model(state, path), []
@@ -150,7 +151,7 @@ def _recognise(state: State, model: MaskRCNN, path: Path) -> tuple[str, nn.Modul
         ignored = sorted(stripped.keys() - resnet.keys())
         if not all(b.conv1.stride >= b.conv2.stride for b in backbone.modules() if isinstance(b, Bottleneck)):
             raise InputError(
-                f"{path}: detectron2's ResNet strides in its 1x1 convolutions; build the model so (--stride-in-1x1)"
+                f"{path}: detectron2's ResNet has its strides in 1x1 convolutions; build the model with --stride-in-1x1"
             )
         return "ResNet of detectron2", backbone, _from_detectron2(resnet, model), ignored
     raise InputError(
@@ -166,7 +167,7 @@ def _from_torchvision_model(state: State, path: Path) -> State:
         if prefix is None:
             raise InputError(f"{path}: a torchvision Mask R-CNN with the unknown key {key}")
         name = _TORCHVISION_PREFIXES[prefix] + key.removeprefix(prefix)
-        # torchvision before 0.14 had no wrapper around each convolution
+        # before torchvision 0.14, convolutions had no wrapper module
         name = re.sub(r"^(neck\.\w+_blocks\.\d)\.(weight|bias)$", r"\1.0.\2", name)
         name = re.sub(r"^rpn\.head\.conv\.(weight|bias)$", r"rpn.head.conv.0.0.\1", name)
         name = re.sub(r"^mask_head\.convs\.mask_fcn(\d)\.", lambda m: f"mask_head.convs.{int(m[1]) - 1}.0.", name)
@@ -175,14 +176,15 @@ def _from_torchvision_model(state: State, path: Path) -> State:
 
 
 def _from_detectron2(state: State, model: MaskRCNN) -> State:
-    """``res2.0.conv1.norm.weight`` -> ``layer1.0.bn1.weight``; BGR -> RGB, and the pixels scaled as detectron2 does."""
+    """Rename ``res2.0.conv1.norm.weight`` to ``layer1.0.bn1.weight``, convert BGR to RGB, and set ``model``'s pixel
+    mean and std to detectron2's."""
     converted: State = {}
     for key, value in state.items():
         name = re.sub(r"^res(\d)\.", lambda m: f"layer{int(m[1]) - 1}.", key.removeprefix("stem."))
         name = re.sub(r"conv(\d)\.norm\.", r"bn\1.", name)
         name = name.replace("shortcut.norm.", "downsample.1.").replace("shortcut.", "downsample.0.")
         converted[name] = value
-    if converted["conv1.weight"].dim() == 4:  # else it is refused by its shape
+    if converted["conv1.weight"].dim() == 4:  # if not, the check of shapes fails later
         converted["conv1.weight"] = converted["conv1.weight"].flip(1)
     model.pixel_mean.copy_(torch.tensor(_DETECTRON2_MEAN_BGR[::-1]).view(1, 3, 1, 1) / 255)
     model.pixel_std.fill_(1 / 255)
@@ -190,12 +192,12 @@ def _from_detectron2(state: State, model: MaskRCNN) -> State:
 
 
 def _without_counters(state: State) -> State:
-    """BatchNorm counts its batches; frozen norms do not, and nothing depends on it."""
+    """Remove BatchNorm's batch counters, which frozen norms do not have and nothing depends on."""
     return {key: value for key, value in state.items() if not key.endswith("num_batches_tracked")}
 
 
-def _drop_other_last_layers(state: State, model: nn.Module) -> list[str]:
-    """Replace the last layers of another shape by the model's own; returns their keys."""
+def _keep_other_last_layers(state: State, model: nn.Module) -> list[str]:
+    """Replace last layers of another shape by the model's own, in place; returns their keys."""
     own = model.state_dict()
     last = [key for key in state if key.startswith(_LAST_LAYERS) and key in own]
     layers = [key for key in last if state[key].shape != own[key].shape]
@@ -204,7 +206,7 @@ def _drop_other_last_layers(state: State, model: nn.Module) -> list[str]:
 
 
 def _check_fit(target: nn.Module, state: State, path: Path) -> None:
-    optional = ("num_batches_tracked", "pixel_mean", "pixel_std")  # other programs' files lack them
+    optional = ("num_batches_tracked", "pixel_mean", "pixel_std")  # missing in other programs' files
     own = {k: v for k, v in target.state_dict().items() if k in state or not k.endswith(optional)}
     statistics = [any("running_mean" in key for key in keys) for keys in (state, own)]
     if statistics == [True, False]:
@@ -218,7 +220,7 @@ def _check_fit(target: nn.Module, state: State, path: Path) -> None:
 
 
 def key_mismatches(state: State, own: State) -> str:
-    """The keys of a file's ``state`` that do not fit the model's ``own``, the first three of them; "" if all fit."""
+    """The first three keys of a file's ``state`` that do not match the model's state ``own``; "" if all match."""
     wrong = [f"{key} (missing in the file)" for key in own if key not in state]
     wrong += [f"{key} (not in the model)" for key in state if key not in own]
     wrong += [

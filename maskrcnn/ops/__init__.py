@@ -1,4 +1,4 @@
-"""The kernels' Python face, one file an op: contract, checks, autograd and fake kernels, and a reference in PyTorch."""
+"""Python interface of the kernels, one file per op: docstring, checks, autograd, fake kernel, PyTorch reference."""
 
 from maskrcnn.ops.conv3x3 import can_conv3x3, conv3x3, conv3x3_reference
 from maskrcnn.ops.crop_labels import crop_labels, crop_labels_reference

@@ -29,11 +29,11 @@ def check_device(name: str, tensor: Tensor, other_name: str, other: Tensor) -> N
 
 
 def check_range(name: str, value: float, allowed: Range) -> None:
-    """Raise ValueError unless the number is in the range; NaN is in none."""
+    """Raise ValueError unless ``value`` is in the range ``allowed``; NaN never is."""
     if value not in allowed:
         raise ValueError(f"{name} is {value}; expected {allowed}")
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:
-    """float16 and bfloat16 widened to float32: boxes and sums need more digits than they have."""
+    """float16 and bfloat16 tensors as float32: boxes and sums need more digits than those types have."""
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor

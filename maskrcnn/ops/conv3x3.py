@@ -16,10 +16,10 @@ PANEL = 16
 
 
 def conv3x3(maps: Sequence[Tensor], weight: Tensor, bias: Tensor | None = None) -> list[Tensor]:
-    """``F.conv2d(map, weight, bias, padding=1)`` of each of several maps, as the levels of a pyramid, in one call.
+    """``F.conv2d(map, weight, bias, padding=1)`` for several maps, such as the levels of a pyramid, in one call.
 
-    F(4x4, 3x3): 36 multiplications where the definition has 144, forward and in both gradients. Results differ from
-    those of the definition by a few 1e-6 of the largest value (csrc/cpu/winograd.h).
+    F(4x4, 3x3) takes 36 multiplications instead of 144, forward and in both gradients. Results differ from those of
+    direct convolution by a few 1e-6 of the largest value (csrc/cpu/winograd.h).
 
     Args:
         maps: float32 [B, C, H_l, W_l] on the CPU; fastest in channels_last.
@@ -27,10 +27,10 @@ def conv3x3(maps: Sequence[Tensor], weight: Tensor, bias: Tensor | None = None) 
         bias: float32 [K].
 
     Returns:
-        [B, K, H_l, W_l] of each, in channels_last.
+        One float32 [B, K, H_l, W_l] per map, in channels_last.
 
     Raises:
-        ValueError: for another shape, dtype or device; :func:`can_conv3x3` tells.
+        ValueError: for other shapes, dtypes or devices; see :func:`can_conv3x3`.
     """
     for map_ in maps:
         if not can_conv3x3(map_, weight):
@@ -39,12 +39,12 @@ def conv3x3(maps: Sequence[Tensor], weight: Tensor, bias: Tensor | None = None) 
                 f"{tuple(weight.shape)}; expected float32 [B, C, H, W] and [K, C, 3, 3] on the CPU, C and K multiples "
                 f"of {PANEL}"
             )
-    lasting = [map_.permute(0, 2, 3, 1).contiguous() for map_ in maps]
-    return [out.permute(0, 3, 1, 2) for out in torch.ops.maskrcnn.conv3x3(lasting, weight, bias, False)]
+    channels_last = [map_.permute(0, 2, 3, 1).contiguous() for map_ in maps]
+    return [out.permute(0, 3, 1, 2) for out in torch.ops.maskrcnn.conv3x3(channels_last, weight, bias, False)]
 
 
 def can_conv3x3(map_: Tensor, weight: Tensor) -> bool:
-    """Whether :func:`conv3x3` computes this: float32 on the CPU, channels in multiples of 16."""
+    """Whether :func:`conv3x3` supports these tensors: float32 on the CPU, channels in multiples of 16."""
     return (
         map_.dim() == weight.dim() == 4
         and map_.dtype == weight.dtype == torch.float32
@@ -56,7 +56,7 @@ def can_conv3x3(map_: Tensor, weight: Tensor) -> bool:
 
 
 def conv3x3_reference(maps: Sequence[Tensor], weight: Tensor, bias: Tensor | None = None) -> list[Tensor]:
-    """:func:`conv3x3` by its definition, in any float type."""
+    """:func:`conv3x3` by direct convolution, in any float type."""
     return [F.conv2d(map_, weight, bias, padding=1) for map_ in maps]
 
 

@@ -1,5 +1,5 @@
-"""Mask targets of RoIs, cut from label planes (He et al. 2017, Mask R-CNN, section 3.1: "the intersection between an
-RoI and its associated ground-truth mask")."""
+"""Mask targets of RoIs, cropped from label planes (He et al. 2017, Mask R-CNN, section 3.1: "the intersection between
+an RoI and its associated ground-truth mask")."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from maskrcnn.ops.roi_align import roi_align_reference
 def crop_labels(
     planes: Tensor, rois: Tensor, plane: Tensor, ids: Tensor, size: int, binary: bool = False, aligned: bool = True
 ) -> Tensor:
-    """The share of every bin of each RoI that its cell covers: the targets of the mask head.
+    """Targets of the mask head: for each RoI, the fraction of every bin that the RoI's cell covers.
 
-    The values of ``roi_align(one_hot_masks, rois, size, spatial_scale=1, sampling_ratio=-1, aligned=aligned)``, soft as
-    torchvision trains with, but no mask is made: the kernel reads the label planes under the RoI.
+    The values are those of ``roi_align(one_hot_masks, rois, size, spatial_scale=1, sampling_ratio=-1,
+    aligned=aligned)``, soft as in torchvision, but the kernel reads the label planes under the RoI and no mask is made.
 
     Args:
-        planes: int32 [P, H, W]; 0 is background, another value an instance's id.
+        planes: int32 [P, H, W]; 0 is background, other values are instance ids.
         rois: float [K, 4], xyxy in pixels.
         plane: int64 [K], the plane of each RoI's cell.
-        ids: int64 [K], its id there.
-        size: bins a side.
-        binary: 1 where the share is at least 0.5, else 0, as detectron2 trains with.
-        aligned: coordinates are continuous, the centre of pixel i is at i + 0.5, as :func:`masks_to_rle` takes them
-            by default. False: torchvision's mask targets, where it is at i, so that the target shows what lies half a
-            pixel down and right of the RoI; a RoI is then at least one pixel wide and high.
+        ids: int64 [K], the cell's id in that plane.
+        size: bins per side.
+        binary: return 1 where the fraction is at least 0.5, else 0, as detectron2 does.
+        aligned: coordinates are continuous, the centre of pixel i is at i + 0.5, as in :func:`masks_to_rle` by default.
+            False: as torchvision's mask targets, where the centre is at i, so that the target is shifted half a pixel
+            down and right of the RoI; a RoI is then at least one pixel wide and high.
 
     Returns:
         float32 [K, size, size].
@@ -52,12 +52,12 @@ def crop_labels(
 def crop_labels_reference(
     planes: Tensor, rois: Tensor, plane: Tensor, ids: Tensor, size: int, binary: bool = False, aligned: bool = True
 ) -> Tensor:
-    """:func:`crop_labels` through one full-size mask a RoI, in pure PyTorch and in the float type of ``rois``."""
+    """:func:`crop_labels` with one full-size mask per RoI, in pure PyTorch and in the float type of ``rois``."""
     _check(planes, rois, plane, ids)
     masks = (planes[plane] == ids[:, None, None]).to(rois.dtype)[:, None]
     boxes = torch.cat([torch.arange(len(rois), dtype=rois.dtype)[:, None], rois], dim=1)
-    shares = roi_align_reference(masks, boxes, size, aligned=aligned)[:, 0]
-    return (shares >= 0.5).to(rois.dtype) if binary else shares
+    fractions = roi_align_reference(masks, boxes, size, aligned=aligned)[:, 0]
+    return (fractions >= 0.5).to(rois.dtype) if binary else fractions
 
 
 def _check(planes: Tensor, rois: Tensor, plane: Tensor, ids: Tensor) -> None:

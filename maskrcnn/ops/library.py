@@ -1,4 +1,4 @@
-"""Loads the kernels' shared libraries and registers their fake implementations' namespace ``maskrcnn``."""
+"""Loads the shared libraries of the kernels, which register their ops as ``torch.ops.maskrcnn``."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ CUDA_LIBRARY = FOLDER / "libmaskrcnn_cuda.so"
 
 
 def load_libraries() -> None:
-    """Make ``torch.ops.maskrcnn`` known to PyTorch; the CUDA kernels where there is a GPU and they were built.
+    """Load the CPU kernels, and the CUDA kernels if there is a GPU and they were built.
 
-    Raises ImportError where the CPU library was not built: the kernels have no slow stand-in.
+    Raises ImportError if the CPU library was not built: there is no slow fallback.
     """
     if not CPU_LIBRARY.is_file():
         raise ImportError(f"{CPU_LIBRARY} is missing; build the kernels: python setup.py build_ext --inplace")
@@ -24,7 +24,7 @@ def load_libraries() -> None:
 
 
 def build_info() -> str:
-    """One line: which libraries were built, for which processors, with which compiler and PyTorch headers."""
+    """One line that tells which libraries were built, for which processors, with which compiler and PyTorch headers."""
     from maskrcnn._build_info import build_info as info
 
     parts: dict[str, str] = info()

@@ -1,4 +1,4 @@
-"""From the network's small masks to COCO run lengths in the picture's size, without a mask of that size."""
+"""Encoding of the mask head's small masks as COCO RLE at image size, without a mask of that size in memory."""
 
 from __future__ import annotations
 
@@ -14,38 +14,36 @@ from maskrcnn.ops import library  # noqa: F401 (registers the kernels)
 from maskrcnn.ops.checks import check_boxes, check_device
 
 PADDING = 1
-"""Zeros around each mask before it is enlarged, so that its outline can end inside the box."""
+"""Width of the zeros around each mask before it is enlarged, so that its outline can end inside the box."""
 
 CHUNK = 1 << 14
-"""Masks that are encoded together: those of a slide are kept in half precision, and take twice that in single."""
+"""Number of masks per kernel call: a slide's masks are kept in half precision and take twice the memory in float32."""
 
 
 def masks_to_rle(
     masks: Tensor, boxes: Tensor, size: tuple[int, int], threshold: float = 0.5, aligned: bool = True
 ) -> list[dict[str, Any]]:
-    """The pixels where each mask, enlarged into its box, is above ``threshold``, as COCO RLE.
+    """Resize each predicted mask to its box, threshold it, and encode the pixels of the image as COCO RLE.
 
-    By default coordinates are continuous, as for :func:`crop_labels` and in detectron2: pixel (x, y) has its centre at
-    (x + 0.5, y + 0.5), and its value is the mask's, interpolated bilinearly between its M entries, at position
-    ``(x + 0.5 - x1) / (x2 - x1) * M - 0.5``, likewise in y, with zeros around the mask. A box without area has no
-    pixels.
+    By default coordinates are continuous, as in :func:`crop_labels` and detectron2: the centre of pixel (x, y) is at
+    (x + 0.5, y + 0.5). Its value is interpolated bilinearly from the mask's M x M entries, with zeros around them, at
+    position ``(x + 0.5 - x1) / (x2 - x1) * M - 0.5``, likewise in y. A box without area has no pixels.
 
-    With ``aligned=False`` the pixels are those of torchvision's ``paste_masks_in_image``, which cuts boxes to whole
-    pixels: byte for byte what it, a threshold and ``pycocotools.mask.encode`` give, but for pixels whose value is the
+    With ``aligned=False`` the result is byte for byte that of torchvision's ``paste_masks_in_image``, which truncates
+    boxes to whole pixels, a threshold and ``pycocotools.mask.encode``, except for pixels whose value equals the
     threshold to the last bit.
 
-    Each mask is enlarged inside its own box only (the part of it that lies in the picture), never to the picture's
-    size.
+    Each mask is resized only within the part of its box that is inside the image, never to the size of the image.
 
     Args:
         masks: float [K, M, M], probabilities.
-        boxes: float [K, 4], xyxy in pixels; they may reach beyond the picture.
-        size: (H, W) of the picture.
-        threshold: a pixel belongs to the cell above it; 0 or more.
-        aligned: the convention of the boxes, see above.
+        boxes: float [K, 4], xyxy in pixels; they may extend beyond the image.
+        size: (H, W) of the image.
+        threshold: pixels with a value above it belong to the cell; 0 or more.
+        aligned: the convention for coordinates, see above.
 
     Returns:
-        For each mask ``{"size": [H, W], "counts": bytes}``.
+        One dict ``{"size": [H, W], "counts": bytes}`` per mask.
 
     Raises:
         ValueError: for a wrong shape, dtype or device, or a threshold below 0.
@@ -62,8 +60,8 @@ def masks_to_rle(
     if not len(masks):
         return []
     results: list[dict[str, Any]] = []
-    for some, their_boxes in zip(masks.detach().split(CHUNK), boxes.detach().split(CHUNK), strict=True):
-        results += _encode(some.float().contiguous(), their_boxes.float().contiguous(), size, threshold, aligned)
+    for chunk, chunk_boxes in zip(masks.detach().split(CHUNK), boxes.detach().split(CHUNK), strict=True):
+        results += _encode(chunk.float().contiguous(), chunk_boxes.float().contiguous(), size, threshold, aligned)
     return results
 
 
@@ -78,7 +76,7 @@ def _encode(
 
 
 def _pixel_boxes(boxes: Tensor, mask_size: int) -> Tensor:
-    """int64 [K, 4]: the boxes grown about their centres as the masks are by their padding, cut to whole pixels."""
+    """Boxes enlarged about their centres in proportion to the padding of the masks, truncated to int64 [K, 4]."""
     scale = float(mask_size + 2 * PADDING) / mask_size
     half = (boxes[:, 2:] - boxes[:, :2]) * 0.5 * scale
     center = (boxes[:, 2:] + boxes[:, :2]) * 0.5
@@ -88,30 +86,31 @@ def _pixel_boxes(boxes: Tensor, mask_size: int) -> Tensor:
 def masks_to_rle_reference(
     masks: Tensor, boxes: Tensor, size: tuple[int, int], threshold: float = 0.5, aligned: bool = True
 ) -> list[dict[str, Any]]:
-    """:func:`masks_to_rle` through full-size masks and pycocotools, one cell at a time.
+    """:func:`masks_to_rle` with full-size masks and pycocotools, one cell at a time.
 
-    Aligned: in float64, as the matrix product that bilinear interpolation is; the values are rounded to float32 before
-    they are compared. Not aligned: by ``F.interpolate``.
+    Aligned: bilinear interpolation as a matrix product in float64; values are rounded to float32 before they are
+    compared. Not aligned: ``F.interpolate``.
     """
     if not aligned:
-        return _pasted_as_torchvision(masks, boxes, size, threshold)
+        return _paste_like_torchvision(masks, boxes, size, threshold)
     results = []
     for mask, (x1, y1, x2, y2) in zip(masks.double(), boxes.double().tolist(), strict=True):
         full = np.zeros(size, dtype=np.uint8, order="F")
         if x2 > x1 and y2 > y1:
-            rows, columns = _weights(size[0], y1, y2, len(mask)), _weights(size[1], x1, x2, len(mask))
+            rows = _interpolation_weights(size[0], y1, y2, len(mask))
+            columns = _interpolation_weights(size[1], x1, x2, len(mask))
             full[:] = (rows @ mask @ columns.T).float() > threshold
         results.append(coco_mask.encode(full))
     return results
 
 
-def _weights(pixels: int, low: float, high: float, mask_size: int) -> Tensor:
-    """float64 [pixels, mask_size]: the share of each entry of the mask in each pixel, on one axis of the box."""
+def _interpolation_weights(pixels: int, low: float, high: float, mask_size: int) -> Tensor:
+    """Weight of each mask entry in each pixel along one axis of the box, float64 [pixels, mask_size]."""
     position = (torch.arange(pixels, dtype=torch.float64) + 0.5 - low) * mask_size / (high - low) - 0.5
     return (1 - (position[:, None] - torch.arange(mask_size)).abs()).clamp(min=0)
 
 
-def _pasted_as_torchvision(
+def _paste_like_torchvision(
     masks: Tensor, boxes: Tensor, size: tuple[int, int], threshold: float
 ) -> list[dict[str, Any]]:
     results = []

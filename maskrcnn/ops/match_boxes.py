@@ -1,4 +1,4 @@
-"""Matching of anchors with targets by overlap (Ren et al. 2015, Faster R-CNN, section 3.1.2)."""
+"""Matching of anchors to ground-truth boxes by IoU (Ren et al. 2015, Faster R-CNN, section 3.1.2)."""
 
 from __future__ import annotations
 
@@ -23,29 +23,31 @@ def match_boxes(
     anchor_counts: Sequence[int] | None = None,
     target_counts: Sequence[int] | None = None,
 ) -> Tensor:
-    """For each anchor the target that it overlaps most: torchvision's ``Matcher`` on ``box_iou(targets, anchors)``,
-    without that matrix; memory grows with A + G.
+    """Assign each anchor to the ground-truth box with the highest IoU, to background, or to neither.
+
+    The result is that of torchvision's ``Matcher`` on ``box_iou(targets, anchors)``, but the matrix is never made:
+    memory grows with A + G.
 
     Args:
         anchors: float [A, 4], xyxy; finite.
-        targets: float [G, 4], xyxy; finite.
-        high: an anchor with a best IoU of at least this belongs to its best target.
-        low: one with a best IoU below this is background; one in between is neither.
-        allow_low_quality: an anchor that is the best, or among the equally best, of some target belongs to its own best
-            target whatever the overlap. As in torchvision, a target that no anchor touches has a best IoU of 0, which
-            every anchor that does not touch it equals.
-        anchor_counts, target_counts: how many anchors and targets each image of a batch has, one image after another;
-            anchors are matched with their own image's targets alone. None: all are of one image.
+        targets: float [G, 4], the ground-truth boxes, xyxy; finite.
+        high: an anchor whose best IoU is at least this is assigned to its best target.
+        low: an anchor whose best IoU is below this is background; between ``low`` and ``high`` it is neither.
+        allow_low_quality: also assign an anchor to its best target if it has the highest IoU, or one equal to it, for
+            any target. As in torchvision, a target that overlaps no anchor has a highest IoU of 0, which is equal to
+            that of every anchor that does not overlap it.
+        anchor_counts, target_counts: number of anchors and targets of each image of a batch, in order; anchors are only
+            matched to targets of the same image. None: all belong to one image.
 
     Returns:
-        int64 [A]: index into ``targets``, -1 for background, -2 for neither. Equal overlaps: the first target. Anchors
-        of an image without targets are -1. An IoU without a value (0/0, two boxes without area) counts as 0, where
-        torchvision's NaN would match.
+        int64 [A]: index into ``targets``, -1 for background, -2 for neither. Of targets with equal IoU, the first is
+        taken. Anchors of an image without targets are -1. An undefined IoU (0/0, two boxes without area) counts as 0,
+        where torchvision's NaN would match.
 
     Raises:
         ValueError: for a wrong shape, dtype or device, or ``low`` above ``high``.
-        RuntimeError: for counts that do not add up, or (on the CPU; on a GPU such a box overlaps nothing) a coordinate
-            that is not finite.
+        RuntimeError: for counts that do not add up, or a coordinate that is not finite (on the CPU; on a GPU such a box
+            overlaps nothing).
     """
     _check(anchors, targets, high, low)
     dtype = torch.promote_types(torch.promote_types(anchors.dtype, targets.dtype), torch.float32)
@@ -62,7 +64,7 @@ def match_boxes(
 
 
 def match_boxes_reference(anchors: Tensor, targets: Tensor, high: float, low: float, allow_low_quality: bool) -> Tensor:
-    """:func:`match_boxes` of one image on the full matrix of overlaps, in pure PyTorch."""
+    """:func:`match_boxes` for one image with the full IoU matrix, in pure PyTorch."""
     _check(anchors, targets, high, low)
     if len(targets) == 0 or len(anchors) == 0:
         return torch.full((len(anchors),), BELOW_LOW, dtype=torch.int64, device=anchors.device)
@@ -71,11 +73,11 @@ def match_boxes_reference(anchors: Tensor, targets: Tensor, high: float, low: fl
     area_targets, area_anchors = ((b[:, 2:] - b[:, :2]).prod(1) for b in (targets, anchors))
     iou = intersection / (area_targets[:, None] + area_anchors - intersection)
     iou = iou.nan_to_num(nan=0.0)
-    value, nearest = iou.max(dim=0)
-    matches = torch.where(value < low, BELOW_LOW, torch.where(value < high, BETWEEN, nearest))
+    value, best = iou.max(dim=0)
+    matches = torch.where(value < low, BELOW_LOW, torch.where(value < high, BETWEEN, best))
     if allow_low_quality:
-        reached = (iou == iou.max(dim=1, keepdim=True).values).any(dim=0)
-        matches = torch.where(reached, nearest, matches)
+        best_of_a_target = (iou == iou.max(dim=1, keepdim=True).values).any(dim=0)
+        matches = torch.where(best_of_a_target, best, matches)
     return matches
 
 
@@ -100,5 +102,5 @@ def _(
     return torch.empty(anchors.shape[0], dtype=torch.int64, device=anchors.device)
 
 
-for _device in ("cpu", "cuda"):  # overlaps of boxes in bfloat16 mean nothing
+for _device in ("cpu", "cuda"):  # bfloat16 is too coarse for coordinates
     torch.library.register_autocast("maskrcnn::match_boxes", _device, torch.float32)

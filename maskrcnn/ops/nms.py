@@ -15,15 +15,15 @@ ANY = Range(-math.inf, math.inf)
 
 
 def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
-    """Greedy non-maximum suppression: the contract of ``torchvision.ops.nms``, ties included.
+    """Greedy non-maximum suppression with the contract of ``torchvision.ops.nms``, ties included.
 
-    Goes through the boxes from the highest score down (equal scores in the given order) and keeps each that overlaps no
-    kept one with an IoU above the threshold. Time is near-linear in N for boxes that are small against the image.
+    In order of descending score (equal scores in the given order), a box is kept if its IoU with every box kept so far
+    is at most the threshold. Time is near-linear in N for boxes that are small compared to the image.
 
     Args:
         boxes: float [N, 4], xyxy in pixels; no NaN.
         scores: float [N].
-        iou_threshold: boxes are dropped above it, not at it.
+        iou_threshold: boxes with an IoU above it are dropped, not those at it.
 
     Returns:
         int64 indices of the kept boxes, highest score first.
@@ -37,16 +37,16 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
 
 
 def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: float) -> Tensor:
-    """Non-maximum suppression within each group: the contract of ``torchvision.ops.batched_nms``.
+    """Non-maximum suppression within each group, with the contract of ``torchvision.ops.batched_nms``.
 
-    Boxes of different groups never suppress one another. The groups are told apart by their number, not by moving them
-    apart on the plane, so that no precision is lost at large coordinates.
+    Boxes of different groups never suppress one another. Group numbers are compared, instead of adding an offset per
+    group to the coordinates, so that no precision is lost.
 
     Args:
         boxes: float [N, 4], xyxy in pixels; no NaN.
         scores: float [N].
         idxs: integer [N], the group (class, pyramid level) of each box.
-        iou_threshold: boxes are dropped above it, not at it.
+        iou_threshold: boxes with an IoU above it are dropped, not those at it.
 
     Returns:
         int64 indices of the kept boxes, highest score first; equal scores in the given order.
@@ -68,7 +68,7 @@ def _kernel(boxes: Tensor, scores: Tensor, idxs: Tensor | None, iou_threshold: f
 
 
 def nms_reference(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
-    """:func:`nms` as its definition reads, in pure PyTorch, O(N^2)."""
+    """:func:`nms` by its definition, in pure PyTorch, O(N^2)."""
     _check(boxes, scores, scores)
     remaining = scores.argsort(descending=True, stable=True)
     keep = []
@@ -80,7 +80,7 @@ def nms_reference(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor
 
 
 def _iou(a: Tensor, b: Tensor) -> Tensor:
-    """[1, 4] and [N, 4] -> [N]."""
+    """IoU of one box [1, 4] with each of [N, 4]: [N]."""
     side = torch.minimum(a[:, 2:], b[:, 2:]) - torch.maximum(a[:, :2], b[:, :2])
     intersection = side.clamp(min=0).prod(1)
     return intersection / ((a[:, 2:] - a[:, :2]).prod(1) + (b[:, 2:] - b[:, :2]).prod(1) - intersection)
@@ -102,5 +102,5 @@ def _(boxes: Tensor, scores: Tensor, idxs: Tensor | None, iou_threshold: float) 
     return torch.empty(kept, dtype=torch.int64, device=boxes.device)
 
 
-for _device in ("cpu", "cuda"):  # boxes in bfloat16 would be off by pixels
+for _device in ("cpu", "cuda"):  # boxes in bfloat16 would be wrong by pixels
     torch.library.register_autocast("maskrcnn::nms", _device, torch.float32)

@@ -24,27 +24,27 @@ def roi_align(
     sampling_ratio: int = -1,
     aligned: bool = False,
 ) -> Tensor:
-    """Mean of bilinear samples in every bin of every RoI: the contract of ``torchvision.ops.roi_align``.
+    """Pool each RoI to a fixed size by averaging bilinear samples, with the contract of ``torchvision.ops.roi_align``.
 
     A box of 14 pixels at ``spatial_scale`` 0.25 covers 3.5 pixels of the feature map; with ``output_size`` 7 each bin
-    is 0.5 wide. Its samples lie at the centres of a grid of ``sampling_ratio`` points a side. Differentiable in
-    ``input``; deterministic on the CPU, and on a GPU where ``torch.use_deterministic_algorithms`` asks for it.
+    is 0.5 wide. Its samples are the cell centres of a grid of ``sampling_ratio`` points per side. Differentiable in
+    ``input``; deterministic on the CPU, and on a GPU with ``torch.use_deterministic_algorithms``.
 
     Args:
         input: float [B, C, H, W]; fastest in channels_last.
-        boxes: float [K, 5] (image index, xyxy in pixels), or a list of float [L, 4], one an image.
+        boxes: float [K, 5] (image index, xyxy in pixels), or a list of float [L, 4], one per image.
         output_size: bins along height and width.
         spatial_scale: feature pixels per image pixel.
         sampling_ratio: points along each side of a bin; 0 or less: ceil(RoI side / output side).
-        aligned: shift by half a pixel, so that pixel i's centre is at i + 0.5 of the image (detectron2's correction).
+        aligned: shift by half a pixel, so that the centre of pixel i is at i + 0.5 (detectron2's correction).
 
     Returns:
-        [K, C, height, width] in the dtype of ``input`` and, as far as it is channels_last, in its memory format. Sums
-        are taken in float32 (float64 for float64).
+        [K, C, height, width] in the dtype of ``input``, channels_last if ``input`` is. Sums are in float32 (float64 for
+        float64).
 
     Raises:
         ValueError: for a wrong shape, dtype or device, or a scale that is not finite and above 0.
-        RuntimeError: for a box that is not finite or of no image of the batch (on the CPU; on a GPU its bins are 0).
+        RuntimeError: for a box that is not finite or has no image in the batch (on the CPU; on a GPU its bins are 0).
     """
     if input.dim() != 4 or not input.is_floating_point():
         raise ValueError(f"input is {input.dtype} {tuple(input.shape)}; expected floating point [B, C, H, W]")
@@ -73,10 +73,10 @@ def multilevel_roi_align(
     Args:
         features: float [B, C, H_l, W_l], from the finest level on.
         rois: float [K, 5] (image index, xyxy in pixels).
-        output_size: bins a side.
+        output_size: bins per side.
         scales: feature pixels per image pixel of each level.
         sampling_ratio, aligned: see :func:`roi_align`.
-        canonical_size, canonical_level: a RoI of this side in pixels belongs to this level.
+        canonical_size, canonical_level: a RoI of ``canonical_size`` pixels a side belongs to ``canonical_level``.
         min_level: the level of ``features[0]``.
 
     Returns:
@@ -117,7 +117,7 @@ def roi_align_reference(
     sampling_ratio: int = -1,
     aligned: bool = False,
 ) -> Tensor:
-    """:func:`roi_align` as its definition reads, in pure PyTorch, one RoI at a time and in any float type."""
+    """:func:`roi_align` by its definition, in pure PyTorch, one RoI at a time and in any float type."""
     rois = _as_rois(boxes, input)
     bins_h, bins_w = (output_size, output_size) if isinstance(output_size, int) else output_size
     results = []
@@ -133,7 +133,7 @@ def roi_align_reference(
 
 
 def _axis_weights(start: float, length: float, bins: int, size: int, sampling_ratio: int, like: Tensor) -> Tensor:
-    """[bins, size]: how much each pixel of an axis weighs in each bin: the mean of its points' bilinear weights."""
+    """Weight of each pixel in each bin along one axis, [bins, size]: the mean of its points' bilinear weights."""
     points = sampling_ratio if sampling_ratio > 0 else max(0, int(-(-length // bins)))
     if points == 0:
         return like.new_zeros(bins, size)
@@ -170,13 +170,13 @@ def _pyramid_align(
     sampling_ratio: int,
     aligned: bool,
 ) -> Tensor:
-    last = features[0].is_contiguous(memory_format=torch.channels_last) and not features[0].is_contiguous()
+    channels_last = features[0].is_contiguous(memory_format=torch.channels_last) and not features[0].is_contiguous()
     maps = [f.permute(0, 2, 3, 1).contiguous() for f in features]
-    # coordinates need float32's digits, whatever the maps have
+    # coordinates need at least float32, whatever the dtype of the maps
     rois = rois.detach().to(torch.float64 if maps[0].dtype == torch.float64 else torch.float32).contiguous()
     out = torch.ops.maskrcnn.roi_align(maps, rois, level, scales, size[0], size[1], max(0, sampling_ratio), aligned)
     out = out.permute(0, 3, 1, 2)
-    return out if last else out.contiguous()
+    return out if channels_last else out.contiguous()
 
 
 @torch.library.register_fake("maskrcnn::roi_align")

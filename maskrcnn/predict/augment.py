@@ -1,4 +1,4 @@
-"""Test-time augmentation: a picture is looked at in several views, and what they find is averaged."""
+"""Test-time augmentation: averages the detections in several views of a picture."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from maskrcnn.predict.masks import laid_over
+from maskrcnn.predict.masks import resample_masks
 from maskrcnn.structures import Detections
 
 Augment = Literal["none", "flips", "rotations", "scales"]
-"""``flips``: the picture and its mirror images (4 views); ``rotations``: those of the picture turned by 90 degrees, too
-(8); ``scales``: besides these, the picture at 4/5 and 5/4 of its size (10)."""
+"""``flips``: the picture and its mirror images (4 views); ``rotations``: also rotated by 90 degrees (8); ``scales``:
+also at 4/5 and 5/4 of its size (10)."""
 
 SCALES = (0.8, 1.25)
 SAME_CELL = 0.5
-"""Overlap (IoU) of boxes from which detections of several views are one cell."""
+"""IoU of boxes above which detections of several views are the same cell."""
 
 
 @dataclass(frozen=True)
 class View:
-    """The picture transposed (first), mirrored left to right, mirrored top to bottom, and enlarged by ``scale``."""
+    """A transformation of a picture: transposed (first), mirrored horizontally and vertically, resized by ``scale``."""
 
     transpose: bool = False
     mirror_x: bool = False
@@ -32,7 +32,7 @@ class View:
     scale: float = 1.0
 
     def image(self, image: Tensor) -> Tensor:
-        """uint8 [H, W, 3] -> the view of it, uint8 [h, w, 3]."""
+        """Transform an image: uint8 [H, W, 3] -> uint8 [h, w, 3]."""
         image = image.transpose(0, 1) if self.transpose else image
         axes = [axis for axis, on in ((0, self.mirror_y), (1, self.mirror_x)) if on]
         image = image.flip(axes) if axes else image
@@ -43,8 +43,8 @@ class View:
         enlarged = F.interpolate(pixels, size, mode="bilinear", antialias=True)
         return enlarged[0].permute(1, 2, 0).round().clamp(0, 255).to(torch.uint8)
 
-    def back(self, cells: Detections, size: tuple[int, int]) -> Detections:
-        """The view's cells in the picture of ``size`` (H, W) that it was made of."""
+    def invert(self, cells: Detections, size: tuple[int, int]) -> Detections:
+        """Transform detections in the view to the original picture of ``size`` (H, W)."""
         height, width = size[::-1] if self.transpose else size
         boxes = cells.boxes * cells.boxes.new_tensor([width / cells.size[1], height / cells.size[0]]).repeat(2)
         masks = cells.masks
@@ -65,58 +65,58 @@ def views(augment: Augment) -> list[View]:
         raise ValueError(f"augment is {augment}; expected one of {', '.join(get_args(Augment))}")
     if augment == "none":
         return [View()]
-    turns = (False,) if augment == "flips" else (False, True)
-    dihedral = [View(t, x, y) for t in turns for x in (False, True) for y in (False, True)]
+    transpose = (False,) if augment == "flips" else (False, True)
+    dihedral = [View(t, x, y) for t in transpose for x in (False, True) for y in (False, True)]
     return dihedral + ([View(scale=scale) for scale in SCALES] if augment == "scales" else [])
 
 
 def detect_in_views(
     detect: Callable[[Sequence[Tensor]], list[Detections]], images: Sequence[Tensor], augment: Augment
 ) -> list[Detections]:
-    """The cells of each image, averaged over its views.
+    """Detect the cells of each image, averaged over its views.
 
     Args:
         detect: images uint8 [H, W, 3] of one size -> detections of each.
         images: uint8 [H, W, 3], of one size.
     """
-    chosen = views(augment)
-    if len(chosen) == 1:
+    all_views = views(augment)
+    if len(all_views) == 1:
         return detect(images)
-    found = [detect([view.image(image) for image in images]) for view in chosen]
+    found = [detect([view.image(image) for image in images]) for view in all_views]
     return [
         average(
             [
-                view.back(of_view[i], (image.shape[0], image.shape[1]))
-                for view, of_view in zip(chosen, found, strict=True)
+                view.invert(detections[i], (image.shape[0], image.shape[1]))
+                for view, detections in zip(all_views, found, strict=True)
             ]
         )
         for i, image in enumerate(images)
     ]
 
 
-def average(of_views: Sequence[Detections]) -> Detections:
-    """One list of cells from those of several views of the same picture.
+def average(detections: Sequence[Detections]) -> Detections:
+    """Merge the detections of several views of the same picture.
 
-    Detections of one class are put together greedily: the best one takes those of the other views that overlap it by
-    more than :data:`SAME_CELL`, at most one a view. The cell's score is their mean over all views (a view that did not
-    find it counts as 0), its box their mean weighted by the scores, and so is its mask, each laid over that box.
+    Detections of one class are grouped greedily: in order of descending score, each joins the detections of other views
+    that overlap it by more than :data:`SAME_CELL`, at most one per view. The score of a group is the mean over all
+    views (0 for a view without a detection); its box is the mean weighted by the scores, and so is its mask, after
+    resampling the masks to that box.
     """
     boxes, scores, labels, masks = (
-        torch.cat([getattr(cells, name) for cells in of_views]) for name in ("boxes", "scores", "labels", "masks")
+        torch.cat([getattr(cells, name) for cells in detections]) for name in ("boxes", "scores", "labels", "masks")
     )
     if not len(boxes):
-        return of_views[0]
-    view = torch.repeat_interleave(torch.tensor([len(cells) for cells in of_views]))
-    leader = _leaders(boxes, scores, labels, view)
-    first, group = leader.unique(return_inverse=True)
+        return detections[0]
+    view = torch.repeat_interleave(torch.tensor([len(cells) for cells in detections]))
+    first, group = _group(boxes, scores, labels, view).unique(return_inverse=True)
     weight = scores / torch.zeros(len(first)).index_add_(0, group, scores)[group]
     mean_boxes = torch.zeros(len(first), 4).index_add_(0, group, weight[:, None] * boxes)
-    laid = laid_over(masks, boxes, mean_boxes[group])
-    mean_masks = torch.zeros(len(first), *masks.shape[1:]).index_add_(0, group, weight[:, None, None] * laid)
-    mean_scores = torch.zeros(len(first)).index_add_(0, group, scores) / len(of_views)
+    resampled = resample_masks(masks, boxes, mean_boxes[group])
+    mean_masks = torch.zeros(len(first), *masks.shape[1:]).index_add_(0, group, weight[:, None, None] * resampled)
+    mean_scores = torch.zeros(len(first)).index_add_(0, group, scores) / len(detections)
     order = mean_scores.argsort(descending=True, stable=True)
     return replace(
-        of_views[0],
+        detections[0],
         boxes=mean_boxes[order],
         scores=mean_scores[order],
         labels=labels[first[order]],
@@ -124,8 +124,8 @@ def average(of_views: Sequence[Detections]) -> Detections:
     )
 
 
-def _leaders(boxes: Tensor, scores: Tensor, labels: Tensor, view: Tensor) -> Tensor:
-    """int64 [N]: the detection that each one belongs to; the leaders belong to themselves."""
+def _group(boxes: Tensor, scores: Tensor, labels: Tensor, view: Tensor) -> Tensor:
+    """For each detection the index of the highest-scored one of its group, int64 [N]."""
     leader = torch.full((len(boxes),), -1)
     areas = (boxes[:, 2:] - boxes[:, :2]).prod(dim=1)
     for index in scores.argsort(descending=True, stable=True).tolist():
@@ -134,11 +134,11 @@ def _leaders(boxes: Tensor, scores: Tensor, labels: Tensor, view: Tensor) -> Ten
         leader[index] = index
         free = torch.nonzero((leader < 0) & (labels == labels[index]) & (view != view[index])).squeeze(1)
         sides = torch.minimum(boxes[free, 2:], boxes[index, 2:]) - torch.maximum(boxes[free, :2], boxes[index, :2])
-        shared = sides.clamp(min=0).prod(dim=1)
-        iou = shared / (areas[free] + areas[index] - shared)
-        near = iou > SAME_CELL
-        free, iou = free[near], iou[near]
-        for of_view in view[free].unique():
-            candidates = free[view[free] == of_view]
-            leader[candidates[iou[view[free] == of_view].argmax()]] = index
+        intersection = sides.clamp(min=0).prod(dim=1)
+        iou = intersection / (areas[free] + areas[index] - intersection)
+        overlapping = iou > SAME_CELL
+        free, iou = free[overlapping], iou[overlapping]
+        for other_view in view[free].unique():
+            candidates = free[view[free] == other_view]
+            leader[candidates[iou[view[free] == other_view].argmax()]] = index
     return leader

@@ -1,7 +1,8 @@
-"""How much of a picture goes through the network at once: what the device's memory has room for."""
+"""How much of a picture goes through the network at once, limited by the device's memory."""
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 from dataclasses import dataclass
@@ -11,22 +12,22 @@ import torch
 from maskrcnn.errors import InputError
 
 BYTES_PER_PIXEL = 1500
-"""What the network may take for a pixel of its input: an estimate, for the default tile alone."""
+"""Estimate of the network's memory per input pixel, for the default tile only."""
 
-SMALLEST_TILE = 256
+MIN_TILE = 256
 
 STATISTICS_PIXELS = 1 << 21
-"""Pixels of a picture in tiles that give GroupNorm its statistics: 1 GB on the way through the pyramid."""
+"""Maximum number of pixels for GroupNorm's statistics of a tiled picture; they take 1 GB in the pyramid."""
 
 
 @dataclass
 class Capacity:
-    """How much goes through the network at once. It shrinks when a GPU's memory runs out, and stays so.
+    """How much goes through the network at once; permanently reduced when a GPU runs out of memory.
 
     Attributes:
-        tile: side in pixels of the largest tile.
-        overlap: pixels that neighbouring tiles share.
-        batch_size: images of one batch.
+        tile: maximum side of a tile in pixels.
+        overlap: overlap of neighbouring tiles in pixels.
+        batch_size: images per batch.
         statistics_pixels: see :data:`STATISTICS_PIXELS`.
     """
 
@@ -36,32 +37,32 @@ class Capacity:
     statistics_pixels: int = STATISTICS_PIXELS
 
     def use_smaller_batches(self, images: int) -> None:
-        """Half of as many as did not fit."""
+        """Halve the batch size after ``images`` images did not fit."""
         self.batch_size = min(self.batch_size, -(-images // 2))
-        _say_once(f"out of memory: going on with batches of {self.batch_size}")
+        _warn_once(f"out of memory: continuing with batches of {self.batch_size}")
 
     def use_smaller_tiles(self) -> None:
-        """Tiles of half the side; raises InputError where they are small already."""
-        if self.tile <= SMALLEST_TILE:
+        """Halve the side of the tiles; raises InputError if they are at :data:`MIN_TILE` already."""
+        if self.tile <= MIN_TILE:
             raise InputError(
                 f"out of memory with tiles of {self.tile} pixels, one at a time; close other programs on the GPU, or "
                 "choose --device cpu"
             )
-        tile = max(SMALLEST_TILE, self.tile // 2)
+        tile = max(MIN_TILE, self.tile // 2)
         self.overlap = min(self.overlap, tile // 2)
         self.tile = tile
-        _say_once(f"out of memory: going on with tiles of {tile} pixels")
+        _warn_once(f"out of memory: continuing with tiles of {tile} pixels")
 
     def use_fewer_statistics(self, pixels: int) -> None:
-        """Half of as many pixels as did not fit."""
+        """Halve the pixels for GroupNorm's statistics after ``pixels`` pixels did not fit."""
         self.statistics_pixels = min(self.statistics_pixels, pixels) // 2
-        _say_once("out of memory: fewer parts of large pictures give their statistics")
+        _warn_once("out of memory: normalization statistics are computed from fewer parts of large pictures")
 
 
 def default_tile(device: torch.device) -> int:
-    """The side of the largest tile, 512 to 2048 pixels, that a quarter of the device's memory has room for.
+    """The largest tile side, 512 to 2048 pixels, that fits in a quarter of the device's memory.
 
-    On a CPU 1024 at most: larger ones do not go faster.
+    On a CPU at most 1024: larger tiles are not faster.
     """
     if device.type == "cuda":
         memory, largest = torch.cuda.get_device_properties(device).total_memory, 2048
@@ -71,10 +72,6 @@ def default_tile(device: torch.device) -> int:
     return max(fitting, default=512)
 
 
-_said: set[str] = set()
-
-
-def _say_once(message: str) -> None:
-    if message not in _said:
-        _said.add(message)
-        print(f"warning: {message}", file=sys.stderr)
+@functools.cache
+def _warn_once(message: str) -> None:
+    print(f"warning: {message}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""From pixels to cells: the network on images of one size, in batches that the device's memory has room for."""
+"""Runs the network on images of one size, in batches that fit in the device's memory."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from maskrcnn.model import MaskRCNN
 from maskrcnn.model.limits import Limits
 from maskrcnn.predict.augment import Augment, detect_in_views
 from maskrcnn.predict.capacity import Capacity
-from maskrcnn.predict.masks import into_their_boxes
+from maskrcnn.predict.masks import align_masks
 from maskrcnn.structures import Detections
 
 PIXELS_PER_DETECTION = 1024
-"""The checkpoint's limit of cells was meant for small pictures: in larger ones there may be one in each 32x32."""
+"""Larger images may have one detection per 32x32 pixels: the checkpoint's limit is for small images."""
 
 
 @dataclass(frozen=True)
 class Detector:
-    """A network that is asked for the cells of images.
+    """Detects the cells in images: a network with its device, precision and limits.
 
     Attributes:
-        model: in evaluation mode, on ``device``.
-        device: where it computes.
+        model: the network in evaluation mode, on ``device``.
+        device: device of the network.
         precision: ``auto``, ``fp32`` or ``bf16``.
-        limits: of a small image; a larger one may have one cell for each ``pixels_per_detection``.
+        limits: limits for a small image; a larger one may have one detection per ``pixels_per_detection``.
         capacity: how many images go through the network together.
         pixels_per_detection: see :data:`PIXELS_PER_DETECTION`.
-        mask_threshold: probability above which a point belongs to a cell.
+        mask_threshold: probability above which a pixel belongs to a cell.
     """
 
     model: MaskRCNN
@@ -45,18 +45,18 @@ class Detector:
     mask_threshold: float = 0.5
 
     def detect(self, images: Sequence[Tensor], augment: Augment = "none", masks: bool = True) -> list[Detections]:
-        """The cells of images.
+        """Detect the cells in images.
 
         Args:
             images: uint8 [H, W, 3], all of one size.
-            augment: views of each image that are averaged (:mod:`maskrcnn.predict.augment`).
-            masks: False spares the mask head, for boxes alone.
+            augment: test-time augmentation (:mod:`maskrcnn.predict.augment`).
+            masks: False skips the mask head; the detections have boxes only.
 
         Returns:
             Detections of each image on the CPU.
 
         Raises:
-            torch.cuda.OutOfMemoryError: one image alone is too large.
+            torch.cuda.OutOfMemoryError: a single image is too large.
         """
         found: list[Detections] = []
         forward = partial(self._forward, masks=masks)
@@ -68,12 +68,12 @@ class Detector:
             except torch.cuda.OutOfMemoryError:
                 if len(part) == 1:
                     raise
-            self.capacity.use_smaller_batches(len(part))  # once the exception, which holds tensors, is gone
+            self.capacity.use_smaller_batches(len(part))  # outside of except: the exception keeps tensors alive
         return found
 
-    def normalised_by(self, images: Sequence[Tensor]) -> Detector:
-        """The same for parts of the picture that ``images`` (uint8 [H, W, 3]) represent: GroupNorm takes its means and
-        variances from them. Else the noise of an empty part would be stretched until it looks like cells."""
+    def with_statistics_of(self, images: Sequence[Tensor]) -> Detector:
+        """A detector for tiles of the picture that ``images`` (uint8 [H, W, 3]) represent, from which GroupNorm takes
+        its means and variances. Otherwise the noise of an empty tile would be amplified until it looks like cells."""
         with torch.inference_mode(), autocast(self.precision, self.device):
             return replace(self, model=self.model.with_statistics_of(*self._batch(images)))
 
@@ -83,10 +83,10 @@ class Detector:
         with autocast(self.precision, self.device):
             detections = self.model(*self._batch(images), masks=masks, limits=limits)
         if masks and not self.model.aligned:
-            detections = [replace(one, masks=into_their_boxes(one.masks, one.boxes)) for one in detections]
-        return [replace(one, mask_threshold=self.mask_threshold).to("cpu") for one in detections]
+            detections = [replace(cells, masks=align_masks(cells.masks, cells.boxes)) for cells in detections]
+        return [replace(cells, mask_threshold=self.mask_threshold).to("cpu") for cells in detections]
 
     def _batch(self, images: Sequence[Tensor]) -> tuple[Tensor, list[tuple[int, int]]]:
-        """What the network takes: the images in one tensor on the device, and their sizes."""
+        """The network's input: the images in one tensor on the device, and their sizes."""
         batch = pad_images(images).to(self.device).contiguous(memory_format=torch.channels_last)
         return batch, [(image.shape[0], image.shape[1]) for image in images]

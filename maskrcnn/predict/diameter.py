@@ -1,4 +1,4 @@
-"""How large the cells of a picture are: found by looking at it at several scales."""
+"""Estimation of the cell diameter of a picture, from detections at several scales."""
 
 from __future__ import annotations
 
@@ -12,78 +12,78 @@ from torch import Tensor
 
 from maskrcnn.data.picture import Picture
 from maskrcnn.data.transforms import SCALE_LIMITS, scale_to
-from maskrcnn.predict.tiles import CUT_MARGIN, Tile, inner_room
+from maskrcnn.predict.tiles import CUT_MARGIN, Tile, inner_distance
 from maskrcnn.predict.windows import REDUCED, representative_windows
 from maskrcnn.structures import Detections
 
-LOOK = 512 * 512
-"""Pixels that a look at one scale shows to the network, at least..."""
-LARGEST_LOOK = 1024 * 1024
-"""... and at most; of larger pictures an eighth, in windows that represent the whole."""
+MIN_PIXELS, MAX_PIXELS = 512 * 512, 1024 * 1024
+"""Number of pixels for the network per scale: an eighth of the picture within these limits, in representative
+windows."""
 WINDOW = 256
-"""Side of these windows as the network sees them: several small ones say more about a picture than a large one."""
+"""Side of these windows in the network's pixels: several small windows represent a picture better than a large one."""
 
-SURE = (0.8, 0.5)
-"""Score from which a cell is measured: where none reaches the first, the second one. Unsure cells are smaller, and
-often none."""
+CONFIDENT_SCORES = (0.8, 0.5)
+"""Minimum score of the cells that are measured; the second one if no cell reaches the first. Cells with lower scores
+are smaller, and often false positives."""
 
 BOX_TO_CIRCLE = 1 / 1.04
-"""Diameter of the circle of a cell's area over the geometric mean of its box's sides: 1 for an ellipse that lies along
-the axes, less for one that does not; the median over the cells of 80 validation pictures (e.g. 0.95 to 1.0)."""
+"""Diameter of the circle of a cell's area divided by the geometric mean of the sides of its box: 1 for an ellipse along
+the axes, less for others; the median over the cells of 80 validation pictures (e.g. 0.95 to 1.0)."""
 
 
 @dataclass(frozen=True)
-class _Look:
-    """What was seen at one scale.
+class _Measurement:
+    """The cell diameter found at one scale.
 
     Attributes:
-        diameter: in pixels of the picture, the median of the cells that the network is sure of; None without any.
-        trust: how much the look is worth: the mean score of all cells, less where they have another size than the
-            network was trained for. Scores are highest at the scale that it was trained for.
+        diameter: median diameter of cells with confident scores, in pixels of the picture; None without cells.
+        confidence: mean score of all cells, reduced if their size at this scale differs from the canonical diameter.
+            Scores are highest at the scale that the network was trained for.
     """
 
     diameter: float | None
-    trust: float
+    confidence: float
 
 
 def estimate_diameter(
     picture: Picture, detect: Callable[[Sequence[Tensor]], list[Detections]], canonical: float
 ) -> float | None:
-    """The median diameter in pixels of a picture's cells; None where none is found.
+    """Estimate the median diameter of a picture's cells in pixels; None if no cell is found.
 
-    Looks at the picture at half, once and twice its size, and beyond while the cells look best at the outermost scale.
-    What the most trustworthy of these looks says gives the scale of a last one, which measures the cells at the size
-    that the network knows best.
+    Detects cells at 0.5, 1 and 2 times the picture's size, and at further factors of 2 while the outermost scale has
+    the highest confidence. The diameter at the scale with the highest confidence is then measured again at the scale at
+    which it is the canonical one.
 
     Args:
-        picture: of any size.
-        detect: images uint8 [H, W, 3] of one size -> boxes and scores of what the network finds in each.
-        canonical: the diameter that the network was trained for.
+        picture: a picture of any size.
+        detect: images uint8 [H, W, 3] of one size -> detections of each; only boxes and scores are used.
+        canonical: the cell diameter that the network was trained for, in pixels.
     """
     height, width = picture.size
-    pixels = min(max(LOOK, height * width // 8), LARGEST_LOOK)
-    seen_whole = height * width * SCALE_LIMITS[1] ** 2 <= pixels
-    reduced = None if seen_whole else picture.reduced(REDUCED)
+    pixels = min(max(MIN_PIXELS, height * width // 8), MAX_PIXELS)
+    no_windows = height * width * SCALE_LIMITS[1] ** 2 <= pixels
+    reduced = None if no_windows else picture.reduced(REDUCED)
 
-    def look(factor: float) -> _Look:
-        return _look(picture.rescaled(factor), factor, _windows(picture, factor, pixels, reduced), detect, canonical)
+    def measure(factor: float) -> _Measurement:
+        windows = _windows(picture, factor, pixels, reduced)
+        return _measure(picture.rescaled(factor), factor, windows, detect, canonical)
 
-    looks = {factor: look(factor) for factor in (0.5, 1.0, 2.0)}
-    best = _best(looks)
-    while best in (min(looks), max(looks)) and SCALE_LIMITS[0] < best < SCALE_LIMITS[1]:
-        beyond = best / 2 if best < 1 else best * 2
-        looks[beyond] = look(beyond)
-        best = _best(looks)
-    diameter = looks[best].diameter
+    measured = {factor: measure(factor) for factor in (0.5, 1.0, 2.0)}
+    best = _best(measured)
+    while best in (min(measured), max(measured)) and SCALE_LIMITS[0] < best < SCALE_LIMITS[1]:
+        further = best / 2 if best < 1 else best * 2
+        measured[further] = measure(further)
+        best = _best(measured)
+    diameter = measured[best].diameter
     if diameter is None:
         return None
-    return look(scale_to(canonical, diameter)).diameter or diameter
+    return measure(scale_to(canonical, diameter)).diameter or diameter
 
 
 def _windows(picture: Picture, factor: float, pixels: int, reduced: npt.NDArray[np.uint8] | None) -> list[Tile]:
-    """What is looked at of the picture rescaled by ``factor``: the whole, or windows with at most ``pixels``.
+    """Windows of the picture rescaled by ``factor`` with at most ``pixels`` in total, or the whole picture.
 
-    They are chosen in the picture as it is, so that it need not be rescaled as a whole for that.
+    They are chosen at the original scale, so that the whole picture need not be rescaled.
     """
     height, width = picture.rescaled(factor).size
     if height * width <= pixels:
@@ -91,44 +91,44 @@ def _windows(picture: Picture, factor: float, pixels: int, reduced: npt.NDArray[
     side = max(1, round(WINDOW / factor))
     windows = representative_windows(picture, side, max(1, round(pixels / factor**2)), reduced)
     size = [
-        min(max(1, round(part * factor)), whole)
-        for part, whole in zip((windows[0].height, windows[0].width), (height, width), strict=True)
+        min(max(1, round(side * factor)), length)
+        for side, length in zip((windows[0].height, windows[0].width), (height, width), strict=True)
     ]
-    places = ((round(window.top * factor), round(window.left * factor)) for window in windows)
-    return [Tile(min(top, height - size[0]), min(left, width - size[1]), size[0], size[1]) for top, left in places]
+    corners = ((round(window.top * factor), round(window.left * factor)) for window in windows)
+    return [Tile(min(top, height - size[0]), min(left, width - size[1]), size[0], size[1]) for top, left in corners]
 
 
-def _best(looks: dict[float, _Look]) -> float:
-    """The factor of the most trustworthy look; without any cell that of the picture's own scale."""
-    return max(looks, key=lambda factor: (looks[factor].trust, factor == 1))
+def _best(measured: dict[float, _Measurement]) -> float:
+    """The factor with the highest confidence; 1 if no cell was found."""
+    return max(measured, key=lambda factor: (measured[factor].confidence, factor == 1))
 
 
-def _look(
+def _measure(
     picture: Picture,
     factor: float,
     windows: Sequence[Tile],
     detect: Callable[[Sequence[Tensor]], list[Detections]],
     canonical: float,
-) -> _Look:
+) -> _Measurement:
     images = [picture.read(w.top, w.left, w.height, w.width) for w in windows]
-    found = [_whole(cells, window, picture.size) for cells, window in zip(detect(images), windows, strict=True)]
+    found = [_without_cut(cells, window, picture.size) for cells, window in zip(detect(images), windows, strict=True)]
     scores = np.concatenate([cells.scores.numpy() for cells in found])
     diameters = np.concatenate([_diameters(cells) for cells in found])
-    sure = next((scores >= score for score in SURE if (scores >= score).any()), None)
-    if sure is None:
-        return _Look(None, 0.0)
-    median = float(np.median(diameters[sure]))
+    confident = next((scores >= score for score in CONFIDENT_SCORES if (scores >= score).any()), None)
+    if confident is None:
+        return _Measurement(None, 0.0)
+    median = float(np.median(diameters[confident]))
     octaves = math.log2(median / canonical)
-    return _Look(median / factor, float(scores.mean()) * math.exp(-(octaves**2) / 2))
+    return _Measurement(median / factor, float(scores.mean()) * math.exp(-(octaves**2) / 2))
 
 
-def _whole(cells: Detections, window: Tile, size: tuple[int, int]) -> Detections:
-    """Without those that a border of the window cuts, unless it is the picture's."""
+def _without_cut(cells: Detections, window: Tile, size: tuple[int, int]) -> Detections:
+    """The detections without those that are cut by a border of the window which is not a border of the picture."""
     boxes = cells.boxes + cells.boxes.new_tensor([window.left, window.top] * 2)
-    return cells.select(inner_room(boxes, window, size) > CUT_MARGIN)
+    return cells.select(inner_distance(boxes, window, size) > CUT_MARGIN)
 
 
 def _diameters(cells: Detections) -> np.ndarray:
-    """float64 [K]: of each cell the diameter in pixels of the circle of its area, from its box alone."""
+    """Diameters in pixels of circles with the cells' areas, estimated from the boxes, float64 [K]."""
     sides = (cells.boxes[:, 2:] - cells.boxes[:, :2]).double()
     return (sides.prod(dim=1).sqrt() * BOX_TO_CIRCLE).numpy()

@@ -1,4 +1,4 @@
-"""Masks of one box as masks of another."""
+"""Resampling of masks from one box to another."""
 
 from __future__ import annotations
 
@@ -9,33 +9,35 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def laid_over(masks: Tensor, boxes: Tensor, onto: Tensor, outside: Literal["zeros", "border"] = "zeros") -> Tensor:
-    """Resample masks of ``boxes`` as masks of the boxes ``onto``, bilinearly.
+def resample_masks(
+    masks: Tensor, boxes: Tensor, new_boxes: Tensor, padding_mode: Literal["zeros", "border"] = "zeros"
+) -> Tensor:
+    """Resample masks of ``boxes`` bilinearly to masks of ``new_boxes``.
 
     Args:
         masks: float [N, M, M].
         boxes: float32 [N, 4], xyxy in pixels, of positive area; each mask divides its box evenly.
-        onto: float32 [N, 4].
-        outside: what lies outside of ``boxes``: zeros, or the mask's values at its edge (``border``).
+        new_boxes: float32 [N, 4].
+        padding_mode: values outside of ``boxes``: zeros, or those at the mask's edge (``border``).
 
     Returns:
         float32 [N, M, M].
     """
     sides, centers = boxes[:, 2:] - boxes[:, :2], (boxes[:, 2:] + boxes[:, :2]) / 2
-    onto_sides, onto_centers = onto[:, 2:] - onto[:, :2], (onto[:, 2:] + onto[:, :2]) / 2
+    new_sides, new_centers = new_boxes[:, 2:] - new_boxes[:, :2], (new_boxes[:, 2:] + new_boxes[:, :2]) / 2
     transform = torch.zeros(len(masks), 2, 3, device=boxes.device)
-    transform[:, [0, 1], [0, 1]] = onto_sides / sides
-    transform[:, :, 2] = 2 * (onto_centers - centers) / sides
+    transform[:, [0, 1], [0, 1]] = new_sides / sides
+    transform[:, :, 2] = 2 * (new_centers - centers) / sides
     grid = F.affine_grid(transform, [len(masks), 1, *masks.shape[1:]], align_corners=False)
-    return F.grid_sample(masks[:, None].float(), grid, padding_mode=outside, align_corners=False)[:, 0]
+    return F.grid_sample(masks[:, None].float(), grid, padding_mode=padding_mode, align_corners=False)[:, 0]
 
 
-def into_their_boxes(masks: Tensor, boxes: Tensor) -> Tensor:
-    """The masks of a network that is not aligned (:attr:`maskrcnn.MaskRCNN.aligned`), moved to where they belong.
+def align_masks(masks: Tensor, boxes: Tensor) -> Tensor:
+    """Align the masks of a network that is not aligned (:attr:`maskrcnn.MaskRCNN.aligned`) with their boxes.
 
-    It was trained with targets for which the centre of pixel i is at i. They show what lies half a pixel down and right
-    of the box, at least one pixel wide and high: that part is resampled over the box; the strip at its left and top
-    that the network did not see repeats the mask's edge.
+    It was trained with targets for which the centre of pixel i is at i, so that its masks belong to a box shifted half
+    a pixel down and right, at least one pixel wide and high. They are resampled to the actual box; the strip at its
+    left and top that they do not cover repeats the mask's edge.
 
     Args:
         masks: float [N, M, M].
@@ -47,5 +49,5 @@ def into_their_boxes(masks: Tensor, boxes: Tensor) -> Tensor:
     if not len(masks):
         return masks
     corner = boxes[:, :2] + 0.5
-    seen = torch.cat([corner, corner + (boxes[:, 2:] - boxes[:, :2]).clamp(min=1)], dim=1)
-    return laid_over(masks, seen, boxes, "border")
+    shifted = torch.cat([corner, corner + (boxes[:, 2:] - boxes[:, :2]).clamp(min=1)], dim=1)
+    return resample_masks(masks, shifted, boxes, "border")

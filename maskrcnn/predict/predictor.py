@@ -1,9 +1,8 @@
-"""From a checkpoint to cells: the three-line API."""
+"""The Python API for prediction: load a model, call it on a picture, get detections."""
 
 from __future__ import annotations
 
 import copy
-import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,7 +24,7 @@ from maskrcnn.device import Precision, choose_device
 from maskrcnn.errors import InputError
 from maskrcnn.model import MaskRCNN
 from maskrcnn.model.limits import Limits
-from maskrcnn.options import Fraction, Percentile, Range, checked
+from maskrcnn.options import Fraction, Percentile, Range, check_value, checked
 from maskrcnn.predict.augment import Augment
 from maskrcnn.predict.capacity import Capacity, default_tile
 from maskrcnn.predict.detector import Detector
@@ -35,42 +34,42 @@ from maskrcnn.predict.windows import representative_windows
 from maskrcnn.structures import Detections
 
 OVERLAP = 128
-"""Default overlap of tiles in pixels: more than a cell; of small tiles half of them."""
+"""Default overlap of tiles in pixels: more than a cell; half the tile for small tiles."""
 
 TileSide = Annotated[int, Range(32, 65536)]
 Overlap = Annotated[int, Range(0, 32768)]
 BatchSize = Annotated[int, Range(1, 65536)]
 Diameter = Annotated[float, Range(0, 1_000_000, open_low=True)] | Literal["auto", "none"]
-"""How large cells are taken to be: their median diameter in pixels of the picture (of the circle of equal area); auto:
-estimated; none: the picture is predicted at its own scale."""
+"""Assumed median diameter of the cells in pixels of the picture (of the circle of equal area); auto: estimated; none:
+the picture is predicted at its own scale."""
 
 SCORE_THRESHOLD = 0.5
-"""The score from which a cell is to be believed, where none was fitted."""
+"""Default score threshold for results, if none was fitted."""
 
 
 class Predictor:
-    """A trained network with the intensity normalisation that it was trained with.
+    """A trained network that detects the cells in pictures of any size, preprocessed as in training.
 
     >>> model = maskrcnn.load("runs/first/best.pt")  # doctest: +SKIP
     >>> cells = model("picture.tif")  # doctest: +SKIP
     >>> len(cells), cells.boxes, cells.to_labels()  # doctest: +SKIP
 
     Attributes:
-        percentiles: between which a picture's intensities are stretched; None: they are taken as they are.
-        class_names: of classes 1..K.
-        detector: the network on the tiles of a picture, with its device, precision and limits.
-        capacity: pictures with a side above ``capacity.tile`` pixels are predicted in tiles of that side, which share
-            ``capacity.overlap`` pixels with their neighbours (cells that are larger may be cut), and of which
-            ``capacity.batch_size`` go through the network together.
-        augment: views of each tile that are averaged (:mod:`maskrcnn.predict.augment`).
-        diameter: the median diameter of cells, in pixels, that the network was trained for: pictures are brought to
-            that scale, and tiles and overlap are pixels there. None: it was trained at the pictures' own scale.
-        resize: the longer side, in pixels, to which each picture is brought, as in training; None: they are not.
-        score_threshold: the score from which a cell is to be believed, one for each class.
-        channels: those of a picture's channels that are shown to the network, as in training; None: grey or RGB.
+        percentiles: range of intensities that is stretched, see :class:`maskrcnn.data.picture.Picture`.
+        class_names: names of classes 1..K.
+        detector: the network with its device, precision and limits.
+        capacity: pictures with a side above ``capacity.tile`` pixels are predicted in tiles of that side, which overlap
+            by ``capacity.overlap`` pixels (larger cells may be cut), ``capacity.batch_size`` of them at a time.
+        augment: test-time augmentation of each tile (:mod:`maskrcnn.predict.augment`).
+        diameter: the median cell diameter, in pixels, that the network was trained for: pictures are rescaled
+            accordingly, and tiles and overlap are in rescaled pixels. None: it was trained at the pictures' own scale.
+        resize: longer side, in pixels, to which each picture is resized, as in training; None: not resized.
+        score_threshold: recommended minimum score of each class.
+        channels: the picture's channels to use, as in training; None: grey or RGB.
         category_ids: the ids of classes 1..K in the COCO file that the network was trained on, else 1..K.
 
-    One predictor may serve several threads at once: what a call needs is an argument of the call.
+    One predictor may be called from several threads at once: calls do not change its state, except ``capacity`` when
+    memory runs out.
     """
 
     @checked
@@ -118,29 +117,29 @@ class Predictor:
         self.detector = Detector(model, device, precision, limits, self.capacity, mask_threshold=mask_threshold)
 
     def with_limits(self, limits: Limits) -> Predictor:
-        """The same predictor with other limits; they share the network."""
-        other = copy.copy(self)
-        other.detector = replace(self.detector, limits=limits)
-        return other
+        """A predictor with other limits that shares the network."""
+        predictor = copy.copy(self)
+        predictor.detector = replace(self.detector, limits=limits)
+        return predictor
 
     def __call__(self, image: str | Path | np.ndarray | Tensor, diameter: Diameter | None = None) -> Detections:
-        """Cells in one picture of any size.
+        """Detect the cells in one picture of any size.
 
         Args:
             image: a file (TIFF, PNG, JPEG), or an array [H, W], [H, W, 3] or [H, W, 4] of any integer or float type.
             diameter: see :meth:`predict`.
 
         Returns:
-            Detections on the CPU, highest score first, in pixels of the picture. All that the network found: those to
-            be believed are ``cells.filter(predictor.score_threshold)``.
+            Detections on the CPU, highest score first, in pixels of the picture, including those with low scores;
+            ``cells.filter(predictor.score_threshold)`` removes these.
 
         Raises:
-            InputError: the file or array is no picture that can be used, or a stack of several.
+            InputError: the file or array is not a supported picture, or a stack of several.
         """
         return self.predict(self._open(image), diameter=diameter)
 
     def read(self, image: str | Path | np.ndarray | Tensor) -> Tensor:
-        """The picture at its own scale: uint8 [H, W, 3], its intensities stretched as in training."""
+        """Read a picture at its own scale as uint8 [H, W, 3], with intensities stretched as in training."""
         picture = self._open(image)
         return picture.read(0, 0, *picture.size)
 
@@ -149,7 +148,9 @@ class Predictor:
             return picture_of(image, self.percentiles, channels=self.channels)
         first, *others = open_pictures(image, self.percentiles, channels=self.channels)
         if others:
-            raise InputError(f"{image}: {1 + len(others)} pages; open_pictures gives each of them to Predictor.predict")
+            raise InputError(
+                f"{image}: {1 + len(others)} pages; use Predictor.predict on each picture of open_pictures"
+            )
         return first
 
     def predict(
@@ -158,21 +159,21 @@ class Predictor:
         progress: Callable[[int, int], object] | None = None,
         diameter: Diameter | None = None,
     ) -> Detections:
-        """Cells in a picture, which is read tile by tile.
+        """Detect the cells in a picture, which is read tile by tile.
 
         Args:
-            picture: of :func:`maskrcnn.data.picture.open_pictures`, with this predictor's ``percentiles``.
-            progress: called after each batch with the tiles done and all tiles.
-            diameter: median diameter of the picture's cells in its pixels, or ``none`` to predict it at its own scale.
-                Default: ``auto``, an estimate, where the network was trained for cells of one size, else ``none``.
+            picture: from :func:`maskrcnn.data.picture.open_pictures`, with this predictor's ``percentiles``.
+            progress: called after each batch with the number of tiles done and of all tiles.
+            diameter: median cell diameter in pixels of the picture, or ``none`` to predict it at its own scale.
+                Default: ``auto`` (estimated) if the network was trained for one cell diameter, else ``none``.
 
         Returns:
-            Detections on the CPU, highest score first, in pixels of the picture; of a picture in tiles, masks are in
-            half precision. Their ``diameter`` says how large cells were taken to be.
+            Detections on the CPU, highest score first, in pixels of the picture, with the assumed ``diameter``; if the
+            picture was tiled, masks are in half precision.
 
         Raises:
-            InputError: a diameter that is not above 0, or one for a network that was trained at the pictures' own
-                scale; the file is damaged.
+            InputError: the diameter is not above 0, or given for a network that was trained at the pictures' own
+                scale; or the file is damaged.
         """
         size = self.find_diameter(picture, diameter)
         factor = 1.0 if size is None or self.diameter is None else scale_to(self.diameter, size)
@@ -182,20 +183,19 @@ class Predictor:
         return replace(cells.resized(picture.size), diameter=size)
 
     def find_diameter(self, picture: Picture, diameter: Diameter | None = None) -> float | None:
-        """The median diameter in pixels that the picture's cells are taken to have; None: it stays at its own scale.
+        """The median cell diameter in pixels to assume for a picture; None: predict it at its own scale.
 
-        ``diameter`` and errors as in :meth:`predict`. Where ``auto`` finds no cell, the picture stays at its own scale.
+        ``diameter`` and errors as in :meth:`predict`. None also if ``auto`` finds no cell.
         """
+        check_value("diameter", diameter, Diameter | None)
         if diameter == "none" or (diameter is None and self.diameter is None):
             return None
         if self.diameter is None:
             raise InputError(
-                f"--diameter is {diameter}, but the network was trained at the pictures' own scale; expected none"
+                f"--diameter is {diameter}, but the network was not trained for cells of one size; expected none"
             )
         if diameter is None or diameter == "auto":
             return self._estimate(picture, self.diameter)
-        if not 0 < diameter < math.inf:
-            raise InputError(f"--diameter is {diameter}; expected pixels above 0, auto or none")
         return float(diameter)
 
     def _estimate(self, picture: Picture, canonical: float) -> float | None:
@@ -203,11 +203,11 @@ class Predictor:
             return estimate_diameter(picture, partial(self.detector.detect, masks=False), canonical)
         except torch.cuda.OutOfMemoryError:
             raise InputError(
-                "out of memory while looking for the size of cells; give --diameter, or choose --device cpu"
+                "out of memory while estimating the cell diameter; give --diameter, or choose --device cpu"
             ) from None
 
     def _predict(self, picture: Picture, progress: Callable[[int, int], object] | None) -> Detections:
-        """The cells of a picture that is at the network's scale already."""
+        """Detect the cells in a picture at the network's scale."""
         while True:
             tiles = tile_picture(picture.size, self.capacity.tile, self.capacity.overlap)
             try:
@@ -215,14 +215,14 @@ class Predictor:
                 break
             except torch.cuda.OutOfMemoryError:
                 pass
-            self.capacity.use_smaller_tiles()  # once the exception, which holds tensors, is gone
+            self.capacity.use_smaller_tiles()  # outside of except: the exception keeps tensors alive
         if len(tiles) == 1:
             return found[0]
         cells, cut = merge_tiles(tiles, found, picture.size)
         if cut:
             print(
-                f"warning: {picture.name}: {cut} cells reach across the overlap of tiles and may be cut; a larger "
-                f"--overlap (now {self.capacity.overlap}) shows them whole",
+                f"warning: {picture.name}: {cut} cells are larger than the overlap of tiles and may be cut; use a "
+                f"larger --overlap (now {self.capacity.overlap})",
                 file=sys.stderr,
             )
         return cells
@@ -231,17 +231,17 @@ class Predictor:
         self, picture: Picture, tiles: Sequence[Tile], progress: Callable[[int, int], object] | None
     ) -> list[Detections]:
         found: list[Detections] = []
-        detector = self.detector if len(tiles) == 1 else self._normalised_as_a_whole(picture)
-        for images in _read_ahead(picture, tiles, self.capacity.batch_size):
-            cells = detector.detect(images, self.augment)
-            found += cells if len(tiles) == 1 else [replace(one, masks=one.masks.half()) for one in cells]
+        detector = self.detector if len(tiles) == 1 else self._detector_for_tiles(picture)
+        for images in _prefetch(picture, tiles, self.capacity.batch_size):
+            batch = detector.detect(images, self.augment)
+            found += batch if len(tiles) == 1 else [replace(cells, masks=cells.masks.half()) for cells in batch]
             if progress is not None:
                 progress(len(found), len(tiles))
         return found
 
-    def _normalised_as_a_whole(self, picture: Picture) -> Detector:
-        """The detector for tiles of a picture, by the statistics of the whole of it up to 2 megapixels, of a larger one
-        by those of :func:`representative_windows`."""
+    def _detector_for_tiles(self, picture: Picture) -> Detector:
+        """The detector with the normalization statistics of the whole picture if it has at most 2 megapixels, of
+        :func:`representative_windows` if it is larger."""
         height, width = picture.size
         while True:
             whole = height * width <= self.capacity.statistics_pixels
@@ -249,15 +249,16 @@ class Predictor:
             if not whole:
                 windows = representative_windows(picture, self.capacity.tile, self.capacity.statistics_pixels)
             try:
-                return self.detector.normalised_by([picture.read(w.top, w.left, w.height, w.width) for w in windows])
+                images = [picture.read(w.top, w.left, w.height, w.width) for w in windows]
+                return self.detector.with_statistics_of(images)
             except torch.cuda.OutOfMemoryError:
                 if len(windows) == 1 and not whole:
                     raise
             self.capacity.use_fewer_statistics(height * width)
 
 
-def _read_ahead(picture: Picture, tiles: Sequence[Tile], batch_size: int) -> Iterator[list[Tensor]]:
-    """The tiles' pixels in batches of one size; the next batch is read while the caller works on one."""
+def _prefetch(picture: Picture, tiles: Sequence[Tile], batch_size: int) -> Iterator[list[Tensor]]:
+    """Read the tiles in batches of one size; the next batch is read while the caller processes one."""
 
     def read(batch: Sequence[Tile]) -> list[Tensor]:
         return [picture.read(tile.top, tile.left, tile.height, tile.width) for tile in batch]
@@ -284,18 +285,18 @@ def load(
     augment: Augment = "none",
     box_score_threshold: Fraction | None = None,
 ) -> Predictor:
-    """A trained network, ready to predict: a model that comes with the package, or one that ``train.py`` wrote.
+    """Load a trained network for prediction: a model that comes with the package, or a checkpoint of ``train.py``.
 
     Args:
         checkpoint: the name of a model in :mod:`maskrcnn.pretrained`, or ``best.pt`` or ``last.pt`` of a run folder;
-            read without running any code of the file's.
+            read without running code from the file.
         device: ``auto``, ``cpu`` or ``cuda``.
-        precision: ``auto`` (bf16 autocast on GPUs and CPUs that compute in it, else fp32), ``fp32`` or ``bf16``.
+        precision: ``auto`` (bf16 autocast on devices with bfloat16 units, else fp32), ``fp32`` or ``bf16``.
         tile, overlap, batch_size, augment: see :class:`Predictor`; None: chosen for the device.
-        box_score_threshold: cells of a lower score are not looked for, which saves the work of their masks; None: 0.05.
+        box_score_threshold: detections with a lower score are dropped before their masks are predicted; None: 0.05.
 
     Raises:
-        InputError: the file is missing, damaged, or no checkpoint of this project; a tile that cannot be used.
+        InputError: the file is missing, damaged, or not a checkpoint of this package; or an argument is out of range.
     """
     path = locate(checkpoint)
     contents = load_checkpoint(path)
@@ -320,7 +321,7 @@ def load(
 
 
 def _thresholds(contents: dict[str, Any]) -> dict[str, Any]:
-    """The thresholds that a checkpoint was fitted with, by the names of :class:`Predictor`; ``min_score`` was the
-    earlier name of one."""
+    """The fitted thresholds of a checkpoint as arguments of :class:`Predictor`; ``min_score`` is the earlier name of
+    ``score_threshold``."""
     fitted = contents.get("thresholds", {})
     return {"score_threshold" if name == "min_score" else name: value for name, value in fitted.items()}

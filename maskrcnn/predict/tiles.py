@@ -1,8 +1,8 @@
-"""Large pictures: tiles that overlap, and one list of cells out of theirs.
+"""Division of large pictures into overlapping tiles, and merging of the tiles' detections.
 
-A cell that a tile's border cuts is whole in the neighbour, as long as it is smaller than the overlap. Of two that are
-the same cell stays the one that lies farther inside its tile, where the network saw more of what is around it. (The
-one of the higher score would not do: the better of two guesses is above a threshold more often than one guess.)
+A cell that is cut by a tile's border is complete in the neighbouring tile if it is smaller than the overlap. Of two
+detections of the same cell, the one farther from the borders of its tile is kept, where the network saw more context.
+(Keeping the higher score would be biased: the maximum of two scores exceeds a threshold more often than one score.)
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from maskrcnn.structures import Detections
 from maskrcnn.structures.rle import cell_window
 
 SAME_CELL = 0.5
-"""Overlap of two masks from which they are one cell, as in COCO's lowest threshold."""
+"""Overlap of two masks above which they are the same cell, as in COCO's lowest threshold."""
 
 STRIDE = 64
-"""Pixels between positions of the pyramid's coarsest level: tiles start at multiples of it, so that their features and
-anchors lie where those of the whole picture lie."""
+"""Stride of the pyramid's coarsest level in pixels: tiles start at multiples of it, so that their features and anchors
+are at the same positions as those of the whole picture."""
 
 CUT_MARGIN = 2.0
-"""Pixels from a tile's inner border within which a box counts as cut: boxes end about there, not exactly."""
+"""Distance in pixels from a tile's inner border within which a box counts as cut: predicted boxes are not exact."""
 
 
 @dataclass(frozen=True)
@@ -40,15 +40,14 @@ class Tile:
 
 
 def tile_picture(size: tuple[int, int], tile: int, overlap: int) -> list[Tile]:
-    """Windows of at most ``tile`` x ``tile`` pixels that cover a picture of ``size`` (H, W), row by row.
+    """Cover a picture of ``size`` (H, W) with tiles of at most ``tile`` x ``tile`` pixels, row by row.
 
-    Neighbours overlap by at least ``overlap`` pixels, spread evenly. Windows start at multiples of :data:`STRIDE` (of a
-    smaller power of two where the tile less the overlap is smaller); the last ones of a row or column end with the
-    picture and may be smaller.
-    Raises ValueError unless 0 <= overlap < tile.
+    Neighbours overlap by at least ``overlap`` pixels, spread evenly. Tiles start at multiples of :data:`STRIDE` (of a
+    smaller power of two if ``tile - overlap`` is smaller); the last ones of a row or column end at the border of the
+    picture and may be smaller. Raises ValueError unless 0 <= overlap < tile.
     """
     if not 0 <= overlap < tile:
-        raise ValueError(f"overlap is {overlap}; expected 0 up to the tile's {tile} pixels")
+        raise ValueError(f"overlap is {overlap}; expected at least 0 and less than the tile, {tile}")
     rows, columns = (_starts(length, tile, overlap) for length in size)
     return [Tile(top, left, min(tile, size[0] - top), min(tile, size[1] - left)) for top in rows for left in columns]
 
@@ -63,81 +62,85 @@ def _starts(length: int, tile: int, overlap: int) -> list[int]:
 
 
 def merge_tiles(tiles: Sequence[Tile], found: Sequence[Detections], size: tuple[int, int]) -> tuple[Detections, int]:
-    """One picture's cells from those of its tiles.
+    """Merge the detections of overlapping tiles to those of the whole picture, with each cell once.
 
-    What a tile's inner border cuts is dropped where another tile shows that place whole. Then two detections from
-    different tiles, of whatever class, are one cell where their masks overlap by more than :data:`SAME_CELL`: by
-    intersection over union, or over a mask that is cut. The one farther from its tile's inner borders stays, as in
-    non-maximum suppression. What one tile says about two of its own cells stands.
+    First, detections that are cut by an inner border of their tile (one that is not a border of the picture) are
+    dropped if they are complete in another tile. Then, as in non-maximum suppression, duplicates from different tiles
+    are removed, regardless of class: of two detections whose masks overlap by more than :data:`SAME_CELL`, the one
+    farther from the inner borders of its tile is kept. The overlap is the intersection over union; if one is cut, over
+    the area of its mask. Detections of the same tile are never duplicates.
 
     Args:
-        tiles, found: the windows, and the detections of each in its own pixels.
+        tiles: the tiles of the picture.
+        found: the detections of each tile, in pixels of the tile.
         size: (H, W) of the picture.
 
     Returns:
-        The cells in the picture's pixels, highest score first, masks in half precision (3 KB a cell in single); and how
-        many of them are still cut by an inner border: cells larger than the overlap.
+        The detections in pixels of the picture, highest score first, masks in half precision (they would take 3 KB per
+        cell in float32); and the number of them that are cut by an inner border, since they are larger than the
+        overlap.
     """
-    placed = [_placed(detections, tile, size) for tile, detections in zip(tiles, found, strict=True)]
-    room = [inner_room(detections.boxes, tile, size) for tile, detections in zip(tiles, placed, strict=True)]
-    stays = [torch.ones(len(detections), dtype=torch.bool) for detections in placed]
+    moved = [_to_picture(detections, tile, size) for tile, detections in zip(tiles, found, strict=True)]
+    distances = [inner_distance(detections.boxes, tile, size) for tile, detections in zip(tiles, moved, strict=True)]
+    keep = [torch.ones(len(detections), dtype=torch.bool) for detections in moved]
     neighbours = _neighbours(tiles)
     for i, j in [*neighbours, *((j, i) for i, j in neighbours)]:
-        seen_whole = _lies_in(placed[i].boxes, tiles[j]) & (inner_room(placed[i].boxes, tiles[j], size) > CUT_MARGIN)
-        stays[i] &= ~((room[i] <= CUT_MARGIN) & seen_whole)
-    first = np.cumsum([0, *map(len, placed)])
-    cells, rooms, stay = _joined(placed, size), torch.cat(room), torch.cat(stays).numpy()
-    is_cut = rooms <= CUT_MARGIN
-    pairs = [_close_pairs(cells, slice(*first[i : i + 2]), slice(*first[j : j + 2])) for i, j in neighbours]
-    same = np.concatenate([np.zeros((0, 2), np.int64), *pairs])
-    same = same[stay[same].all(axis=1)]
-    same = same[_are_same(cells, is_cut, same)]
-    order = np.lexsort((-cells.scores.numpy(), -rooms.numpy()))
-    kept = torch.from_numpy(_suppress(order, same))
-    kept = kept[torch.from_numpy(stay)[kept]]
+        complete = _is_inside(moved[i].boxes, tiles[j]) & (inner_distance(moved[i].boxes, tiles[j], size) > CUT_MARGIN)
+        keep[i] &= ~((distances[i] <= CUT_MARGIN) & complete)
+    first = np.cumsum([0, *map(len, moved)])
+    cells, distance, is_kept = _concatenate(moved, size), torch.cat(distances), torch.cat(keep).numpy()
+    is_cut = distance <= CUT_MARGIN
+    pairs = [_overlapping_boxes(cells, slice(*first[i : i + 2]), slice(*first[j : j + 2])) for i, j in neighbours]
+    duplicates = np.concatenate([np.zeros((0, 2), np.int64), *pairs])
+    duplicates = duplicates[is_kept[duplicates].all(axis=1)]
+    duplicates = duplicates[_are_duplicates(cells, is_cut, duplicates)]
+    order = np.lexsort((-cells.scores.numpy(), -distance.numpy()))
+    kept = torch.from_numpy(_suppress(order, duplicates))
+    kept = kept[torch.from_numpy(is_kept)[kept]]
     kept = kept[cells.scores[kept].argsort(descending=True, stable=True)]
     return cells.select(kept), int(is_cut[kept].sum())
 
 
-def _joined(parts: Sequence[Detections], size: tuple[int, int]) -> Detections:
+def _concatenate(parts: Sequence[Detections], size: tuple[int, int]) -> Detections:
     boxes, scores, labels, masks = (
         torch.cat([getattr(part, name) for part in parts]) for name in ("boxes", "scores", "labels", "masks")
     )
     return replace(parts[0], boxes=boxes, scores=scores, labels=labels, masks=masks, size=size)
 
 
-def _placed(detections: Detections, tile: Tile, size: tuple[int, int]) -> Detections:
+def _to_picture(detections: Detections, tile: Tile, size: tuple[int, int]) -> Detections:
+    """Move detections from pixels of a tile to pixels of the picture."""
     offset = detections.boxes.new_tensor([tile.left, tile.top] * 2)
     return replace(detections, boxes=detections.boxes + offset, masks=detections.masks.half(), size=size)
 
 
-def inner_room(boxes: Tensor, tile: Tile, size: tuple[int, int]) -> Tensor:
-    """float [K]: pixels from the box [K, 4] (in the picture's) to the nearest border of the tile that is none of the
-    picture's; infinite where there is none."""
+def inner_distance(boxes: Tensor, tile: Tile, size: tuple[int, int]) -> Tensor:
+    """Distance in pixels from each box [K, 4] (in pixels of the picture) to the nearest border of the tile that is not
+    a border of the picture, float [K]; infinite if there is none."""
     inner = [tile.left > 0, tile.top > 0, tile.left + tile.width < size[1], tile.top + tile.height < size[0]]
-    return _room(boxes, tile).masked_fill(~torch.tensor(inner), torch.inf).amin(dim=1)
+    return _border_distances(boxes, tile).masked_fill(~torch.tensor(inner), torch.inf).amin(dim=1)
 
 
-def _lies_in(boxes: Tensor, tile: Tile) -> Tensor:
-    """bool [K]: no part of the box is outside the tile."""
-    return (_room(boxes, tile) >= 0).all(dim=1)
+def _is_inside(boxes: Tensor, tile: Tile) -> Tensor:
+    """Whether each box is completely inside the tile, bool [K]."""
+    return (_border_distances(boxes, tile) >= 0).all(dim=1)
 
 
-def _room(boxes: Tensor, tile: Tile) -> Tensor:
-    """Pixels from the tile's left, top, right and bottom border to the box."""
+def _border_distances(boxes: Tensor, tile: Tile) -> Tensor:
+    """Distances in pixels from the tile's left, top, right and bottom border to each box, [K, 4]."""
     corners = boxes.new_tensor([tile.left, tile.top, tile.left + tile.width, tile.top + tile.height])
     return (boxes - corners) * boxes.new_tensor([1, 1, -1, -1])
 
 
 def _neighbours(tiles: Sequence[Tile]) -> list[tuple[int, int]]:
-    """Pairs of tiles that share pixels. Tiles lie on a grid, so each looks at those of its own and the next rows."""
+    """Pairs of tiles that overlap. Tiles are on a grid, so only those of the same and the next rows are compared."""
     rows: dict[int, list[int]] = {}
     for index, tile in enumerate(tiles):
         rows.setdefault(tile.top, []).append(index)
     tops = sorted(rows)
     pairs = []
-    for place, top in enumerate(tops):
-        below = [t for t in tops[place + 1 :] if t < top + tiles[rows[top][0]].height]
+    for position, top in enumerate(tops):
+        below = [t for t in tops[position + 1 :] if t < top + tiles[rows[top][0]].height]
         for column, index in enumerate(rows[top]):
             tile = tiles[index]
             others = [*rows[top][column + 1 :], *(other for t in below for other in rows[t])]
@@ -149,19 +152,19 @@ def _neighbours(tiles: Sequence[Tile]) -> list[tuple[int, int]]:
     return pairs
 
 
-def _close_pairs(cells: Detections, ours: slice, theirs: slice) -> npt.NDArray[np.int64]:
-    """int64 [P, 2]: detections of two tiles whose boxes share enough for their masks to be the same cell's."""
-    a, b = cells.boxes[ours], cells.boxes[theirs]
+def _overlapping_boxes(cells: Detections, first: slice, second: slice) -> npt.NDArray[np.int64]:
+    """Pairs of detections of two tiles whose boxes overlap enough for their masks to be compared, int64 [P, 2]."""
+    a, b = cells.boxes[first], cells.boxes[second]
     if not len(a) or not len(b):
         return np.zeros((0, 2), np.int64)
     sides = (torch.minimum(a[:, None, 2:], b[:, 2:]) - torch.maximum(a[:, None, :2], b[:, :2])).clamp(min=0)
     smaller = torch.minimum((a[:, 2:] - a[:, :2]).prod(1)[:, None], (b[:, 2:] - b[:, :2]).prod(1))
-    return torch.nonzero(sides.prod(2) > 0.25 * smaller).numpy() + np.array([ours.start, theirs.start])
+    return torch.nonzero(sides.prod(2) > 0.25 * smaller).numpy() + np.array([first.start, second.start])
 
 
-def _are_same(cells: Detections, cut: Tensor, pairs: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
-    """bool [P]: whether the masks of each pair are one cell."""
-    involved = np.unique(pairs)  # only cells near a seam get masks here
+def _are_duplicates(cells: Detections, cut: Tensor, pairs: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+    """Whether the masks of each pair are the same cell, bool [P]."""
+    involved = np.unique(pairs)  # only the masks of these cells are needed
     rles = cells.select(torch.from_numpy(involved)).to_rle()
     windows = dict(zip(involved.tolist(), map(cell_window, rles), strict=True))
     return np.array(
@@ -173,7 +176,7 @@ Window = tuple[int, int, npt.NDArray[np.bool_]]
 
 
 def _overlap(a: Window, b: Window, a_is_cut: bool, b_is_cut: bool) -> float:
-    """Intersection of two masks over their union; over the one that is cut, or the smaller one of two that are."""
+    """Intersection of two masks over their union; if one is cut, over its area; if both are, over the smaller area."""
     (top_a, left_a, mask_a), (top_b, left_b, mask_b) = a, b
     top, left = max(top_a, top_b), max(left_a, left_b)
     bottom = min(top_a + mask_a.shape[0], top_b + mask_b.shape[0])
@@ -182,15 +185,15 @@ def _overlap(a: Window, b: Window, a_is_cut: bool, b_is_cut: bool) -> float:
         return 0.0
     part_a = mask_a[top - top_a : bottom - top_a, left - left_a : right - left_a]
     part_b = mask_b[top - top_b : bottom - top_b, left - left_b : right - left_b]
-    shared, areas = np.count_nonzero(part_a & part_b), (np.count_nonzero(mask_a), np.count_nonzero(mask_b))
+    intersection, areas = np.count_nonzero(part_a & part_b), (np.count_nonzero(mask_a), np.count_nonzero(mask_b))
     cut = [area for area, is_cut in zip(areas, (a_is_cut, b_is_cut), strict=True) if is_cut]
-    whole = min(cut) if cut else sum(areas) - shared
-    return shared / whole if whole else 0.0
+    denominator = min(cut) if cut else sum(areas) - intersection
+    return intersection / denominator if denominator else 0.0
 
 
-def _suppress(order: npt.NDArray[np.int64], same: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Indices of the detections that stay, when of each pair in ``same`` only the first in ``order`` does."""
-    both = np.concatenate([same, same[:, ::-1]])
+def _suppress(order: npt.NDArray[np.int64], duplicates: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Indices of the detections that are kept: of each pair in ``duplicates`` only the first in ``order``."""
+    both = np.concatenate([duplicates, duplicates[:, ::-1]])
     both = both[np.argsort(both[:, 0], kind="stable")]
     bounds = np.searchsorted(both[:, 0], np.arange(len(order) + 1))
     alive = np.ones(len(order), bool)

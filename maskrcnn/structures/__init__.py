@@ -1,6 +1,6 @@
-"""What the packages pass to each other: true cells, detected cells, and their masks as run lengths.
+"""Data structures that the packages share: ground-truth instances, detections, and masks as RLE.
 
-Nothing here knows a file or a network.
+Nothing here depends on files or networks.
 """
 
 from maskrcnn.structures.detections import Detections

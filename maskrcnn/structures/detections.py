@@ -1,4 +1,4 @@
-"""What the network finds in a picture."""
+"""The cells that the network finds in a picture."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ class Detections:
         boxes: float32 [K, 4], xyxy in pixels of the picture; pixel i covers [i, i+1).
         scores: float32 [K], 0..1.
         labels: int64 [K], classes 1..K.
-        masks: float [K, M, M], probability that a point of the box belongs to the cell; M = 28. They divide the box
-            evenly: column i is for the part from x1 + i / M * (x2 - x1) to x1 + (i + 1) / M * (x2 - x1).
+        masks: float [K, M, M], probability that each part of the box belongs to the cell; M = 28. The box is divided
+            evenly: column i covers x1 + i / M * (x2 - x1) to x1 + (i + 1) / M * (x2 - x1).
         size: (H, W) of the picture.
-        mask_threshold: probability above which a point belongs to the cell.
-        diameter: in pixels of the picture, how large its cells were taken to be when it was predicted; None: the
-            picture was predicted at its own scale.
+        mask_threshold: probability above which a pixel belongs to the cell.
+        diameter: the cell diameter that prediction assumed, in pixels of the picture; None: the picture was predicted
+            at its own scale.
     """
 
     boxes: Tensor
@@ -39,7 +39,7 @@ class Detections:
     diameter: float | None = None
 
     def __post_init__(self) -> None:
-        count = self.boxes.shape[0]  # not len(), which export cannot trace through
+        count = self.boxes.shape[0]  # not len(), which torch.export cannot trace
         counts = [values.shape[0] for values in (self.scores, self.labels, self.masks)]
         if self.boxes.shape != (count, 4) or counts != [count] * 3:
             shapes = [tuple(t.shape) for t in (self.boxes, self.scores, self.labels, self.masks)]
@@ -49,12 +49,12 @@ class Detections:
         return len(self.boxes)
 
     def select(self, keep: Tensor) -> Detections:
-        """Those that ``keep`` (bool [K] or int64 indices) picks."""
+        """The detections that ``keep`` (bool [K] or int64 indices) selects."""
         boxes, scores, labels, masks = (t[keep] for t in (self.boxes, self.scores, self.labels, self.masks))
         return replace(self, boxes=boxes, scores=scores, labels=labels, masks=masks)
 
     def filter(self, score_threshold: float | Sequence[float]) -> Detections:
-        """Those with a score of at least ``score_threshold``, one for all cells or one for each class 1..K."""
+        """The detections with a score of at least ``score_threshold``: one number, or one per class 1..K."""
         if isinstance(score_threshold, float | int):
             return self.select(self.scores >= score_threshold)
         return self.select(self.scores >= self.scores.new_tensor([0.0, *score_threshold])[self.labels])
@@ -65,24 +65,25 @@ class Detections:
         return replace(self, boxes=boxes, scores=scores, labels=labels, masks=masks)
 
     def resized(self, size: tuple[int, int]) -> Detections:
-        """The same cells in the picture resized to ``size`` (H, W)."""
+        """The detections in the picture resized to ``size`` (H, W)."""
         if size == self.size:
             return self
-        across, down = size[1] / self.size[1], size[0] / self.size[0]
-        diameter = None if self.diameter is None else self.diameter * (across * down) ** 0.5
-        return replace(self, boxes=self.boxes * self.boxes.new_tensor([across, down] * 2), size=size, diameter=diameter)
+        scale_x, scale_y = size[1] / self.size[1], size[0] / self.size[0]
+        diameter = None if self.diameter is None else self.diameter * (scale_x * scale_y) ** 0.5
+        boxes = self.boxes * self.boxes.new_tensor([scale_x, scale_y] * 2)
+        return replace(self, boxes=boxes, size=size, diameter=diameter)
 
     def to_rle(self, threshold: float | None = None) -> list[dict[str, Any]]:
-        """The masks as COCO RLE dicts ``{"size": [H, W], "counts": bytes}``: the pixels of a probability above
+        """The masks as COCO RLE dicts ``{"size": [H, W], "counts": bytes}``: the pixels whose probability is above
         ``threshold`` (default: ``mask_threshold``)."""
         return ops.masks_to_rle(
             self.masks, self.boxes, self.size, self.mask_threshold if threshold is None else threshold
         )
 
     def to_coco(self, image_id: int, threshold: float | None = None) -> list[dict[str, Any]]:
-        """COCO results of this picture: plain JSON types, RLE counts as text, boxes as [x, y, width, height].
+        """The detections as COCO results: plain JSON types, RLE counts as text, boxes as [x, y, width, height].
 
-        Boxes are rounded to two decimals, as COCO's are, which makes the file a quarter smaller.
+        Boxes are rounded to two decimals, as in COCO's own files, which makes the file a quarter smaller.
         """
         boxes = torch.cat([self.boxes[:, :2], self.boxes[:, 2:] - self.boxes[:, :2]], dim=1).tolist()
         rows = zip(boxes, self.scores.tolist(), self.labels.tolist(), self.to_rle(threshold), strict=True)
@@ -98,8 +99,9 @@ class Detections:
         ]
 
     def to_labels(self, threshold: float | None = None) -> Tensor:
-        """int32 [H, W]: 0 for background, i + 1 for detection i; where cells overlap, the higher score wins."""
+        """Label image int32 [H, W]: 0 for background, i + 1 for detection i; where cells overlap, the higher score
+        wins."""
         order = torch.argsort(self.scores.cpu(), stable=True).numpy()
         rles = self.to_rle(threshold)
-        numbers = np.concatenate([[0], order + 1]).astype(np.int32)  # of the detections in the order of label_image
+        numbers = np.concatenate([[0], order + 1]).astype(np.int32)  # by value in the label image below
         return torch.from_numpy(numbers[label_image([rles[index] for index in order], self.size)])

@@ -1,7 +1,7 @@
-"""Instances as integer label planes: the project's form of ground truth.
+"""Ground-truth instances as integer label planes.
 
-A stack of masks [N, H, W] costs cells times pixels. A label plane [H, W] holds every cell of a class at once, as the
-files themselves do, so an image of 500 cells costs no more than an image of five.
+A stack of masks [N, H, W] takes memory in proportion to cells times pixels. A label plane [H, W] holds all cells of a
+class, as label files do, so an image with 500 cells takes no more than one with five.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class InstanceLabels:
-    """Instances of one image: label planes, and for each instance its plane, id, class, box and area.
+    """The ground-truth instances of one image: which pixels each cell has, its class, box and area.
 
-    Instance ``i`` owns the pixels where ``planes[plane[i]] == ids[i]``, in one piece or in several. Instances that
-    overlap live in different planes. Pixels of a plane whose value no instance has (after :meth:`select`) belong to
-    nobody.
+    The pixels of instance ``i`` are those where ``planes[plane[i]] == ids[i]``, in one or several connected parts.
+    Overlapping instances are in different planes. After :meth:`select`, planes also hold values of instances that were
+    not selected; these count as background.
 
     Attributes:
-        planes: int32 [P, H, W]; 0 is background, another value is an instance's id within that plane.
+        planes: int32 [P, H, W]; 0 is background, other values are ids of instances of that plane.
         plane: int64 [N], the plane of each instance.
-        ids: int64 [N], its value there.
+        ids: int64 [N], the value of each instance in its plane.
         classes: int64 [N], 1..K.
         boxes: float32 [N, 4], the tight box (x0, y0, x1, y1) in pixels; pixel i covers [i, i+1).
         areas: int64 [N], in pixels.
@@ -43,14 +43,14 @@ class InstanceLabels:
 
     @classmethod
     def from_planes(cls, planes: Tensor, plane_classes: Sequence[int]) -> InstanceLabels:
-        """Every nonzero value of every plane as one instance; ordered by plane, then by id.
+        """Make one instance of every nonzero value of every plane; ordered by plane, then by id.
 
         Args:
-            planes: integer [P, H, W], no negative values; kept without a copy if it is int32 already.
+            planes: integer [P, H, W], no negative values; not copied if it is int32 already.
             plane_classes: the class (1..K) of each plane; several planes may have one class.
 
         Raises:
-            ValueError: for another shape or dtype, a negative value, or another number of classes.
+            ValueError: for a wrong shape or dtype, a negative value, or a wrong number of classes.
         """
         planes = _check_planes(planes)
         if len(plane_classes) != len(planes):
@@ -61,26 +61,26 @@ class InstanceLabels:
 
     @classmethod
     def from_instances(cls, planes: Tensor, plane: Tensor, ids: Tensor, classes: Tensor) -> InstanceLabels:
-        """The instances with the given plane, id and class (int64 [N] each), boxes and areas measured.
+        """Make instances of the given plane, id and class (int64 [N] each); boxes and areas are measured.
 
-        The order is kept; an instance without a pixel is left out.
+        The order is kept; instances without pixels are left out.
         """
         planes = _check_planes(planes)
         found = _measure(planes)
-        have = _key(found.plane, found.ids)
-        want = _key(plane.cpu().numpy(), ids.cpu().numpy())
-        position = np.searchsorted(have, want)
-        seen = position < len(have)
-        seen[seen] = have[position[seen]] == want[seen]
-        at = position[seen]
-        keep = torch.from_numpy(seen)
+        found_keys = _key(found.plane, found.ids)
+        keys = _key(plane.cpu().numpy(), ids.cpu().numpy())
+        position = np.searchsorted(found_keys, keys)
+        present = position < len(found_keys)
+        present[present] = found_keys[position[present]] == keys[present]
+        index = position[present]
+        keep = torch.from_numpy(present)
         return cls(
             planes,
             plane.cpu()[keep],
             ids.cpu()[keep],
             classes.cpu()[keep],
-            torch.from_numpy(found.boxes[at]),
-            torch.from_numpy(found.areas[at]),
+            torch.from_numpy(found.boxes[index]),
+            torch.from_numpy(found.areas[index]),
         )
 
     @classmethod
@@ -89,26 +89,26 @@ class InstanceLabels:
         return cls.from_planes(torch.zeros((0, height, width), dtype=torch.int32), ())
 
     def with_planes(self, planes: Tensor) -> InstanceLabels:
-        """The same instances in changed planes (after a crop, flip, rotation or nearest-neighbour resize).
+        """The same instances in transformed planes (after a crop, flip, rotation or nearest-neighbour resize).
 
         Args:
-            planes: integer [P, H', W'] with the same P; its values mean what they meant before.
+            planes: integer [P, H', W'] with the same P and the same ids.
 
         Returns:
-            labels with boxes and areas measured anew, instances in the same order, those without a pixel left out.
+            Instances in the same order with boxes and areas measured again; those without pixels are left out.
         """
         if len(planes) != len(self.planes):
             raise ValueError(f"planes: {len(planes)} planes, expected {len(self.planes)}")
         return InstanceLabels.from_instances(planes, self.plane, self.ids, self.classes)
 
     def select(self, keep: Tensor) -> InstanceLabels:
-        """The instances that ``keep`` (bool [N] or int64 indices) picks; the planes stay as they are."""
+        """The instances that ``keep`` (bool [N] or int64 indices) selects; the planes are unchanged."""
         return InstanceLabels(
             self.planes, self.plane[keep], self.ids[keep], self.classes[keep], self.boxes[keep], self.areas[keep]
         )
 
     def padded(self, height: int, width: int) -> InstanceLabels:
-        """The same labels with background added at the right and the bottom, up to ``height`` x ``width``."""
+        """The same instances with background added at the right and the bottom, up to ``height`` x ``width``."""
         old_height, old_width = self.size
         if (old_height, old_width) == (height, width):
             return self
@@ -134,7 +134,7 @@ class InstanceLabels:
         return len(self.ids)
 
     def median_diameter(self) -> float | None:
-        """The median over the instances of the diameter, in pixels, of the circle of equal area; None without any."""
+        """Median diameter of the instances in pixels, each that of a circle of equal area; None without instances."""
         if len(self) == 0:
             return None
         return float(np.median(2 * np.sqrt(self.areas.cpu().numpy() / np.pi)))
@@ -147,7 +147,7 @@ class InstanceLabels:
         """Every instance as a COCO RLE dict, ``{"size": [H, W], "counts": bytes}``.
 
         The bytes are those of ``pycocotools.mask.encode`` on the full mask, but no mask is made: one pass over each
-        plane in column order gives the runs of all its instances.
+        plane in column order finds the runs of all its instances.
         """
         height, width = self.size
         planes = self.planes.cpu().numpy()
@@ -171,8 +171,8 @@ class InstanceLabels:
 
 
 @dataclass(frozen=True)
-class _Found:
-    """What is in the planes: plane, ids and areas int64 [N], boxes float32 [N, 4]; ordered by plane, then id."""
+class _Measurements:
+    """Instances found in planes, ordered by plane, then id: plane, ids and areas int64 [N], boxes float32 [N, 4]."""
 
     plane: npt.NDArray[np.int64]
     ids: npt.NDArray[np.int64]
@@ -188,17 +188,17 @@ def _check_planes(planes: Tensor) -> Tensor:
     return planes.cpu().to(torch.int32)
 
 
-def _measure(planes: Tensor) -> _Found:
+def _measure(planes: Tensor) -> _Measurements:
     """Boxes and areas of all values of int32 planes [P, H, W].
 
-    It works on horizontal runs of equal values: there are some ten times fewer of them than pixels, so that sorting
-    them by instance is cheap, and no table over the ids is needed, however large they are.
+    Works on horizontal runs of equal values: there are about ten times fewer runs than pixels, so that sorting them by
+    instance is cheap, and no table indexed by id is needed, however large the ids are.
     """
     height, width = planes.shape[-2:]
     starts, stops, values = _runs(np.ascontiguousarray(planes.numpy()).reshape(-1), row=width)
     if len(starts) == 0:
         none = np.empty(0, np.int64)
-        return _Found(none, none, np.empty((0, 4), np.float32), none)
+        return _Measurements(none, none, np.empty((0, 4), np.float32), none)
     if values.min() < 0:
         raise ValueError(f"planes: value {values.min()}, expected no negative values")
     lines, x0 = np.divmod(starts, width)
@@ -208,11 +208,14 @@ def _measure(planes: Tensor) -> _Found:
     key, x0, y, lengths = key[order], x0[order], y[order], (stops - starts)[order]
     first = np.flatnonzero(np.concatenate(([True], key[1:] != key[:-1])))
     last = np.append(first[1:], len(key)) - 1
-    # The sort is stable, so an instance's runs stay in order of y: the first and last line are its first and last run.
+    # The sort is stable, so the runs of an instance stay in order of y: its first and last run are on its first and
+    # last line.
     boxes = np.stack(
         (np.minimum.reduceat(x0, first), y[first], np.maximum.reduceat(x0 + lengths, first), y[last] + 1), axis=1
     )
-    return _Found(key[first] >> 32, key[first] & 0xFFFFFFFF, boxes.astype(np.float32), np.add.reduceat(lengths, first))
+    return _Measurements(
+        key[first] >> 32, key[first] & 0xFFFFFFFF, boxes.astype(np.float32), np.add.reduceat(lengths, first)
+    )
 
 
 def _runs(
@@ -225,18 +228,18 @@ def _runs(
     change[:: max(row, 1)] = True
     starts = np.flatnonzero(change)
     stops = np.append(starts[1:], len(values))
-    held = values[starts].astype(np.int64)
-    used = held != 0
-    return starts[used], stops[used], held[used]
+    run_values = values[starts].astype(np.int64)
+    nonzero = run_values != 0
+    return starts[nonzero], stops[nonzero], run_values[nonzero]
 
 
 def _key(plane: npt.NDArray[np.int64], ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """One sortable number for (plane, id); an id is an int32."""
+    """One sortable number per pair (plane, id); ids are int32."""
     return (plane << 32) | ids
 
 
 def _counts(starts: npt.NDArray[np.int64], stops: npt.NDArray[np.int64], pixels: int) -> npt.NDArray[np.int64]:
-    """COCO's run lengths, background first, of the runs [start, stop) in column order."""
+    """COCO's run lengths, background first, of runs [start, stop) in column order."""
     edges = np.empty(2 * len(starts), np.int64)
     edges[0::2], edges[1::2] = starts, stops
     tail = [] if len(edges) and edges[-1] == pixels else [pixels]  # pycocotools writes no empty last run

@@ -1,7 +1,7 @@
-"""COCO run lengths and label images, without a full-size mask in between.
+"""Conversion of COCO RLE to label images, without a full-size mask per cell.
 
-An RLE (``{"size": [H, W], "counts": text}``) counts pixels down the columns, background and cell in turns; a label
-image holds many cells as numbers. From one to the other it costs the pixels of the cells, not cells times pixels.
+An RLE (``{"size": [H, W], "counts": text}``) counts pixels down the columns, alternating background and cell; a label
+image holds many cells as numbers. The conversion takes time in proportion to the cells' pixels, not cells times pixels.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ import numpy.typing as npt
 Ints = npt.NDArray[np.int64]
 
 LONGEST_CHAIN = 7
-"""Characters of 5 bits that a number of 32 bits and its sign take."""
+"""Number of 5-bit characters that a number of 32 bits and its sign take."""
 
 
 def run_lengths(counts: str | bytes | Ints) -> Ints:
-    """The run lengths that COCO's text stands for, background first; run lengths int64 [R] as they are.
+    """Decode the ``counts`` of a COCO RLE to run lengths int64 [R], background first; arrays are returned unchanged.
 
-    Each number is a chain of characters, 5 bits in each (code minus 48), the lowest first; bit 5 says that the chain
-    goes on, and bit 4 of the last one is the sign. From the fourth number on it is the difference to the number two
-    before (``rleToString`` in pycocotools' maskApi.c).
+    Each number is a chain of characters with 5 bits each (code minus 48), the lowest first; bit 5 means that the chain
+    continues, and bit 4 of its last character is the sign. From the fourth number on, the text holds the difference to
+    the number two before (``rleToString`` in pycocotools' maskApi.c).
 
     Raises ValueError for text that does not consist of such chains.
     """
@@ -50,7 +50,7 @@ def run_lengths(counts: str | bytes | Ints) -> Ints:
 
 
 def pixels(rle: dict[str, Any]) -> npt.NDArray[np.int64]:
-    """The cell's pixels as indices x * H + y, ascending: int64 [area]."""
+    """Indices x * H + y of the cell's pixels, ascending: int64 [area]."""
     lengths = run_lengths(rle["counts"])
     stops = np.cumsum(lengths)[1::2]
     inside = lengths[1::2]
@@ -58,14 +58,14 @@ def pixels(rle: dict[str, Any]) -> npt.NDArray[np.int64]:
 
 
 def _column_runs(rle: dict[str, Any]) -> tuple[Ints, Ints, Ints]:
-    """The cell's runs cut where a column ends: column, first row and the row behind the last, int64 [R] each."""
+    """The cell's runs, split at the ends of columns: column, first row and end row (exclusive), int64 [R] each."""
     height = rle["size"][0]
     lengths = run_lengths(rle["counts"])
     stops = np.cumsum(lengths)[1::2]
     inside = lengths[1::2]
     starts, stops = (stops - inside)[inside > 0], stops[inside > 0]
     first = starts // height
-    columns = (stops - 1) // height - first + 1  # that a run touches
+    columns = (stops - 1) // height - first + 1  # per run
     run = np.repeat(np.arange(len(starts)), columns)
     column = first[run] + np.arange(len(run)) - np.repeat(np.cumsum(columns) - columns, columns)
     return column, np.maximum(starts[run] - column * height, 0), np.minimum(stops[run] - column * height, height)
@@ -78,24 +78,24 @@ def _bounds(column: Ints, begin: Ints, end: Ints) -> tuple[int, int, int, int]:
 
 
 def cell_boxes(rles: Sequence[dict[str, Any]]) -> npt.NDArray[np.int64]:
-    """The tight windows of the cells' pixels as [top, left, bottom, right], bottom and right behind the last pixel.
+    """Tight boxes of the cells' pixels as [top, left, bottom, right], bottom and right exclusive.
 
     Returns:
-        int64 [K, 4]; [0, 0, 0, 0] for a cell without pixels. It costs the runs, not the pixels.
+        int64 [K, 4]; [0, 0, 0, 0] for a cell without pixels. The time grows with the runs, not the pixels.
     """
     return np.array([_bounds(*_column_runs(rle)) for rle in rles], np.int64).reshape(-1, 4)
 
 
 def cell_window(rle: dict[str, Any]) -> tuple[int, int, npt.NDArray[np.bool_]]:
-    """The cell in the tight window of its pixels; it costs the runs and the window, not the picture.
+    """The mask of a cell in its tight box; the time grows with the runs and the box, not with the image.
 
     Returns:
-        The picture's row and column of the window's first pixel, and bool [h, w]: (0, 0, bool [0, 0]) for a cell
-        without pixels.
+        Row and column of the box's first pixel, and the mask bool [h, w]; (0, 0, bool [0, 0]) for a cell without
+        pixels.
     """
     column, begin, end = _column_runs(rle)
     top, left, bottom, right = _bounds(column, begin, end)
-    change = np.zeros((right - left, bottom - top + 1), np.int8)  # +1 where a run begins, -1 behind its end
+    change = np.zeros((right - left, bottom - top + 1), np.int8)  # +1 where a run begins, -1 after its end
     change[column - left, begin - top] += 1
     change[column - left, end - top] -= 1
     inside = np.cumsum(change, axis=1, dtype=np.int8)[:, :-1] > 0
@@ -103,7 +103,7 @@ def cell_window(rle: dict[str, Any]) -> tuple[int, int, npt.NDArray[np.bool_]]:
 
 
 def label_image(rles: Sequence[dict[str, Any]], size: tuple[int, int]) -> npt.NDArray[np.int32]:
-    """Cell i as the value i + 1 in int32 [H, W], 0 elsewhere; where cells overlap, the later one is seen."""
+    """Label image int32 [H, W] in which cell i has the value i + 1; where cells overlap, the later one wins."""
     height, width = size
     columns = np.zeros(width * height, np.int32)
     for value, rle in enumerate(rles, start=1):
@@ -112,7 +112,7 @@ def label_image(rles: Sequence[dict[str, Any]], size: tuple[int, int]) -> npt.ND
 
 
 def label_planes(rles: Sequence[dict[str, Any]], size: tuple[int, int]) -> npt.NDArray[np.int32]:
-    """Cell i as the value i + 1 in int32 [P, H, W], whole in the first plane where its pixels are free."""
+    """Label planes int32 [P, H, W] in which cell i has the value i + 1, whole in the first plane where it fits."""
     height, width = size
     planes: list[npt.NDArray[np.int32]] = []
     for value, rle in enumerate(rles, start=1):

@@ -1,4 +1,4 @@
-"""The CUDA kernels' logic without a GPU: their sources, compiled for the CPU with a handful of CUDA's words emulated
+"""Tests of the CUDA kernels without a GPU: their sources, compiled for the CPU with a few CUDA keywords emulated
 thread by thread, must give what the CPU kernels give. Speed, races between blocks and the real compiler's arithmetic
 are for a GPU to show (``pytest -m cuda``)."""
 

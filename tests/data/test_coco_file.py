@@ -1,4 +1,4 @@
-"""The JSON of COCO files as they come: what is read, what is skipped, and what is refused."""
+"""The JSON of COCO files: what is read, what is skipped, and what is rejected."""
 
 from __future__ import annotations
 

@@ -96,9 +96,9 @@ def _no_class_files(folder: Path) -> None:
     ("damage", "message"),
     [
         (_remove_image, r"train/b: no image\.tif"),
-        (_foreign_class_file, r"klass2\.tif: not a file of a class"),
-        (_class_0, r"class0\.tif: not a file of a class"),
-        (_no_folders, r"train: holds no folder with an image\.tif"),
+        (_foreign_class_file, r"klass2\.tif: not a class file"),
+        (_class_0, r"class0\.tif: not a class file"),
+        (_no_folders, r"train: no folder with an image\.tif found"),
         (_no_class_files, r"no class1\.tif, class2\.tif"),
     ],
 )
@@ -131,7 +131,7 @@ def test_label_files_by_any_spelling(folder: Path, name: str) -> None:
 )
 def test_what_looks_like_labels_and_is_not_read_is_named(folder: Path, name: str) -> None:
     (folder / "train" / "b" / name).write_bytes(b"")
-    with pytest.raises(InputError, match=f"{name}: not a file of a class"):
+    with pytest.raises(InputError, match=f"{name}: not a class file"):
         Hw3Folder(folder)
 
 

@@ -1,4 +1,4 @@
-"""Data sets put together: names, files, classes, sources and groups of their pictures."""
+"""Joined data sets: names, files, classes, sources and groups of their pictures."""
 
 from __future__ import annotations
 
@@ -148,7 +148,7 @@ def test_groups_are_by_the_start_of_the_name(tissue: Path, culture: Path) -> Non
 def test_all_parts_share_one_cache(tissue: Path, culture: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = joined(tissue, culture, merge_classes="nucleus")
     data.preload()
-    assert data.cache.held == 6 * 20 * 30 * 3 + 6 * 20 * 30 * 2  # pixels, and 6 planes of int16
+    assert data.cache.size == 6 * 20 * 30 * 3 + 6 * 20 * 30 * 2  # pixels, and 6 planes of int16
 
     def refuse(self: Hw3Folder, index: int) -> None:
         raise AssertionError("decoded again")
@@ -165,4 +165,4 @@ def test_without_room_in_the_cache(tissue: Path, culture: Path) -> None:
     data = JoinedDataset(parts, "nucleus", cache=Cache(limit=0))
     assert [len(data[i].labels) for i in range(6)] == [2, 4, 2, 0, 2, 2]
     assert data.cache.full
-    assert data.cache.held == 0
+    assert data.cache.size == 0

@@ -1,4 +1,4 @@
-"""Pictures filled up with their mirror images, against numpy's padding and connected components."""
+"""Mirror padding, against numpy's padding and connected components."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_pixels_are_mirrored_at_each_edge() -> None:
     assert np.array_equal(filled.image.numpy(), np.pad(sample.image.numpy(), ((0, 44), (0, 20), (0, 0)), "symmetric"))
 
 
-def test_cells_are_what_hangs_together() -> None:
+def test_cells_are_connected_components() -> None:
     """Every cell is in one piece here, so that its copies are the connected pieces of equal value in the result."""
     planes = _planes()
     filled = mirror_to(_sample(planes, [1, 2]), 64, 75).labels

@@ -1,4 +1,4 @@
-"""Pictures read by region: every way a TIFF can be cut up, stacks, channels, pyramids, and exact percentiles."""
+"""Pictures read by region: strips and tiles of TIFFs, stacks, channels, pyramids, and exact percentiles."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_png_and_jpeg(tmp_path: Path, suffix: str) -> None:
 
 
 def test_jpeg_tiles(tmp_path: Path) -> None:
-    """As slide scanners write them: the tables once a page, colours as YCbCr."""
+    """As slide scanners write them: tables once per page, colours as YCbCr."""
     smooth = np.asarray(Image.fromarray(RGB[:8, :8]).resize((90, 70), Image.Resampling.BICUBIC))
     path = write(tmp_path / "j.tif", smooth, photometric="ycbcr", compression="jpeg", tile=(16, 16), subsampling=(1, 1))
     assert_regions(only(path, percentiles=None), torch.from_numpy(tifffile.imread(path)))
@@ -96,7 +96,7 @@ def test_what_cannot_be_used_is_said(tmp_path: Path) -> None:
         only(write(tmp_path / "g.tif", GREY)).read(60, 0, 20, 20)
 
 
-def test_a_region_costs_what_it_shows(tmp_path: Path) -> None:
+def test_a_region_only_reads_what_it_needs(tmp_path: Path) -> None:
     """A picture of 50 MB: a region of it takes its own tiles, and the percentiles a band at a time."""
     path = tmp_path / "large.tif"
     tiles = (np.full((512, 512), i % 251, np.uint8) for i in range(14 * 14))

@@ -1,4 +1,4 @@
-"""Files that are damaged, or are not what they claim: one line that names them, and no memory taken."""
+"""Damaged files and false headers: one line that names the file, and no memory allocated."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def test_large_pictures_need_no_limit_changed_for_the_process(tmp_path: Path) ->
 
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="counts open files as Linux lists them")
 def test_files_are_closed_with_their_pictures(tmp_path: Path) -> None:
-    """Not when Python gets round to it: a folder may hold more of them than a process may have open."""
+    """Not at the next garbage collection: a folder may have more files than a process may open."""
     path = tmp_path / "a.tif"
     tifffile.imwrite(path, BYTES[:, :, 0], compression="zlib")
     gc.collect()

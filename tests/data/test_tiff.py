@@ -121,7 +121,7 @@ def test_pages_of_an_ome_set_are_read_from_their_own_files(tmp_path: Path, compr
     for path in paths:
         assert np.array_equal([picture.raw(0, 0, 70, 90) for picture in open_pictures(path)], stack)
     paths[1].unlink()
-    with pytest.raises(InputError, match="another file of its OME set, which is missing"):
+    with pytest.raises(InputError, match="another file of this OME-TIFF, which is missing"):
         open_pictures(paths[0])
 
 
@@ -139,7 +139,7 @@ def test_pages_of_an_ome_set_are_read_from_their_own_files(tmp_path: Path, compr
     ],
     ids=str,
 )
-def test_two_and_four_channels_are_no_grey_or_rgb_with_alpha(
+def test_two_and_four_channels_are_not_grey_or_rgb_with_alpha(
     tmp_path: Path, axes: str, options: dict, count: int
 ) -> None:
     """Where the file does not say that one is alpha: fluorescence has as many."""
@@ -210,7 +210,7 @@ def test_complex_numbers_are_refused(tmp_path: Path) -> None:
         open_pictures(write(tmp_path / "c.tif", np.ones((20, 30), np.complex64)))
 
 
-def test_a_turned_tiff_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_orientation_of_a_tiff_is_warned_about(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """ImageJ, napari and tifffile show it as it is stored."""
     path = tmp_path / "turned.tif"
     write_tiff(path, BYTES[:, :, 0].tobytes(), {HEIGHT: H, WIDTH: W, BITS: 8, ORIENTATION: 6})
@@ -240,7 +240,7 @@ def test_a_stack_that_claims_more_pages_than_it_has(tmp_path: Path) -> None:
     tifffile.imwrite(path, np.stack([BYTES[:, :, 0]] * 3), imagej=True, truncate=True, metadata={"axes": "TYX"})
     assert len(open_pictures(path)) == 3
     path.write_bytes(path.read_bytes().replace(b"images=3\nframes=3", b"images=9\nframes=9"))
-    with pytest.raises(InputError, match="truncated, ImageJ counted 9 pages"):
+    with pytest.raises(InputError, match="truncated, expected 9 pages by its ImageJ header"):
         open_pictures(path)
 
 

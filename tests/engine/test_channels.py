@@ -1,4 +1,4 @@
-"""Pictures of several channels: those that a network was trained on are those that it is shown."""
+"""Pictures with several channels: prediction uses the channels of training."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import torch
 
 import maskrcnn
 from maskrcnn.checkpoint import load_checkpoint, pack_checkpoint
+from maskrcnn.data.coco import CocoDataset, to_coco
 from maskrcnn.data.hw3 import Hw3Folder
 from maskrcnn.engine.config import TrainConfig
 from maskrcnn.engine.start import adopt_start
@@ -51,6 +52,13 @@ def test_training_asks_for_channels(two_channels: Path, tmp_path: Path) -> None:
         dataclasses.replace(
             config, data_options=dataclasses.replace(config.data_options, channels=(0, 1, 2, 3))
         ).check()
+
+
+def test_pictures_of_coco_files_too(two_channels: Path, tmp_path: Path) -> None:
+    folder = Hw3Folder(two_channels, channels=(1, 0))
+    (tmp_path / "cells.json").write_text(json.dumps(to_coco(folder)))
+    coco = CocoDataset(tmp_path / "cells.json", two_channels, channels=(1, 0))
+    assert torch.equal(coco[0].image, folder[0].image)
 
 
 @pytest.mark.parametrize("packed", [False, True])

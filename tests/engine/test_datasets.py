@@ -1,4 +1,4 @@
-"""What a run trains and validates on: from the options to the two data sets."""
+"""The training and validation sets of a run, by its options."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Several processes train as one does with their pictures joined; gloo on the CPU, in processes of their own."""
+"""Several processes train like one process with all their pictures; gloo on the CPU, in separate processes."""
 
 from __future__ import annotations
 
@@ -185,7 +185,7 @@ def test_ctrl_c_in_one_process_stops_both_after_the_same_step(data: Path, tmp_pa
         time.sleep(0.05)
     (main, hint), (other, nothing) = _ends(processes)
     assert (main, other) == (130, 130)
-    assert f"go on with: python train.py --resume {run}" in hint
+    assert f"resume with: python train.py --resume {run}" in hint
     assert "go on" not in nothing
     assert "Traceback" not in hint + nothing
     steps = [row["step"] for row in read_metrics(run / "metrics.jsonl") if "loss" in row]

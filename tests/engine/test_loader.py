@@ -98,14 +98,14 @@ def test_what_does_not_fit_into_the_cache_is_decoded_again(tiny_dataset: Path, s
     assert not whole.cache.full
     assert len(whole.cache.images) == len(whole.cache.labels) == len(whole)
     planes = sum(labels.planes.nbytes for labels in whole.cache.labels.values())
-    assert whole.cache.held == planes + sum(image.nbytes for image in whole.cache.images.values())
+    assert whole.cache.size == planes + sum(image.nbytes for image in whole.cache.images.values())
     small = _cropped(tiny_dataset)
-    small.cache.limit = share * whole.cache.held
+    small.cache.limit = share * whole.cache.size
     assert _batches(small, workers=0) == expected
     small.preload()
     assert _batches(small.subset(range(len(small)), small.transform), workers=0) == expected
     assert small.cache.full
-    assert share * whole.cache.held * 0.5 <= small.cache.held <= small.cache.limit
+    assert share * whole.cache.size * 0.5 <= small.cache.size <= small.cache.limit
 
 
 def test_samples_have_int32_planes(tiny_dataset: Path) -> None:

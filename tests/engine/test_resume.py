@@ -1,4 +1,4 @@
-"""Which runs can be resumed: with what options, and on which pictures."""
+"""Which runs can be resumed, with which options and pictures."""
 
 from __future__ import annotations
 
@@ -54,6 +54,9 @@ def test_options_that_may_change(tiny_run: Path, changes: dict[str, Any]) -> Non
         ({"crop": 96}, r"--crop from 64 to 96"),
         ({"lr": 1.0, "seed": 3}, r"--lr from 0\.0001 to 1\.0, --seed from 0 to 3"),
         ({"mask_loss": "bce"}, r"--mask-loss from dice to bce"),
+        ({"from_": "nuclei"}, r"--from from None to nuclei"),
+        ({"out": Path("other")}, r"--out is other; expected none with --resume: the run goes on in its folder"),
+        ({"out": None}, r"--out is None; expected none with --resume"),
         ({"epochs": 1}, r"--epochs is 1; expected at least 2, which the run has done"),
     ],
 )
@@ -118,7 +121,7 @@ NOW = {"train": ["a", "b", "c"], "val": ["d"]}
     ],
 )
 def test_other_pictures_are_no_resumption(before: dict[str, list[str]], message: str) -> None:
-    with pytest.raises(InputError, match=rf"--resume run: its pictures are not those it began with: {message}"):
+    with pytest.raises(InputError, match=rf"--resume run: the pictures changed since the run started: {message}"):
         check_pictures(NOW, {"pictures": before}, Path("run"))
 
 
@@ -131,5 +134,7 @@ def test_a_picture_that_was_added_is_said(tiny_dataset: Path, tiny_run: Path, tm
     shutil.copytree(tiny_dataset, tmp_path / "data")
     pictures = sorted((tmp_path / "data" / "train").iterdir())
     shutil.copytree(pictures[0], pictures[0].with_name("added"))
+    before = (tiny_run / "config.json").read_bytes()
     with pytest.raises(InputError, match=r"1 new \(added\)"):
         train(_changed(run_config(tiny_run), data=(tmp_path / "data",)))
+    assert (tiny_run / "config.json").read_bytes() == before

@@ -1,4 +1,4 @@
-"""Steps of several batches, the average of the weights, and which process draws what."""
+"""Steps of several batches, the moving average of the weights, and the random numbers of each process."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import nn
 
 from maskrcnn import distributed
 from maskrcnn.data.sample import Batch
-from maskrcnn.engine.ema import average_weights
+from maskrcnn.engine.ema import build_ema
 from maskrcnn.engine.loader import EpochSampler, batches
 from maskrcnn.engine.run import Run
 from maskrcnn.engine.steps import NonFiniteLossError, seed_step, train_step
@@ -96,7 +96,7 @@ def test_a_step_that_is_not_finite_leaves_the_weights(
 ) -> None:
     """Also where the loss is finite and its gradient alone is not, as at the square root of 0."""
     run = _run()
-    run.ema = average_weights(run.model, 0.9)
+    run.ema = build_ema(run.model, 0.9)
 
     def forward(*args: object) -> dict[str, torch.Tensor]:
         weight = run.model.layer.weight  # type: ignore[union-attr]
@@ -130,7 +130,7 @@ def test_processes_draw_differently_and_the_first_as_a_single_one(monkeypatch: p
 @pytest.mark.parametrize("decay", [0.2, 0.9])
 def test_the_average_is_that_of_its_definition(decay: float) -> None:
     run = _run()
-    run.ema = average_weights(run.model, decay)
+    run.ema = build_ema(run.model, decay)
     weight: Any = run.model.layer.weight  # type: ignore[union-attr]
     expected, used = weight.detach().double().clone(), []
     for t in range(30):

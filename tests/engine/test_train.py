@@ -1,4 +1,4 @@
-"""Runs of the trainer: what they leave behind, how they stop, and that going on is as if they had not stopped."""
+"""Training runs: their files, how they stop, and that a resumed run equals an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -281,7 +281,7 @@ def test_a_signal_leaves_a_run_to_resume(tiny_dataset: Path, tmp_path: Path, num
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
     assert f"{number.name}: stopping after this step or validation; Ctrl-C again stops at once" in errors
-    assert f"go on with: python train.py --resume {run}" in errors
+    assert f"resume with: python train.py --resume {run}" in errors
     assert "Traceback" not in errors
     assert load_checkpoint(run / "last.pt")["step"] == len(_loss_rows(run))
 
@@ -304,7 +304,7 @@ def _damage(root: Path, kind: str) -> str:
         tifffile.imwrite(picture / "class1.tif", np.full((96, 96), -3, np.int16))
         return f"{picture.name}/class1.tif: holds the negative id -3"
     (picture / "class9x.tif").write_bytes(b"")
-    return f"{picture.name}/class9x.tif: not a file of a class"
+    return f"{picture.name}/class9x.tif: not a class file"
 
 
 @pytest.mark.parametrize("kind", ["empty", "no image", "truncated", "negative id", "unknown class"])

@@ -1,4 +1,4 @@
-"""The matching of dense pictures, held against pycocotools' own."""
+"""Matching in dense pictures, compared with pycocotools."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_precision_and_recall_are_those_of_pycocotools(seed: int, iou_type: str)
     assert 0 < found[1]["precision"][:, :, :, 0, 2].mean() < 1
 
 
-def test_the_cost_is_that_of_the_pairs_that_overlap() -> None:
+def test_the_time_is_that_of_the_overlapping_pairs() -> None:
     """pycocotools compares each of 250 detections with each of 250 cells, 10 times: it takes 25 times as long."""
     columns, size = 25, 320
     rows = [{**_cell(12 * (i // columns), 12 * (i % columns), 10, size), "category_id": 1} for i in range(250)]

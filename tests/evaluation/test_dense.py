@@ -85,7 +85,7 @@ def test_matching_is_the_best_of_all(seed: int, threshold: float) -> None:
     assert matched.sum() == pytest.approx(total, abs=1e-12)
 
 
-def test_more_pairs_go_before_a_larger_iou() -> None:
+def test_more_pairs_take_precedence_over_a_larger_iou() -> None:
     """Taking the 0.9 would leave the other two without a partner."""
     pairs = Overlaps(np.array([1, 1, 2]), np.array([1, 2, 1]), np.array([0.9, 0.55, 0.6]), 2, 2)
     assert sorted(match(pairs, 0.5)) == [0.55, 0.6]
@@ -170,7 +170,7 @@ def test_pooled_and_per_picture() -> None:
     assert scores["PQ_pictures"] == pytest.approx(1 / 2)  # the third has no true cell
 
 
-def test_true_cells_that_overlap_live_in_planes() -> None:
+def test_true_cells_that_overlap_are_in_different_planes() -> None:
     """One predicted cell fits two true ones; it counts for the better."""
     truth = np.stack([_strip((0, 10)), 2 * _strip((1, 10))])
     scores = summarize([count(truth, _strip((0, 10)))])
@@ -185,7 +185,7 @@ def test_the_order_and_values_of_cells_do_not_matter() -> None:
     assert summarize([count(truth, predicted)]) == pytest.approx(summarize([count(table[truth], table[predicted])]))
 
 
-def test_thousands_of_cells_take_no_square_table() -> None:
+def test_thousands_of_cells_need_no_square_table() -> None:
     """20,000 cells of 2x2 pixels: a table of all pairs would take 3 GB."""
     side = 142
     labels = np.kron(np.arange(1, side * side + 1).reshape(side, side), np.ones((2, 2), int))

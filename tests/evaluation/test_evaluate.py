@@ -1,4 +1,4 @@
-"""The metrics of COCO results against pycocotools, dense masks and cases that one can score in the head."""
+"""Metrics of COCO results, against pycocotools, dense masks and hand-computed cases."""
 
 from __future__ import annotations
 

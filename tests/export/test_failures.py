@@ -174,7 +174,7 @@ def test_stopping_is_no_failure(tiny_run: Path, tmp_path: Path, monkeypatch: pyt
     "file", ["labels/b.tif", "geojson/b.geojson", "csv/b.csv", "overlays/b.png", "class-labels/b", "cells/b.json"]
 )
 @pytest.mark.usefixtures("quick")
-def test_files_that_cannot_be_written_cost_their_picture_alone(
+def test_files_that_cannot_be_written_affect_only_their_picture(
     tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], file: str
 ) -> None:
     """A folder where a file should be, or a file where a folder should be; other people's things stay."""

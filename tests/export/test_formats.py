@@ -1,4 +1,4 @@
-"""What the files that are written of detections have in common."""
+"""Properties that all files of detections share."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Outlines and GeoJSON, held against the full-size masks of the cells."""
+"""Outlines and GeoJSON, compared with full-size masks of the cells."""
 
 from __future__ import annotations
 

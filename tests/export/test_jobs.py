@@ -1,4 +1,4 @@
-"""Which pictures a run predicts, and what their results are called."""
+"""Which pictures a run predicts, and the names of their results."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Label images, held against the full-size masks of the cells."""
+"""Label images, compared with full-size masks of the cells."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs that were stopped, and go on; results of other options and other pictures."""
+"""Runs that are stopped and resumed; results of other options and other pictures."""
 
 from __future__ import annotations
 
@@ -185,7 +185,7 @@ def test_two_runs_do_not_write_into_one_folder(
     config = InferConfig(tiny_run / "best.pt", data=tiny_dataset, out=tmp_path, device="cpu")
 
     def second(*_: object) -> None:
-        with pytest.raises(InputError, match=r"in use by process \d+ on .*; wait until that ends, or choose"):
+        with pytest.raises(InputError, match=r"in use by process \d+ on .*; wait until it ends, or choose"):
             infer(replace(config, overwrite=True))
         raise KeyboardInterrupt
 

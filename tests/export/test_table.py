@@ -1,4 +1,4 @@
-"""Tables, held against measures of the full-size masks."""
+"""Tables, compared with measures of full-size masks."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_the_picture_is_read_once_a_block(tmp_path: Path) -> None:
     assert max(max(call[2:]) for call in calls) <= 1024 + SIDE
     for row, mask_left in zip(read_table(tmp_path / "a.csv"), corners, strict=True):
         assert float(row["mean_intensity"]) == pytest.approx((mask_left[1] + 20) / 10 - 0.45, abs=0.6)
-    with pytest.raises(ValueError, match=r"read_region: gave an array of shape \(1, 2, 3\)"):
+    with pytest.raises(ValueError, match=r"read_region: returned an array of shape \(1, 2, 3\)"):
         write_table(tmp_path / "a.csv", cells, NAMES, lambda *_: np.zeros((1, 2, 3), np.uint8))
 
 

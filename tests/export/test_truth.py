@@ -1,4 +1,4 @@
-"""The true cells for the report: looked at before any picture is predicted."""
+"""The ground truth for the report, which is checked before any picture is predicted."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _config(run: Path, images: Path, truth: Path, out: Path) -> InferConfig:
     ("fault", "message"),
     [
         ("missing", r"--truth: .*nowhere: no such folder"),
-        ("empty", r"--truth: .*empty: holds no folder with an image.tif"),
+        ("empty", r"--truth: .*empty: no folder with an image.tif found"),
         ("lacks", r"--truth .*lacks: no folder 0\S+ for .*image.tif, and none for 3 more"),
         ("fifth class", r"--truth: .*class5.tif: class 5, but there are 4 classes"),
     ],
@@ -52,7 +52,7 @@ def test_truth_that_does_not_fit_is_told_before_the_first_picture(
 
 
 @pytest.mark.usefixtures("quick")
-def test_truth_that_cannot_be_used_costs_the_scores_of_its_picture(
+def test_invalid_truth_affects_only_the_scores_of_its_picture(
     tiny_run: Path, tiny_dataset: Path, tmp_path: Path
 ) -> None:
     """One of another size, one that is damaged: both are shown without true cells, and named."""

@@ -1,4 +1,4 @@
-"""``torch.compile`` and ``torch.export`` take the network as it is and compute what it computes."""
+"""``torch.compile`` and ``torch.export`` accept the unmodified network, with the same results."""
 
 from __future__ import annotations
 

@@ -103,7 +103,7 @@ def test_targets_as_torchvision(seed: int, aligned: bool) -> None:
     rois, instances = _rois(labels, seed)
     padded = [label.padded(*PADDED) for label in labels]
     before = [label.planes.clone() for label in padded]
-    targets = _head(aligned).targets(rois, instances, padded, PADDED, SIZES)
+    targets = _head(aligned).mask_targets(rois, instances, padded, PADDED, SIZES)
     assert targets.shape == (len(rois), 28, 28)
     for target, roi, instance in zip(targets, rois, instances.tolist(), strict=True):
         image = int(roi[0])
@@ -120,7 +120,7 @@ def test_targets_as_torchvision(seed: int, aligned: bool) -> None:
 def test_a_cell_cut_by_the_border_goes_on_to_it(aligned: bool) -> None:
     labels = InstanceLabels.from_planes(torch.ones(1, 20, 30, dtype=torch.int32), [1]).padded(32, 32)
     rois = torch.tensor([[0.0, 0, 0, 30, 20], [0.0, 25, 15, 30, 20]])
-    targets = _head(aligned).targets(rois, torch.tensor([0, 0]), [labels], (32, 32), [(20, 30)])
+    targets = _head(aligned).mask_targets(rois, torch.tensor([0, 0]), [labels], (32, 32), [(20, 30)])
     assert torch.allclose(targets, torch.ones_like(targets), atol=1e-6)
 
 
@@ -128,8 +128,8 @@ def test_binary_targets() -> None:
     labels = [_cells(size, 5 + i) for i, size in enumerate(SIZES)]
     rois, instances = _rois(labels, 5)
     padded = [label.padded(*PADDED) for label in labels]
-    soft = _head().targets(rois, instances, padded, PADDED, SIZES)
-    hard = _head(binary_targets=True).targets(rois, instances, padded, PADDED, SIZES)
+    soft = _head().mask_targets(rois, instances, padded, PADDED, SIZES)
+    hard = _head(binary_targets=True).mask_targets(rois, instances, padded, PADDED, SIZES)
     assert torch.equal(hard, (soft >= 0.5).float())
 
 
@@ -164,7 +164,7 @@ def test_no_positives(kind: str) -> None:
     assert all(p.grad is not None and not p.grad.any() for p in head.parameters())
 
 
-def test_initial_loss_is_that_of_not_knowing() -> None:
+def test_initial_loss_is_log_2() -> None:
     """Random weights must not begin with confident masks: log 2 is the cross-entropy of probability one half."""
     torch.manual_seed(0)
     labels = [_cells(size, i) for i, size in enumerate(SIZES)]

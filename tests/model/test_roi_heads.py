@@ -1,4 +1,4 @@
-"""The box branch on cases small enough to work out by hand."""
+"""The box branch on small hand-computed cases."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Boxes of several images in one array: what is done for all at once equals what is done image by image."""
+"""Boxes of several images in one tensor: results equal those image by image."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_clip_and_size() -> None:
     assert clip_boxes(torch.zeros(2, 3, 4), torch.tensor([[0], [1]]), [(5, 5)] * 2).shape == (2, 3, 4)
 
 
-def test_clip_to_the_own_image() -> None:
+def test_clip_to_the_image_of_each_box() -> None:
     boxes = torch.tensor([[-1.0, -1.0, 99.0, 99.0]]).repeat(3, 1)
     clipped = clip_boxes(boxes, torch.tensor([1, 0, 1]), [(50, 80), (30, 20)])
     assert clipped.tolist() == [[0, 0, 20, 30], [0, 0, 80, 50], [0, 0, 20, 30]]

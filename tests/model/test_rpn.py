@@ -1,4 +1,4 @@
-"""The region proposal network, step by step on cases small enough to work out by hand."""
+"""The region proposal network, step by step on small hand-computed cases."""
 
 from __future__ import annotations
 

@@ -172,5 +172,5 @@ class TestModule:
     def test_levels_go_together(self) -> None:
         conv = Conv3x3(16, 16)
         maps = [torch.randn(1, 16, size, size) for size in (8, 4, 2)]
-        for own, map_ in zip(conv.over(maps), maps, strict=True):
+        for own, map_ in zip(conv.forward_maps(maps), maps, strict=True):
             _assert_close(own, F.conv2d(map_, conv.weight, conv.bias, padding=1))

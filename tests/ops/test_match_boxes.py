@@ -72,7 +72,7 @@ def test_of_nothing() -> None:
 
 
 @pytest.mark.parametrize("allow_low_quality", [False, True])
-def test_images_are_matched_apart(allow_low_quality: bool) -> None:
+def test_images_are_matched_separately(allow_low_quality: bool) -> None:
     """As one image after another; images without anchors or without targets among them."""
     anchor_counts, target_counts = [40, 0, 30, 25], [6, 5, 0, 9]
     anchors, targets = random_boxes(95, 40, 20, 0), random_boxes(20, 40, 20, 1)

@@ -43,7 +43,7 @@ def test_cells_of_a_view_come_back_to_where_they_are(view: View) -> None:
     part = seen[box[1] : box[3], box[0] : box[2]].float()[None, None]
     mask = torch.nn.functional.interpolate(part, (28, 28), mode="bilinear", antialias=True)[0] / 255
     found = Detections(torch.tensor([box]).float(), torch.ones(1), torch.ones(1).long(), mask, tuple(seen.shape))
-    back = view.back(found, (60, 80))
+    back = view.invert(found, (60, 80))
     assert back.size == (60, 80)
     assert (back.boxes - torch.tensor([[20.0, 10, 60, 30]])).abs().max() <= (0 if view.scale == 1 else 1)
     assert back.masks[0, 2:11, 2:11].min() > 0.9

@@ -1,4 +1,4 @@
-"""How large cells are taken to be, with a stand-in for a network that sees only cells near the size it was made for."""
+"""Estimated cell diameters, with a stand-in for a network that only detects cells near its canonical diameter."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_far_from_what_the_network_knows(size: float) -> None:
     assert predictor().find_diameter(picture_of(picture, None)) == pytest.approx(size, rel=0.15)
 
 
-def test_very_unlike_sizes() -> None:
+def test_very_different_sizes() -> None:
     """The median, whatever the others are."""
     picture = discs([14, 15, 16, 40], 500)
     assert predictor().find_diameter(picture_of(picture, None)) == pytest.approx(15.5, rel=0.1)
@@ -119,7 +119,7 @@ def test_a_given_diameter_is_taken() -> None:
     assert found.detector.model.shapes[-1] == (400, 600)
 
 
-def test_none_is_the_own_scale() -> None:
+def test_none_is_the_scale_of_the_picture() -> None:
     found = predictor()
     cells = found(discs([16], 200), diameter="none")
     assert isinstance(found.detector.model, DiscFinder)
@@ -127,7 +127,7 @@ def test_none_is_the_own_scale() -> None:
     assert cells.diameter is None
 
 
-def test_a_slide_is_looked_at_in_windows() -> None:
+def test_a_slide_is_measured_in_windows() -> None:
     """All looks together show the network less than the picture at its own scale."""
     picture = discs([16], 2000)
     found = predictor()
@@ -149,11 +149,11 @@ def test_networks_for_the_pictures_own_scale_take_no_diameter() -> None:
     found = predictor(diameter=None)
     assert found(discs([30], 200)).diameter is None
     for diameter in (20.0, "auto"):
-        with pytest.raises(InputError, match=r"--diameter is .*trained at the pictures' own scale; expected none"):
+        with pytest.raises(InputError, match=r"--diameter is .*not trained for cells of one size; expected none"):
             found(discs([30], 200), diameter=diameter)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("diameter", [0.0, -3.0, float("nan"), float("inf")])
-def test_a_diameter_that_is_none(diameter: float) -> None:
-    with pytest.raises(InputError, match="expected pixels above 0, auto or none"):
+@pytest.mark.parametrize("diameter", [0.0, -3.0, float("nan"), float("inf"), "x", [1], True])
+def test_a_diameter_that_is_none(diameter: Any) -> None:
+    with pytest.raises(InputError, match="diameter is .*; expected above 0 and at most 1000000 or auto or none"):
         predictor()(np.zeros((64, 64), np.uint8), diameter=diameter)

@@ -1,4 +1,4 @@
-"""Masks of one box as masks of another; masks of networks that were trained as torchvision's."""
+"""Resampling of masks to other boxes; alignment of masks of networks that were trained as torchvision's."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from maskrcnn import ops
-from maskrcnn.predict.masks import into_their_boxes, laid_over
+from maskrcnn.predict.masks import align_masks, resample_masks
 from maskrcnn.predict.predictor import Predictor
 from maskrcnn.structures import Detections, InstanceLabels
 from tests.export.cells import masks_of
@@ -20,21 +20,21 @@ from tests.stand_in import StandIn
 CELLS = 40  # of each size
 
 
-def test_a_box_laid_over_itself_and_over_its_halves() -> None:
+def test_resampling_to_the_same_box_and_to_its_halves() -> None:
     masks = torch.rand(2, 28, 28, generator=torch.Generator().manual_seed(0))
     boxes = torch.tensor([[3.0, 4, 17, 40], [0.5, 0.5, 6, 9]])
-    torch.testing.assert_close(laid_over(masks, boxes, boxes), masks)
+    torch.testing.assert_close(resample_masks(masks, boxes, boxes), masks)
     upper = boxes.clone()
     upper[:, 3] = (boxes[:, 1] + boxes[:, 3]) / 2
-    halves = laid_over(masks, boxes, upper)  # bins of half the height, a quarter of a row from those of the mask
+    halves = resample_masks(masks, boxes, upper)  # bins of half the height, a quarter of a row from those of the mask
     torch.testing.assert_close(halves[:, 1:27:2], 0.75 * masks[:, :13] + 0.25 * masks[:, 1:14])
 
 
 def test_what_is_outside() -> None:
     masks, boxes = torch.ones(1, 4, 4), torch.tensor([[0.0, 0, 8, 8]])
     right = boxes + torch.tensor([8.0, 0, 8, 0])
-    assert not laid_over(masks, boxes, right).any()
-    assert laid_over(masks, boxes, right, "border").min() == 1
+    assert not resample_masks(masks, boxes, right).any()
+    assert resample_masks(masks, boxes, right, "border").min() == 1
 
 
 def _ious(draw: Callable, side: int, spread: float, convert: bool) -> np.ndarray:
@@ -46,9 +46,7 @@ def _ious(draw: Callable, side: int, spread: float, convert: bool) -> np.ndarray
         cell = instance(mask)
         box = wider(cell.boxes, spread, rng)
         target = ops.crop_labels(cell.planes, box, cell.plane, cell.ids, 28, aligned=False)
-        found = Detections(
-            box, torch.ones(1), cell.classes, into_their_boxes(target, box) if convert else target, cell.size
-        )
+        found = Detections(box, torch.ones(1), cell.classes, align_masks(target, box) if convert else target, cell.size)
         values.append(iou(mask, masks_of(found)[0]))
     return np.array(values)
 
@@ -73,9 +71,9 @@ def test_boxes_smaller_than_a_pixel_and_none() -> None:
     """torchvision's RoIs are at least one pixel wide: a mask of a smaller box shows more than the box."""
     masks = (torch.arange(8.0) / 7).expand(1, 8, 8)  # rises to the right
     box = torch.tensor([[2.0, 2, 2.5, 3]])
-    moved = into_their_boxes(masks, box)  # sees x from 2.5 to 3.5
+    moved = align_masks(masks, box)  # sees x from 2.5 to 3.5
     assert not moved.any()
-    assert into_their_boxes(masks[:0], box[:0]).shape == (0, 8, 8)
+    assert align_masks(masks[:0], box[:0]).shape == (0, 8, 8)
 
 
 class PerfectHead(StandIn):

@@ -1,4 +1,4 @@
-"""Pictures of any size through the predictor: tiles, memory that runs out, many cells."""
+"""The predictor on pictures of any size: tiles, out of memory, many cells."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def test_cells_larger_than_the_overlap_are_said(capsys: pytest.CaptureFixture[st
     picture = np.zeros((200, 300), np.uint8)
     picture[60:140, 40:260] = 255
     predictor(BrightSquares(), tile=128, overlap=16)(picture)
-    assert "reach across the overlap" in capsys.readouterr().err
+    assert "are larger than the overlap" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("options", [{"tile": 16}, {"tile": 64, "overlap": 64}, {"batch_size": 0}])
@@ -145,7 +145,7 @@ def test_the_limit_of_cells_grows_with_the_picture(tiny_run: Path) -> None:
 
 def test_augmented_views_and_tiles_go_together(tiny_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # a picture's statistics are not quite those of its mirror image, in a network with strides
-    monkeypatch.setattr(Predictor, "_normalised_as_a_whole", lambda self, _: self.detector)
+    monkeypatch.setattr(Predictor, "_detector_for_tiles", lambda self, _: self.detector)
     plain = maskrcnn.load(tiny_run / "best.pt", device="cpu", tile=96, overlap=16)
     flipped = maskrcnn.load(tiny_run / "best.pt", device="cpu", tile=96, overlap=16, augment="flips")
     picture = np.random.default_rng(0).integers(0, 255, (96, 160), dtype=np.uint8)  # tiles mirror each other
@@ -157,7 +157,7 @@ def test_augmented_views_and_tiles_go_together(tiny_run: Path, monkeypatch: pyte
     assert len(plain(picture)) <= 2 * 20
 
 
-def test_tiles_are_normalised_as_parts_of_the_picture(tiny_run: Path) -> None:
+def test_tiles_are_normalized_as_parts_of_the_picture(tiny_run: Path) -> None:
     """Features of a tile, away from its borders, are those of the whole picture; by its own statistics they are not."""
     rng = np.random.default_rng(0)
     picture = np.repeat(rng.integers(0, 255, (32, 64), dtype=np.uint8), 8, axis=0).repeat(8, axis=1)  # 256 x 512
@@ -166,7 +166,7 @@ def test_tiles_are_normalised_as_parts_of_the_picture(tiny_run: Path) -> None:
     image = model.read(picture)
     parts = image[:, :256], image[:, 256:]
     whole = stem(model.detector, image)
-    as_parts = model._normalised_as_a_whole(model._open(picture))
+    as_parts = model._detector_for_tiles(model._open(picture))
     in_parts = torch.cat([stem(as_parts, part) for part in parts], dim=2)
     alone = torch.cat([stem(model.detector, part) for part in parts], dim=2)
     away = torch.ones(whole.shape[2], dtype=torch.bool)
@@ -192,7 +192,7 @@ def test_the_tissue_of_a_slide_gives_its_statistics(tiny_run: Path, monkeypatch:
         return read(top, left, height, width)
 
     monkeypatch.setattr(opened, "read", noting)
-    model._normalised_as_a_whole(opened)
+    model._detector_for_tiles(opened)
     assert len(seen) == 2
     assert (512, 1088) in seen
 

@@ -138,7 +138,7 @@ def test_a_cell_larger_than_the_overlap_is_counted_and_said() -> None:
     assert cut == len(merged) > 0
 
 
-def test_touching_cells_whose_boxes_overlap_both_stay() -> None:
+def test_touching_cells_whose_boxes_overlap_are_both_kept() -> None:
     """Two halves of one square along its diagonal: the boxes are the same, the masks share nothing."""
     lower = torch.tril(torch.ones(28, 28))
     tiles = [Tile(0, 0, 100, 100), Tile(0, 50, 100, 100)]
@@ -188,7 +188,7 @@ def test_a_large_cell_that_is_cut_does_not_give_way_to_a_small_one_inside_it() -
     assert (len(merged), cut) == (2, 1)
 
 
-def test_what_one_tile_says_about_its_own_cells_stands() -> None:
+def test_detections_of_one_tile_are_never_duplicates() -> None:
     cells = discs(1, 100, 0)
     twice = Detections(
         *(getattr(cells, n).repeat_interleave(2, 0) for n in ("boxes", "scores", "labels", "masks")), (100, 100)

@@ -1,4 +1,4 @@
-"""What the network reports, and its way into COCO's format and label pictures."""
+"""Detections, and their conversion to COCO's format and label images."""
 
 from __future__ import annotations
 

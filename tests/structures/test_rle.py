@@ -1,4 +1,4 @@
-"""Run lengths to label images, held against pycocotools' full-size masks."""
+"""Run lengths to label images, compared with pycocotools' full-size masks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-// What the page says in numbers: figures, the table of classes and the histograms.
+// Numbers of the page: key figures, the table of classes and the histograms.
 
 function median(numbers) {
   if (numbers.length === 0) return null;

@@ -1,5 +1,5 @@
 // The page: its data, outlines, gallery, switches and keys. charts.js and viewer.js follow in the same function scope.
-// The data: #report-data (classes, scores), and beside each thumbnail the picture's cells as parallel arrays.
+// The data: #report-data (classes, scores), and next to each thumbnail the picture's cells as parallel arrays.
 
 const byId = (id) => document.getElementById(id);
 const read = (element) => JSON.parse(element.textContent);
@@ -27,13 +27,13 @@ const pictures = [...document.querySelectorAll(".card")].map((card) => {
   return Object.assign(picture, { card, image: card.querySelector("img"), near: false });
 });
 
-// Colours come with the data, so their rules are made here.
+// Colours are part of the data, so their CSS rules are made here.
 const colors = make("style");
 colors.textContent = classes.map((c, i) => `.k${i + 1}{--c:${c.color}}`).join("");
 const hiding = make("style");
 document.head.append(colors, hiding);
 
-// ---- Outlines: for every class a path of all its cells of a sufficient score, over a dark edge
+// ---- Outlines: one path per class of all its cells with a sufficient score, over a dark edge
 
 function addLayers(svg, picture) {
   svg.setAttribute("viewBox", `0 0 ${picture.grid[1]} ${picture.grid[0]}`);
@@ -110,7 +110,7 @@ function order(by) {
   byId("gallery").append(...pictures.map((picture) => picture.card));
 }
 
-// Outlines of pictures that are far from sight wait until they come near.
+// Outlines of pictures are drawn when they are near the visible area.
 const watcher = new IntersectionObserver(
   (entries) => {
     for (const entry of entries) {
@@ -199,7 +199,7 @@ function update() {
   }
 }
 
-// ---- Start, when all scripts are read
+// ---- Start, when all scripts are loaded
 
 function start() {
   const orders = { worst: "worst first", given: "as given", most: "most cells first", fewest: "fewest cells first" };

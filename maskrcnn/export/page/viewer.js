@@ -1,4 +1,4 @@
-// One picture, large. The stage's viewBox is the part of the picture that is seen.
+// View of a single picture. The stage's viewBox is the visible part of the picture.
 
 const viewer = byId("viewer");
 const stage = byId("stage");
@@ -119,7 +119,7 @@ stage.addEventListener(
   { passive: false },
 );
 
-// What the pointer is on: the smallest cell that is seen there
+// The smallest visible cell under the pointer
 const ruler = document.createElement("canvas").getContext("2d");
 function point(event) {
   const tip = byId("tip");

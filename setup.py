@@ -7,7 +7,7 @@ Environment:
     MASKRCNN_CUDA        1: build the CUDA kernels or fail; 0: do not; unset: where nvcc is found
     MASKRCNN_CUDA_ARCHS  compute capabilities, default "75;80;86;90;100;120"
     MASKRCNN_SANITIZE    1: address and undefined-behaviour sanitizers in the CPU library
-    CXX                  C++ compiler, default g++
+    CXX                  C++ compiler, default g++ (tested: GCC 11 and 12, clang 14 and 19)
 """
 
 from __future__ import annotations
@@ -102,7 +102,9 @@ class BuildKernels(build_ext):
             for name in instruction_sets() if source.stem in VECTORISED else [""]:
                 outputs.append(objects / f"cpu_{source.stem}{name and '_' + name}.o")
                 rules.append(f"build {outputs[-1]}: cpu {source}")
-                rules.append(f"  flags = {contract}" + (f" -DMASKRCNN_SET={name} -DMASKRCNN_SET_{name}" if name else ""))
+                rules.append(
+                    f"  flags = {contract}" + (f" -DMASKRCNN_SET={name} -DMASKRCNN_SET_{name}" if name else "")
+                )
         library = package / "lib" / "libmaskrcnn_cpu.so"
         rules.append(f"build {library}: link {' '.join(map(str, outputs))}")
         rules.append(f"  libs = -L{self.torch}/lib -ltorch_cpu -lc10")
@@ -162,7 +164,7 @@ class BuildKernels(build_ext):
             "rule info",
             f"  command = {compiler} {flags} $in -o $out",
             "  description = C++ $in",
-            f"build {module}: info {source} | {header}",
+            f"build {module}: info {source} | {header} {ROOT / 'csrc' / 'cpu' / 'instruction_set.h'}",
         ]
 
     def get_outputs(self) -> list[str]:
@@ -180,7 +182,8 @@ def instruction_sets() -> list[str]:
 
 
 def cpu_archs() -> str:
-    return f"{platform.machine()} ({', '.join(instruction_sets())}; chosen at run time)"
+    machine = "x86-64" if len(instruction_sets()) > 1 else platform.machine()
+    return f"{machine} ({', '.join(instruction_sets())})"
 
 
 def cuda_archs(archs: list[str]) -> str:

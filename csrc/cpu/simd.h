@@ -1,4 +1,4 @@
-// Vectors of 32 bytes as GCC vector extensions, which the compiler maps to the instructions of each clone's processor.
+// Vectors of 32 bytes as vector extensions of GCC and clang, which become instructions of the set compiled for.
 #pragma once
 
 #include <cstdint>

@@ -1,6 +1,7 @@
 # make demo   predict real cells with the model of the package, then train one on synthetic cells: all in runs/demo
 # make test   the whole test suite          make lint   ruff, mypy, clang-format
 # make wheel  a wheel in dist/              make cuda   compile the CUDA kernels too (needs nvcc, no GPU)
+# make cpu-sets   the op tests with each instruction set that the processor has
 # make sanitize   the op tests under AddressSanitizer and UBSan     make imports   which package imports which
 PYTHON ?= python3
 VENV ?= .venv
@@ -8,8 +9,9 @@ PY := $(VENV)/bin/python
 SOURCES := setup.py $(wildcard csrc/*.* csrc/*/*.*)
 CPP := $(SOURCES:setup.py=) $(wildcard tests/csrc/*.h)
 DEMO := runs/demo
+VECTORISED := tests/ops/test_nms.py tests/ops/test_roi_align.py tests/ops/test_conv3x3.py
 
-.PHONY: demo test lint format wheel cuda sanitize imports clean
+.PHONY: demo test lint format wheel cuda cpu-sets sanitize imports clean
 
 # torch and torchvision are installed together, so that pip finds a matching pair.
 $(VENV)/.installed: pyproject.toml
@@ -55,6 +57,11 @@ sanitize: $(VENV)/.installed
 	rm -f maskrcnn/lib/libmaskrcnn_cpu.so $(VENV)/.built
 	MASKRCNN_SANITIZE=1 MASKRCNN_CUDA=0 $(PY) setup.py build_ext --inplace
 	$(SANITIZED) $(PY) -m pytest tests/ops; status=$$?; rm -f maskrcnn/lib/libmaskrcnn_cpu.so; exit $$status
+
+# Those that the best one hides: baseline code and AVX2.
+cpu-sets: $(VENV)/.built
+	MASKRCNN_CPU=baseline $(PY) -m pytest $(VECTORISED)
+	MASKRCNN_CPU=avx2 $(PY) -m pytest $(VECTORISED)
 
 cuda: $(VENV)/.installed
 	MASKRCNN_CUDA=1 $(PY) setup.py build_ext --inplace

@@ -7,7 +7,7 @@ Environment:
     MASKRCNN_CUDA        1: build the CUDA kernels or fail; 0: do not; unset: where nvcc is found
     MASKRCNN_CUDA_ARCHS  compute capabilities, default "75;80;86;90;100;120"
     MASKRCNN_SANITIZE    1: address and undefined-behaviour sanitizers in the CPU library
-    CXX                  C++ compiler, default g++
+    CXX                  C++ compiler, default g++ (tested: GCC 11 and 12, clang 14 and 19)
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from setuptools.command.build_ext import build_ext
 ROOT = Path(__file__).resolve().parent
 TORCH_TARGET = "-DTORCH_TARGET_VERSION=0x020b000000000000"  # the oldest PyTorch that the binary runs under: 2.11
 DEFAULT_ARCHS = "75;80;86;90;100;120"  # 8.9 runs what is compiled for 8.6
-CPU_ARCHS = "x86-64, AVX2, AVX-512 (chosen at run time)"
+VECTORISED = ("conv3x3", "nms", "roi_align")  # compiled for each instruction set (csrc/cpu/instruction_set.h)
 
 
 class BuildKernels(build_ext):
@@ -78,7 +78,7 @@ class BuildKernels(build_ext):
 
     def cpu_rules(self, package: Path, objects: Path, sanitize: bool) -> list[str]:
         compiler = os.environ.get("CXX", "g++")
-        # Not -march=native: the binary must run everywhere (csrc/cpu/multiversion.h chooses at run time).
+        # Not -march=native: the binary must run everywhere; csrc/cpu/register.cpp chooses at run time.
         flags = (
             f"-std=c++17 -O3 -fPIC -Wall -Wno-psabi -fvisibility=hidden {TORCH_TARGET} -isystem {self.torch}/include"
         )
@@ -97,10 +97,14 @@ class BuildKernels(build_ext):
         ]
         outputs = []
         for source in [ROOT / "csrc" / "ops.cpp", *sorted((ROOT / "csrc" / "cpu").glob("*.cpp"))]:
-            outputs.append(objects / f"cpu_{source.stem}.o")
-            rules.append(f"build {outputs[-1]}: cpu {source}")
             # NMS and matching depend on the last bit of an IoU; RoIAlign and convolutions may use fused multiply-adds.
-            rules.append(f"  flags = -ffp-contract={'fast' if source.stem in ('roi_align', 'conv3x3') else 'off'}")
+            contract = f"-ffp-contract={'fast' if source.stem in ('roi_align', 'conv3x3') else 'off'}"
+            for name in instruction_sets() if source.stem in VECTORISED else [""]:
+                outputs.append(objects / f"cpu_{source.stem}{name and '_' + name}.o")
+                rules.append(f"build {outputs[-1]}: cpu {source}")
+                rules.append(
+                    f"  flags = {contract}" + (f" -DMASKRCNN_SET={name} -DMASKRCNN_SET_{name}" if name else "")
+                )
         library = package / "lib" / "libmaskrcnn_cpu.so"
         rules.append(f"build {library}: link {' '.join(map(str, outputs))}")
         rules.append(f"  libs = -L{self.torch}/lib -ltorch_cpu -lc10")
@@ -160,7 +164,7 @@ class BuildKernels(build_ext):
             "rule info",
             f"  command = {compiler} {flags} $in -o $out",
             "  description = C++ $in",
-            f"build {module}: info {source} | {header}",
+            f"build {module}: info {source} | {header} {ROOT / 'csrc' / 'cpu' / 'instruction_set.h'}",
         ]
 
     def get_outputs(self) -> list[str]:
@@ -172,8 +176,14 @@ def library_names(archs: list[str]) -> str:
     return "CPU and CUDA" if archs else "CPU"
 
 
+def instruction_sets() -> list[str]:
+    """Those that csrc/cpu/begin_set.h knows for this kind of processor."""
+    return ["baseline", "avx2", "avx512"] if platform.machine() in ("x86_64", "AMD64") else ["baseline"]
+
+
 def cpu_archs() -> str:
-    return CPU_ARCHS if platform.machine() == "x86_64" else platform.machine()
+    machine = "x86-64" if len(instruction_sets()) > 1 else platform.machine()
+    return f"{machine} ({', '.join(instruction_sets())})"
 
 
 def cuda_archs(archs: list[str]) -> str:

@@ -162,6 +162,15 @@ def test_evaluate_does_not_split_what_was_trained_on_as_a_whole(
         assert "give them with --val" in capsys.readouterr().err
 
 
+def test_evaluate_does_not_split_the_data_of_a_packed_model(
+    tiny_dataset: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It does not say which pictures validated it."""
+    with pytest.raises(SystemExit):
+        main(["evaluate", "--checkpoint", "nuclei", "--data", str(tiny_dataset), "--device", "cpu"])
+    assert "nuclei does not say which pictures validated it; give --val" in capsys.readouterr().err
+
+
 def test_evaluate_takes_one_kind_of_pictures(tiny_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["evaluate", "--checkpoint", str(tiny_run / "best.pt"), "--data", "a", "--val", "b"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -35,6 +37,21 @@ def test_build_info_is_one_line() -> None:
     assert info.count("\n") == 0
     assert "x86-64" in info or "aarch64" in info
     assert "PyTorch" in info
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="one instruction set")
+@pytest.mark.parametrize("name", ["baseline", "avx2", "avx512", "sse9"])
+def test_an_instruction_set_can_be_named(name: str) -> None:
+    """One that the processor does not have, or that is none, changes nothing."""
+    command = [sys.executable, "-c", "import maskrcnn; print(maskrcnn.build_info())"]
+    best, asked = (
+        subprocess.run(command, env={**os.environ, "MASKRCNN_CPU": value}, capture_output=True, text=True, check=True)
+        for value in ("", name)
+    )
+    order = ("baseline", "avx2", "avx512")
+    in_use = [next(each for each in order if f"{each} in use" in run.stdout) for run in (best, asked)]
+    lesser = name in order and order.index(name) < order.index(in_use[0])
+    assert in_use[1] == (name if lesser else in_use[0])
 
 
 @pytest.mark.slow

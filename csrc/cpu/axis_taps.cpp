@@ -17,7 +17,8 @@ int find(const std::vector<int>& entries, int first, int value) {
 }  // namespace
 
 template <typename T>
-void AxisTaps<T>::compute(const RoIAxis<T>& axis, int bins, int size) {
+void AxisTaps<T>::compute(T low, T high, T scale, int bins, int sampling_ratio, bool aligned, int size) {
+    const RoIAxis<T> axis(low, high, scale, bins, sampling_ratio, aligned);
     pixel.clear();
     slot.clear();
     weight.clear();

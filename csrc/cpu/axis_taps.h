@@ -12,7 +12,8 @@ namespace maskrcnn {
 template <typename T>
 class AxisTaps {
   public:
-    void compute(const RoIAxis<T>& axis, int bins, int size);
+    // Of a RoI from `low` to `high` in pixels of the image, on a map of `size` pixels; see RoIAxis.
+    void compute(T low, T high, T scale, int bins, int sampling_ratio, bool aligned, int size);
 
     int bins() const { return static_cast<int>(start.size()) - 1; }
     int pixels() const { return static_cast<int>(pixel.size()); }

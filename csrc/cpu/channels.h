@@ -8,10 +8,11 @@
 #include <cstdint>
 #include <cstring>
 
-#include "multiversion.h"
+#include "instruction_set.h"
 #include "simd.h"
 
 namespace maskrcnn {
+namespace MASKRCNN_SET {
 
 using BFloat16 = torch::headeronly::BFloat16;
 using Half = torch::headeronly::Half;
@@ -23,8 +24,9 @@ struct Channels {
     using Vec = typename Simd<T>::Vec;
     static constexpr int kLanes = Simd<T>::kLanes;
 
-    static MASKRCNN_INLINE Vec load(const T* from) { return *reinterpret_cast<const Vec*>(from); }
-    static MASKRCNN_INLINE void store(T* to, Vec value) { *reinterpret_cast<Vec*>(to) = value; }
+    using AnyAddress = typename Simd<T>::AnyAddress;
+    static MASKRCNN_INLINE Vec load(const T* from) { return *reinterpret_cast<const AnyAddress*>(from); }
+    static MASKRCNN_INLINE void store(T* to, Vec value) { *reinterpret_cast<AnyAddress*>(to) = value; }
 };
 
 typedef uint16_t Bits16 __attribute__((vector_size(16), aligned(2), may_alias));
@@ -70,4 +72,5 @@ struct OneChannel {
     static MASKRCNN_INLINE void store(T* to, Vec value) { *to = static_cast<T>(value); }
 };
 
+}  // namespace MASKRCNN_SET
 }  // namespace maskrcnn

@@ -13,10 +13,13 @@
 
 #include "../checks.h"
 #include "huge_pages.h"
+// from here on for one instruction set
+#include "begin_set.h"
 #include "simd.h"
 #include "winograd.h"
 
 namespace maskrcnn {
+namespace MASKRCNN_SET {
 namespace {
 
 using namespace winograd;
@@ -26,8 +29,9 @@ constexpr int kRows = 6;           // of a product: 12 sums and 2 + 1 factors fi
 constexpr int kTilesAThread = 48;  // per group
 static_assert(kPanel == 16);
 
-MASKRCNN_INLINE Vec load(const float* from) { return *reinterpret_cast<const Vec*>(from); }
-MASKRCNN_INLINE void store(float* to, Vec value) { *reinterpret_cast<Vec*>(to) = value; }
+using AnyAddress = Simd<float>::AnyAddress;
+MASKRCNN_INLINE Vec load(const float* from) { return *reinterpret_cast<const AnyAddress*>(from); }
+MASKRCNN_INLINE void store(float* to, Vec value) { *reinterpret_cast<AnyAddress*>(to) = value; }
 
 // A map [batch, height, width, channels] and the tiles of its outputs, numbered from `first` over all maps.
 struct Map {
@@ -110,7 +114,7 @@ struct Work {
 
 // Transforms tiles begin..end-1 of the group, which starts at tile `first`, to points.
 template <typename T>
-MASKRCNN_MULTIVERSION void to_points(const Maps& maps, const Work& work, int64_t first, int64_t begin, int64_t end) {
+void to_points(const Maps& maps, const Work& work, int64_t first, int64_t begin, int64_t end) {
     constexpr int kSide = T::kFrom;
     Vec pixels[kSide * kSide], points[kPoints];
     for (int64_t t = begin; t < end; ++t) {
@@ -125,8 +129,7 @@ MASKRCNN_MULTIVERSION void to_points(const Maps& maps, const Work& work, int64_t
 }
 
 // Transforms the products back to outputs.
-MASKRCNN_MULTIVERSION void from_points(const Maps& maps, const Work& work, const float* bias, int64_t first,
-                                       int64_t begin, int64_t end) {
+void from_points(const Maps& maps, const Work& work, const float* bias, int64_t first, int64_t begin, int64_t end) {
     Vec pixels[kOut * kOut], points[kPoints];
     for (int64_t t = begin; t < end; ++t) {
         const Window<kOut> window(maps, first + t);
@@ -180,7 +183,7 @@ MASKRCNN_INLINE void multiply_rows(const Left& left, const float* right, int64_t
 }
 
 template <bool kAdd>
-MASKRCNN_MULTIVERSION void multiply(Left left, const float* right, int64_t rows, int64_t depth, float* to) {
+void multiply(Left left, const float* right, int64_t rows, int64_t depth, float* to) {
     int64_t row = 0;
     for (; row + kRows <= rows; row += kRows, left.data += kRows * left.row_step, to += kRows * kPanel) {
         multiply_rows<kRows, kAdd>(left, right, depth, to);
@@ -221,8 +224,7 @@ struct Weights {
 };
 
 // One panel of outputs at all points, [point][in][16] with the points `point_step` apart.
-MASKRCNN_MULTIVERSION void weights_to_points(const Weights& weights, int64_t panel, int64_t inputs, float* to,
-                                             int64_t point_step) {
+void weights_to_points(const Weights& weights, int64_t panel, int64_t inputs, float* to, int64_t point_step) {
     float taps[kTap * kTap][kPanel];
     Vec values[kTap * kTap], points[kPoints];
     for (int64_t in = 0; in < inputs; ++in, to += kPanel) {
@@ -241,7 +243,7 @@ MASKRCNN_MULTIVERSION void weights_to_points(const Weights& weights, int64_t pan
 }
 
 // Sums [point][16 inputs][16 outputs], the points `point_step` apart, into the gradient [K, 3, 3, C] at (k, c).
-MASKRCNN_MULTIVERSION void points_to_gradient(const float* sums, int64_t point_step, float* gradient, int64_t inputs) {
+void points_to_gradient(const float* sums, int64_t point_step, float* gradient, int64_t inputs) {
     Vec points[kPoints], values[kTap * kTap];
     for (int in = 0; in < kPanel; ++in, sums += kPanel, ++gradient) {
         for (int lane = 0; lane < kPanel; lane += kLanes) {
@@ -265,6 +267,8 @@ template <typename Run>
 void parallel(int64_t count, const Run& run) {
     torch::stable::parallel_for(0, count, 1, run);
 }
+
+}  // namespace
 
 std::vector<Tensor> conv3x3(const std::vector<Tensor>& maps, const Tensor& weight, const std::optional<Tensor>& bias,
                             bool transposed) {
@@ -347,10 +351,7 @@ Tensor conv3x3_weight_gradient(const std::vector<Tensor>& maps, const std::vecto
     return result;
 }
 
-}  // namespace
+}  // namespace MASKRCNN_SET
 }  // namespace maskrcnn
 
-STABLE_TORCH_LIBRARY_IMPL(maskrcnn, CPU, m) {
-    m.impl("conv3x3", TORCH_BOX(&maskrcnn::conv3x3));
-    m.impl("conv3x3_weight_gradient", TORCH_BOX(&maskrcnn::conv3x3_weight_gradient));
-}
+#include "end_set.h"

@@ -53,8 +53,8 @@ Tensor crop_labels(const Tensor& planes, const Tensor& rois, const Tensor& plane
         AxisTaps<float> rows, columns;
         for (int64_t k = begin; k < end; ++k) {
             const float* r = roi + 4 * k;
-            rows.compute(RoIAxis<float>(r[1], r[3], 1.0f, bins, -1, aligned), bins, height);
-            columns.compute(RoIAxis<float>(r[0], r[2], 1.0f, bins, -1, aligned), bins, width);
+            rows.compute(r[1], r[3], 1.0f, bins, -1, aligned, height);
+            columns.compute(r[0], r[2], 1.0f, bins, -1, aligned, width);
             crop(pixels + plane_of[k] * height * width, width, id_of[k], rows, columns, bins, binary,
                  result + k * size * size);
         }

@@ -15,17 +15,20 @@
 
 #include "../checks.h"
 #include "../geometry.h"
-#include "multiversion.h"
+#include "axis_cells.h"
 #include "radix_sort.h"
+// from here on for one instruction set
+#include "begin_set.h"
 #include "shelves.h"
 
 namespace maskrcnn {
+namespace MASKRCNN_SET {
 namespace {
 
 constexpr int64_t kFew = 48;  // for so few boxes, comparing all is faster than an index
 
 template <typename T>
-MASKRCNN_MULTIVERSION void suppress_group(const Box<T>* boxes, int64_t count, T threshold, bool* keep) {
+void suppress_group(const Box<T>* boxes, int64_t count, T threshold, bool* keep) {
     // With a threshold below 0, boxes that do not overlap suppress one another; and for areas that are subnormal
     // numbers the IoU is so inexact that sides give no bound for it.
     const bool tiny = std::any_of(
@@ -97,6 +100,8 @@ Tensor suppress(const Tensor& boxes, const Tensor& scores, const std::optional<T
     return out;
 }
 
+}  // namespace
+
 Tensor nms(const Tensor& boxes, const Tensor& scores, const std::optional<Tensor>& idxs, double threshold) {
     check_nms(boxes, scores, idxs);
     if (boxes.size(0) == 0) return torch::stable::empty({0}, ScalarType::Long);
@@ -104,7 +109,7 @@ Tensor nms(const Tensor& boxes, const Tensor& scores, const std::optional<Tensor
     return run(boxes, scores, idxs, threshold);
 }
 
-}  // namespace
+}  // namespace MASKRCNN_SET
 }  // namespace maskrcnn
 
-STABLE_TORCH_LIBRARY_IMPL(maskrcnn, CPU, m) { m.impl("nms", TORCH_BOX(&maskrcnn::nms)); }
+#include "end_set.h"

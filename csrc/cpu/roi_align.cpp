@@ -15,9 +15,12 @@
 #include "../checks.h"
 #include "axis_taps.h"
 #include "huge_pages.h"
+// from here on for one instruction set
+#include "begin_set.h"
 #include "roi_passes.h"
 
 namespace maskrcnn {
+namespace MASKRCNN_SET {
 namespace {
 
 // One level of the pyramid, [B, height, width, C].
@@ -49,10 +52,8 @@ struct RoITaps {
     template <typename T>
     void compute(const Sum* roi, const Level<T, Sum>& level, const Bins& bins) {
         const int ratio = bins.sampling_ratio;
-        rows.compute(RoIAxis<Sum>(roi[2], roi[4], level.scale, bins.height, ratio, bins.aligned), bins.height,
-                     level.height);
-        columns.compute(RoIAxis<Sum>(roi[1], roi[3], level.scale, bins.width, ratio, bins.aligned), bins.width,
-                        level.width);
+        rows.compute(roi[2], roi[4], level.scale, bins.height, ratio, bins.aligned, level.height);
+        columns.compute(roi[1], roi[3], level.scale, bins.width, ratio, bins.aligned, level.width);
     }
 };
 
@@ -231,6 +232,8 @@ void backward(const Tensor& grad, const Tensor& rois, const Tensor& level, const
      : (type) == ScalarType::Half     ? function<Half>     \
                                       : function<float>)
 
+}  // namespace
+
 Tensor roi_align(std::vector<Tensor> features, const Tensor& rois, const Tensor& level, std::vector<double> scales,
                  int64_t size_h, int64_t size_w, int64_t sampling_ratio, bool aligned) {
     check_roi_align(features, rois, level, scales.size(), size_h, size_w, sampling_ratio);
@@ -258,10 +261,7 @@ std::vector<Tensor> roi_align_backward(const Tensor& grad, const Tensor& rois, c
     return out;
 }
 
-}  // namespace
+}  // namespace MASKRCNN_SET
 }  // namespace maskrcnn
 
-STABLE_TORCH_LIBRARY_IMPL(maskrcnn, CPU, m) {
-    m.impl("roi_align", TORCH_BOX(&maskrcnn::roi_align));
-    m.impl("roi_align_backward", TORCH_BOX(&maskrcnn::roi_align_backward));
-}
+#include "end_set.h"

@@ -13,6 +13,7 @@
 #include "channels.h"
 
 namespace maskrcnn {
+namespace MASKRCNN_SET {
 
 // T: element type of the map; a block is kVecs vectors of Lanes<T>.
 template <typename T_, template <typename> class Lanes_, int kVecs_>
@@ -87,8 +88,8 @@ MASKRCNN_INLINE void fetch(const T* from) {
 
 // The RoI's bins, with all channels of `map`. `lines` has room for rows.most() lines of columns.bins() pixels.
 template <typename T, typename Sum>
-MASKRCNN_MULTIVERSION void forward_roi(const Pixels<const T>& map, int64_t channels, const AxisTaps<Sum>& rows,
-                                       const AxisTaps<Sum>& columns, T* out, Sum* lines) {
+void forward_roi(const Pixels<const T>& map, int64_t channels, const AxisTaps<Sum>& rows, const AxisTaps<Sum>& columns,
+                 T* out, Sum* lines) {
     const int bins = columns.bins();
     const int *row_slot = rows.slot.data(), *column_slot = columns.slot.data();
     const int *row_pixel = rows.pixel.data(), *column_pixel = columns.pixel.data();
@@ -133,8 +134,8 @@ MASKRCNN_MULTIVERSION void forward_roi(const Pixels<const T>& map, int64_t chann
 // Adds the RoI's part to the sums of a block, where they are. `grad` is the block's first channel in the RoI's first
 // bin, and bins are `step` numbers apart. `line` has room for columns.pixels() blocks.
 template <typename Block, typename T = typename Block::T, typename Sum = typename Block::Sum>
-MASKRCNN_MULTIVERSION void backward_roi(const Pixels<Sum>& sums, const AxisTaps<Sum>& rows,
-                                        const AxisTaps<Sum>& columns, const T* grad, int64_t step, Sum* line) {
+void backward_roi(const Pixels<Sum>& sums, const AxisTaps<Sum>& rows, const AxisTaps<Sum>& columns, const T* grad,
+                  int64_t step, Sum* line) {
     using Lanes = typename Block::Lanes;
     using SumLanes = typename Block::SumLanes;
     constexpr int kVecs = Block::kVecs;
@@ -167,7 +168,7 @@ MASKRCNN_MULTIVERSION void backward_roi(const Pixels<Sum>& sums, const AxisTaps<
 
 // The sums of a block, rounded into the map.
 template <typename Block, typename T = typename Block::T, typename Sum = typename Block::Sum>
-MASKRCNN_MULTIVERSION void round_into(const Pixels<Sum>& sums, const Pixels<T>& map) {
+void round_into(const Pixels<Sum>& sums, const Pixels<T>& map) {
     typename Block::Vec values[Block::kVecs];
     for (int y = sums.y1; y < sums.y2; ++y) {
         for (int x = sums.x1; x < sums.x2; ++x) {
@@ -177,4 +178,5 @@ MASKRCNN_MULTIVERSION void round_into(const Pixels<Sum>& sums, const Pixels<T>& 
     }
 }
 
+}  // namespace MASKRCNN_SET
 }  // namespace maskrcnn

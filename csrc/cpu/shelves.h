@@ -16,10 +16,11 @@
 
 #include "../geometry.h"
 #include "axis_cells.h"
-#include "multiversion.h"
+#include "instruction_set.h"
 #include "simd.h"
 
 namespace maskrcnn {
+namespace MASKRCNN_SET {
 
 // Kept boxes as structure of arrays for vectorized comparison. The area of an empty lane is NaN: it suppresses nothing.
 template <typename T>
@@ -48,7 +49,9 @@ MASKRCNN_INLINE bool overlaps(const Block<T>* blocks, int64_t count, const Box<T
     for (int64_t begin = 0; begin < count; begin += kAtOnce) {
         decltype(zero > zero) above = {};
         for (int64_t i = begin; i < std::min(begin + kAtOnce, count); ++i) {
-            const auto load = [](const T* lanes) { return *reinterpret_cast<const Vec*>(lanes); };
+            const auto load = [](const T* lanes) {
+                return *reinterpret_cast<const typename Simd<T>::AnyAddress*>(lanes);
+            };
             const Vec x1 = load(blocks[i].x1), y1 = load(blocks[i].y1), x2 = load(blocks[i].x2);
             const Vec y2 = load(blocks[i].y2);
             const Vec left = x1 > box.x1 ? x1 : box.x1 + zero, top = y1 > box.y1 ? y1 : box.y1 + zero;
@@ -58,7 +61,7 @@ MASKRCNN_INLINE bool overlaps(const Block<T>* blocks, int64_t count, const Box<T
             const Vec intersection = width * height;
             above |= intersection / (load(blocks[i].area) + area - intersection) > threshold;
         }
-        const auto bits = reinterpret_cast<const Simd<int64_t>::Vec&>(above);
+        const auto bits = reinterpret_cast<const Simd<int64_t>::AnyAddress&>(above);
         if (bits[0] | bits[1] | bits[2] | bits[3]) return true;
     }
     return false;
@@ -222,4 +225,5 @@ class Shelves {
     std::unique_ptr<Block<T>[]> blocks_;
 };
 
+}  // namespace MASKRCNN_SET
 }  // namespace maskrcnn

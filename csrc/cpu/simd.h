@@ -1,15 +1,20 @@
-// Vectors of 32 bytes as GCC vector extensions, which the compiler maps to the instructions of each clone's processor.
+// Vectors of 32 bytes as vector extensions of GCC and clang, which become instructions of the set compiled for.
 #pragma once
 
 #include <cstdint>
 
-namespace maskrcnn {
+#include "instruction_set.h"
 
-// May be loaded and stored at any address.
+namespace maskrcnn {
+namespace MASKRCNN_SET {
+
+// Vec is for values; AnyAddress loads and stores them at any address.
 template <typename T>
 struct Simd {
-    typedef T Vec __attribute__((vector_size(32), aligned(sizeof(T)), may_alias));
+    typedef T Vec __attribute__((vector_size(32)));
+    typedef T AnyAddress __attribute__((vector_size(32), aligned(sizeof(T)), may_alias));
     static constexpr int kLanes = 32 / sizeof(T);
 };
 
+}  // namespace MASKRCNN_SET
 }  // namespace maskrcnn

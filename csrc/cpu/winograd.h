@@ -8,9 +8,9 @@
 // Each function is one of the matrices applied along one axis, to vectors of channels.
 #pragma once
 
-#include "multiversion.h"
+#include "instruction_set.h"
 
-namespace maskrcnn::winograd {
+namespace maskrcnn::MASKRCNN_SET::winograd {
 
 constexpr int kOut = 4, kIn = 6, kTap = 3;
 constexpr int kPoints = kIn * kIn;  // products of a tile
@@ -110,4 +110,4 @@ MASKRCNN_INLINE void transform(const V* from, V* to) {
     for (int y = 0; y < T::kTo; ++y) T::apply(half + y * T::kFrom, to + y * T::kTo);
 }
 
-}  // namespace maskrcnn::winograd
+}  // namespace maskrcnn::MASKRCNN_SET::winograd

@@ -106,8 +106,8 @@ def _pictures(config: EvaluateConfig, predictor: Predictor) -> CellDataset:
             raise InputError(f"{config.checkpoint}: does not say where its data lies; give --data, --val or --coco")
         if locate(config.checkpoint).suffix == ".safetensors":
             raise InputError(
-                f"--data: {config.checkpoint} does not say which pictures validated it; give --val or --coco with pictures "
-                "that are all scored"
+                f"--data: {config.checkpoint} does not say which pictures validated it; give --val or --coco with "
+                "pictures that are all scored"
             )
         dataset = _validation_pictures(contents, dataclasses.replace(run, data_options=options), folder)
     if dataset.class_names != list(predictor.class_names)[: dataset.num_classes]:

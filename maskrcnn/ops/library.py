@@ -29,8 +29,9 @@ def build_info() -> str:
 
     parts: dict[str, str] = info()
     return (
-        f"maskrcnn kernels: {parts['libraries']}; CPU {parts['cpu']}; CUDA {parts['cuda']}; "
-        f"built by {parts['compiler']} with the headers of PyTorch {parts['torch_headers']}, for 2.11 and newer"
+        f"maskrcnn kernels: {parts['libraries']}; CPU {parts['cpu']}, {parts['cpu_chosen']} in use; "
+        f"CUDA {parts['cuda']}; built by {parts['compiler']} with the headers of PyTorch {parts['torch_headers']}, "
+        "for 2.11 and newer"
     )
 
 

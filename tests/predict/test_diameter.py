@@ -155,5 +155,5 @@ def test_networks_for_the_pictures_own_scale_take_no_diameter() -> None:
 
 @pytest.mark.parametrize("diameter", [0.0, -3.0, float("nan"), float("inf"), "x", [1], True])
 def test_a_diameter_that_is_none(diameter: Any) -> None:
-    with pytest.raises(InputError, match="diameter is .*; expected above 0 and at most 1000000 or auto or none"):
+    with pytest.raises(InputError, match=r"diameter is .*; expected above 0 and at most 1000000 or auto or none"):
         predictor()(np.zeros((64, 64), np.uint8), diameter=diameter)

@@ -79,7 +79,10 @@ class BuildKernels(build_ext):
     def cpu_rules(self, package: Path, objects: Path, sanitize: bool) -> list[str]:
         compiler = os.environ.get("CXX", "g++")
         # Not -march=native: the binary must run everywhere; csrc/cpu/register.cpp chooses at run time.
-        flags = f"-std=c++17 -O3 -fPIC -Wall -Wno-psabi -Wno-deprecated-declarations -fvisibility=hidden {TORCH_TARGET} -isystem {self.torch}/include"
+        flags = (
+            "-std=c++17 -O3 -fPIC -Wall -Wno-psabi -Wno-deprecated-declarations -fvisibility=hidden "
+            f"{TORCH_TARGET} -isystem {self.torch}/include"
+        )
         if sanitize:
             flags += " -g -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer"
         rules = [

@@ -292,7 +292,7 @@ def _damage(root: Path, kind: str) -> str:
     if kind == "empty":
         shutil.rmtree(root / "train")
         (root / "train").mkdir()
-        return "train: holds no folder"
+        return "train: no folder with an image.tif found"
     if kind == "no image":
         (picture / "image.tif").unlink()
         return f"{picture.name}: no image.tif"

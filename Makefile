@@ -1,6 +1,7 @@
 # make demo   predict real cells with the model of the package, then train one on synthetic cells: all in runs/demo
 # make test   the whole test suite          make lint   ruff, mypy, clang-format
 # make wheel  a wheel in dist/              make cuda   compile the CUDA kernels too (needs nvcc, no GPU)
+# make compilers   compile the CPU kernels with each compiler that is installed
 # make cpu-sets   the op tests with each instruction set that the processor has
 # make sanitize   the op tests under AddressSanitizer and UBSan     make imports   which package imports which
 PYTHON ?= python3
@@ -11,7 +12,7 @@ CPP := $(SOURCES:setup.py=) $(wildcard tests/csrc/*.h)
 DEMO := runs/demo
 VECTORISED := tests/ops/test_nms.py tests/ops/test_roi_align.py tests/ops/test_conv3x3.py
 
-.PHONY: demo test lint format wheel cuda cpu-sets sanitize imports clean
+.PHONY: demo test compilers lint format wheel cuda cpu-sets sanitize imports clean
 
 # torch and torchvision are installed together, so that pip finds a matching pair.
 $(VENV)/.installed: pyproject.toml
@@ -37,7 +38,10 @@ demo: $(VENV)/.built
 	@ls -l $(DEMO)/loss.png $(DEMO)/metrics.jsonl $(DEMO)/submission.zip $(DEMO)/overlays
 
 test: $(VENV)/.built
-	$(PY) -m pytest
+	$(PY) -m pytest --ignore tests/csrc/test_compilers.py
+
+compilers: $(VENV)/.installed
+	$(PY) -m pytest -rs tests/csrc/test_compilers.py
 
 lint: $(VENV)/.installed
 	$(PY) -m ruff check .

@@ -269,8 +269,13 @@ def test_a_signal_leaves_a_run_to_resume(tiny_dataset: Path, tmp_path: Path, num
     options = (
         f"--data {tiny_dataset} --out {run} --depth 18 --crop 64 --epochs 50 --roi-batch-per-image 32 --device cpu"
     )
+
+    def heed() -> None:
+        """Whatever the tests were started with: a process under nohup ignores SIGHUP, and so would its children."""
+        signal.signal(number, signal.SIG_DFL)
+
     process = subprocess.Popen(
-        [sys.executable, "train.py", *options.split()], cwd=ROOT, stderr=subprocess.PIPE, text=True
+        [sys.executable, "train.py", *options.split()], cwd=ROOT, stderr=subprocess.PIPE, text=True, preexec_fn=heed
     )
     deadline = time.monotonic() + 90
     while not (run / "metrics.jsonl").exists() or len(read_metrics(run / "metrics.jsonl")) < 2:

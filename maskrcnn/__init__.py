@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from maskrcnn.export.overlay import draw_overlay
     from maskrcnn.model import MaskRCNN, mask_rcnn_resnet50_fpn
     from maskrcnn.ops import build_info
-    from maskrcnn.predict.predictor import Predictor, load
+    from maskrcnn.predict.load import load
+    from maskrcnn.predict.predictor import Predictor
     from maskrcnn.structures import Detections
 
 __version__ = "0.1.0"
@@ -29,7 +30,7 @@ _MODULES = {
     "Predictor": "maskrcnn.predict.predictor",
     "build_info": "maskrcnn.ops",
     "draw_overlay": "maskrcnn.export.overlay",
-    "load": "maskrcnn.predict.predictor",
+    "load": "maskrcnn.predict.load",
     "mask_rcnn_resnet50_fpn": "maskrcnn.model",
     "open_pictures": "maskrcnn.data.picture",
 }

@@ -20,7 +20,8 @@ from maskrcnn.evaluation.evaluate import evaluate
 from maskrcnn.files import to_json, write_text
 from maskrcnn.options import check_options
 from maskrcnn.predict.augment import Augment
-from maskrcnn.predict.predictor import Diameter, Predictor, TileSide, load
+from maskrcnn.predict.load import load
+from maskrcnn.predict.predictor import Diameter, Predictor, TileSide
 
 SCORES = "scores.json"
 

@@ -25,7 +25,8 @@ from maskrcnn.export.run_folder import CELLS, begin, default_folder
 from maskrcnn.export.summary import finish, minimum_scores
 from maskrcnn.export.truth import Truth
 from maskrcnn.files import lock_folder
-from maskrcnn.predict.predictor import Predictor, load
+from maskrcnn.predict.load import load
+from maskrcnn.predict.predictor import Predictor
 from maskrcnn.structures import Detections
 
 TIMEOUT = timedelta(days=7)

@@ -1,4 +1,4 @@
-"""The Python API for prediction: load a model, call it on a picture, get detections."""
+"""The Python API for prediction: a predictor is called on a picture and returns detections."""
 
 from __future__ import annotations
 
@@ -10,17 +10,15 @@ from dataclasses import replace
 from functools import partial
 from itertools import groupby
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from maskrcnn import pretrained
-from maskrcnn.checkpoint import build_model, load_checkpoint, locate
 from maskrcnn.data.picture import Picture, open_pictures, picture_of
 from maskrcnn.data.transforms import scale_to
-from maskrcnn.device import Precision, choose_device
+from maskrcnn.device import Precision
 from maskrcnn.errors import InputError
 from maskrcnn.model import MaskRCNN
 from maskrcnn.model.limits import Limits
@@ -272,56 +270,3 @@ def _prefetch(picture: Picture, tiles: Sequence[Tile], batch_size: int) -> Itera
             if index + 1 < len(batches):
                 upcoming = pool.submit(read, batches[index + 1])
             yield images
-
-
-@checked
-def load(
-    checkpoint: str | Path = pretrained.DEFAULT,
-    device: str = "auto",
-    precision: Precision = "auto",
-    tile: TileSide | None = None,
-    overlap: Overlap | None = None,
-    batch_size: BatchSize | None = None,
-    augment: Augment = "none",
-    box_score_threshold: Fraction | None = None,
-) -> Predictor:
-    """Load a trained network for prediction: a model that comes with the package, or a checkpoint of ``train.py``.
-
-    Args:
-        checkpoint: the name of a model in :mod:`maskrcnn.pretrained`, or ``best.pt`` or ``last.pt`` of a run folder;
-            read without running code from the file.
-        device: ``auto``, ``cpu`` or ``cuda``.
-        precision: ``auto`` (bf16 autocast on devices with bfloat16 units, else fp32), ``fp32`` or ``bf16``.
-        tile, overlap, batch_size, augment: see :class:`Predictor`; None: chosen for the device.
-        box_score_threshold: detections with a lower score are dropped before their masks are predicted; None: 0.05.
-
-    Raises:
-        InputError: the file is missing, damaged, or not a checkpoint of this package; or an argument is out of range.
-    """
-    path = locate(checkpoint)
-    contents = load_checkpoint(path)
-    percentiles = contents["percentiles"]
-    return Predictor(
-        build_model(contents, path),
-        None if percentiles is None else tuple(percentiles),
-        contents["class_names"],
-        choose_device(device),
-        precision,
-        tile,
-        overlap,
-        batch_size,
-        augment,
-        box_score_threshold,
-        contents.get("diameter"),
-        channels=contents.get("channels"),
-        category_ids=contents.get("category_ids"),
-        resize=contents.get("resize"),
-        **_thresholds(contents),
-    )
-
-
-def _thresholds(contents: dict[str, Any]) -> dict[str, Any]:
-    """The fitted thresholds of a checkpoint as arguments of :class:`Predictor`; ``min_score`` is the earlier name of
-    ``score_threshold``."""
-    fitted = contents.get("thresholds", {})
-    return {"score_threshold" if name == "min_score" else name: value for name, value in fitted.items()}

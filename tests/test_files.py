@@ -112,6 +112,10 @@ def test_a_block_that_fails_leaves_what_was_there(tmp_path: Path, error: type[Ba
         fail()
     assert path.read_text() == "earlier"
     assert list(tmp_path.iterdir()) == [path]
+    with atomic_write(path) as beside:
+        beside.write_text("whole")
+        assert path.read_text() == "earlier"
+    assert path.read_text() == "whole"
 
 
 def test_permissions_are_those_of_the_replaced_file_or_the_umask(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from maskrcnn.data.picture import DEFAULT_PERCENTILES, read_image
 from maskrcnn.data.reader import image_size
 from maskrcnn.data.segmentation import checked_rle
 from maskrcnn.errors import InputError, one_line_errors
-from maskrcnn.files import atomic_write
+from maskrcnn.files import write_text
 from maskrcnn.structures import InstanceLabels
 from maskrcnn.structures.rle import label_planes
 
@@ -171,8 +171,7 @@ def convert(options: ConvertOptions) -> None:
     for image in contents["images"]:
         path = os.path.relpath(folder.folder / image["file_name"], options.output.parent)
         image["file_name"] = Path(path).as_posix()
-    with atomic_write(options.output) as beside:
-        beside.write_text(json.dumps(contents))
+    write_text(options.output, json.dumps(contents))
     print(f"{options.output}: {len(contents['images'])} pictures, {len(contents['annotations'])} cells")
 
 

@@ -7,12 +7,12 @@ it is written after the picture's other files, so that its existence means that 
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from maskrcnn.checkpoint import locate, versions
+from maskrcnn.data.json_file import read_json
 from maskrcnn.errors import InputError, writing
 from maskrcnn.export.config import InferConfig
 from maskrcnn.export.jobs import Job, source_of
@@ -121,8 +121,8 @@ def _is_result(result: Any, size: list[int]) -> bool:
 
 def _read_json(path: Path) -> Any:
     try:
-        return json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
+        return read_json(path)
+    except InputError:
         return None
 
 

@@ -16,7 +16,6 @@ from maskrcnn.errors import InputError
 from maskrcnn.export.geojson import write_geojson
 from maskrcnn.export.labels import write_class_labels, write_labels
 from maskrcnn.export.table import COLUMNS, write_table
-from maskrcnn.files import atomic_write
 from maskrcnn.structures import Detections
 from tests.export.cells import (
     NAMES,
@@ -95,23 +94,3 @@ def test_a_file_that_cannot_be_written(name: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=f"{name}: cannot be written"):
         WRITERS[name](tmp_path / name, apart())
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["file", name])
-
-
-def test_a_writer_that_fails_leaves_the_earlier_file(tmp_path: Path) -> None:
-    path = tmp_path / "a.csv"
-    path.write_text("earlier")
-
-    def stop_halfway() -> None:
-        with atomic_write(path) as beside:
-            beside.write_text("half")
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        stop_halfway()
-    assert path.read_text() == "earlier"
-    assert list(tmp_path.iterdir()) == [path]
-    with atomic_write(path) as beside:
-        beside.write_text("whole")
-        assert path.read_text() == "earlier"
-    assert path.read_text() == "whole"
-    assert list(tmp_path.iterdir()) == [path]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -98,15 +98,21 @@ def _collate(items: Sequence[Sample | InputError]) -> Batch | InputError:
     return errors[0] if errors else collate([item for item in items if isinstance(item, Sample)])
 
 
-def batches(loader: DataLoader[Batch | InputError], accumulate: int) -> Iterator[list[Batch]]:
+def batches(loader: DataLoader[Batch | InputError], accumulate: int) -> Generator[list[Batch]]:
     """Group the batches of a loader by ``accumulate``, the last group may be smaller; raises InputError for a picture
-    that cannot be read, also if that happened in a worker."""
+    that cannot be read, also if that happened in a worker.
+
+    Closing the generator ends the workers.
+    """
     iterator = iter(loader)
-    while group := list(itertools.islice(iterator, accumulate)):
-        for batch in group:
-            if isinstance(batch, InputError):
-                raise batch
-        yield [batch for batch in group if isinstance(batch, Batch)]
+    try:
+        while group := list(itertools.islice(iterator, accumulate)):
+            for batch in group:
+                if isinstance(batch, InputError):
+                    raise batch
+            yield [batch for batch in group if isinstance(batch, Batch)]
+    finally:
+        del iterator  # its destructor ends the workers; a traceback could keep it for longer
 
 
 def build_loader(

@@ -54,8 +54,15 @@ def stop_on_signals() -> Iterator[Stop]:
             signal.signal(number, before[number])
 
 
+GRACE_SECONDS = 30
+"""How long a loader worker lives on after SIGTERM: torchrun and SLURM kill their processes after as long."""
+
+
 def leave_signals_to_parent(worker: int) -> None:
-    """Ignore :data:`SIGNALS` in loader workers: signals reach all processes of a run, but batches are needed until the
-    step is done. Workers end with their parent."""
+    """Let loader workers outlive :data:`SIGNALS` that reach all processes of a run, for batches are needed until the
+    step is done. Workers end with their parent, and ``GRACE_SECONDS`` after SIGTERM, with which a parent that exits
+    ends those that it still has."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+    if hasattr(signal, "alarm"):
+        signal.signal(signal.SIGTERM, lambda signum, frame: signal.alarm(GRACE_SECONDS))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -132,8 +132,9 @@ def train_epochs(run: Run, config: TrainConfig, datasets: Datasets, stop: Stop, 
         run.network.train()  # validation sets evaluation mode
         sampler.set_epoch(run.epoch, run.step_in_epoch * optim.accumulate)
         name = f"epoch {run.epoch + 1}/{optim.epochs}"
-        with tqdm(total=steps_per_epoch, initial=run.step_in_epoch, desc=name, disable=not main) as bar:
-            for group in batches(loader, optim.accumulate):
+        bar = tqdm(total=steps_per_epoch, initial=run.step_in_epoch, desc=name, disable=not main)
+        with bar, closing(batches(loader, optim.accumulate)) as groups:
+            for group in groups:
                 _stop_if_requested(run, stop)
                 seed_step(config.seed, run.step)
                 lr = optim.lr * learning_rate_factor(run.step, optim.epochs * steps_per_epoch, optim.warmup_steps)

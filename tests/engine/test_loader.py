@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import subprocess
+import sys
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +19,7 @@ from maskrcnn.data.sample import Sample
 from maskrcnn.data.transforms import RandomCrop
 from maskrcnn.engine.loader import EpochSampler, batches, build_loader
 from maskrcnn.errors import InputError
+from tests.conftest import ROOT
 
 
 def _epoch(sampler: EpochSampler, epoch: int, skip: int = 0) -> list[list[tuple[int, int]]]:
@@ -123,5 +128,30 @@ def test_a_picture_that_cannot_be_read_is_one_line(tiny_dataset: Path, workers: 
         raise InputError(f"{sample.name}: damaged")
 
     dataset.transform = refuse
-    with pytest.raises(InputError, match=r"^\S+: damaged$"):
+    with pytest.raises(InputError, match=r"^\S+: damaged$") as caught:
         _batches(dataset, workers)
+    assert not multiprocessing.active_children(), caught.traceback  # which does not keep them
+
+
+def test_workers_end_where_training_stops(tiny_dataset: Path) -> None:
+    loader = build_loader(
+        _cropped(tiny_dataset), EpochSampler(np.ones(4), batch_size=1, seed=1), 1, torch.device("cpu")
+    )
+    with closing(batches(loader, accumulate=1)) as groups:
+        next(groups)
+        assert multiprocessing.active_children()
+    assert not multiprocessing.active_children()
+
+
+def test_workers_do_not_keep_a_process_that_ends() -> None:
+    """Python sends SIGTERM to the workers that it still has, and waits for them."""
+    script = """
+from torch.utils.data import DataLoader
+from maskrcnn.engine import stop
+stop.GRACE_SECONDS = 1
+batches = iter(DataLoader(range(100), num_workers=1, worker_init_fn=stop.leave_signals_to_parent))
+next(batches)
+import builtins
+builtins.batches = batches
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=60, cwd=ROOT)

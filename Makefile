@@ -3,6 +3,7 @@
 # make wheel  a wheel in dist/              make cuda   compile the CUDA kernels too (needs nvcc, no GPU)
 # make compilers   compile the CPU kernels with each compiler that is installed
 # make cpu-sets   the op tests with each instruction set that the processor has
+# make gpu    all that needs an NVIDIA GPU: build, tests, sanitizers, benchmarks; DRY=1 tries the steps on the CPU
 # make sanitize   the op tests under AddressSanitizer and UBSan     make imports   which package imports which
 PYTHON ?= python3
 VENV ?= .venv
@@ -12,7 +13,7 @@ CPP := $(SOURCES:setup.py=) $(wildcard tests/csrc/*.h)
 DEMO := runs/demo
 VECTORISED := tests/ops/test_nms.py tests/ops/test_roi_align.py tests/ops/test_conv3x3.py
 
-.PHONY: demo test compilers lint format wheel cuda cpu-sets sanitize imports clean
+.PHONY: demo test compilers lint format wheel cuda cpu-sets sanitize gpu imports clean
 
 # torch and torchvision are installed together, so that pip finds a matching pair.
 $(VENV)/.installed: pyproject.toml
@@ -69,6 +70,9 @@ cpu-sets: $(VENV)/.built
 
 cuda: $(VENV)/.installed
 	MASKRCNN_CUDA=1 $(PY) setup.py build_ext --inplace
+
+gpu: $(VENV)/.installed
+	$(PY) -m benchmarks.gpu $(if $(DRY),--dry)
 
 imports: $(VENV)/.installed
 	@$(PY) -m tests.imports

@@ -4,8 +4,8 @@
 
 Both sides run alternately in one process with the same threads, each in its best memory layout. Torchvision's RoIAlign
 does not support bfloat16 on a CPU: there it gets float32 and its result is rounded, as under autocast. "floor" is the
-time for the op's bytes at the measured copy bandwidth (read once, written once). "memory" is the op's peak memory,
-results included.
+time for the op's bytes (read once, written once) at the measured copy bandwidth, "bandwidth" what ours reaches of it.
+"memory" is the op's peak memory, results included.
 
 torchvision's mask targets and pasted masks are compared with ours in its convention (``aligned=False``); a second table
 compares that convention with the exact one, which the network uses. There the fastest of up to 1,000 rounds counts,
@@ -248,6 +248,8 @@ class Options:
     device: Literal["cpu", "cuda"] = "cpu"
     only: Annotated[str | None, tyro.conf.arg(metavar="OP")] = None
     """One of nms, roi_align, match_boxes, crop_labels, masks_to_rle, conv3x3; default: all."""
+    budget: float = 3.0
+    """Seconds to spend on the slower side of each comparison, at least three rounds."""
 
 
 def main(options: Options) -> None:
@@ -257,18 +259,20 @@ def main(options: Options) -> None:
         if options.only not in (None, name):
             continue
         for case in make(options.device):
-            theirs, ours = side_by_side([case.theirs, case.ours], options.device)
+            theirs, ours = side_by_side([case.theirs, case.ours], options.device, options.budget)
             floor = case.floor_bytes / bandwidth
             memory = [peak_extra_memory(run, options.device) / 1e6 for run in (case.theirs, case.ours)]
             times = [f"{theirs * 1e3:.2f} ms", f"{ours * 1e3:.3f} ms", f"{theirs / ours:.1f}x", f"{floor * 1e3:.3f} ms"]
+            times.append(f"{case.floor_bytes / ours / 1e9:.1f} GB/s ({floor / ours:.0%})")
             rows.append([case.op, case.size, *times, f"{memory[0]:.1f} MB", f"{memory[1]:.1f} MB"])
             if case.exact is not None:
-                rounds = in_turns([case.ours, case.exact], options.device, most=1000)
+                rounds = in_turns([case.ours, case.exact], options.device, options.budget, most=1000)
                 old, exact = (min(column) for column in zip(*rounds, strict=True))
                 both = [f"{seconds * 1e3:.3f} ms" for seconds in (old, exact)]
                 conventions.append([case.op, case.size, *both, f"{old / exact:.2f}x"])
     print(f"{machine(options.device)}; copy bandwidth {bandwidth / 1e9:.1f} GB/s\n")
-    print(table(["op", "size", "torchvision", "ours", "ratio", "floor", "memory torchvision", "memory ours"], rows))
+    header = ["op", "size", "torchvision", "ours", "ratio", "floor", "bandwidth"]
+    print(table([*header, "memory torchvision", "memory ours"], rows))
     if conventions:
         print()
         print(table(["op", "size", "torchvision's convention", "exact", "ratio"], conventions))

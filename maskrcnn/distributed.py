@@ -86,7 +86,7 @@ def mean(values: Tensor) -> Tensor:
     return total / world_size()
 
 
-def mean_count(count: int, device: torch.device) -> Tensor | int:
+def mean_count(count: Tensor | int, device: torch.device) -> Tensor | int:
     """The denominator of a loss that is a mean over examples: their mean number over the training processes.
 
     DistributedDataParallel averages gradients. With sum_r and n_r of process r of N, the average of sum_r / mean(n) is
@@ -94,15 +94,16 @@ def mean_count(count: int, device: torch.device) -> Tensor | int:
     this, in the same order.
 
     Args:
-        count: examples in this process, possibly 0.
+        count: examples in this process, possibly 0; a number, or an integer scalar on ``device``.
         device: the device of the loss.
 
     Returns:
-        max(1, count) in one process; else a float32 scalar on ``device``, at least 1 / N.
+        At least 1, as ``count`` is given, in one process; else a float32 scalar on ``device``, at least 1 / N.
     """
     if not _running():
-        return max(1, count)
-    total = torch.tensor(count, device=device)
+        return count.clamp(min=1) if isinstance(count, Tensor) else max(1, count)
+    # filled on the device: torch.tensor would copy, for which the host waits
+    total = count.clone() if isinstance(count, Tensor) else torch.full((), count, device=device)
     dist.all_reduce(total)
     return total.clamp(min=1) / world_size()
 

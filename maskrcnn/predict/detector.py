@@ -84,9 +84,17 @@ class Detector:
             detections = self.model(*self._batch(images), masks=masks, limits=limits)
         if masks and not self.model.aligned:
             detections = [replace(cells, masks=align_masks(cells.masks, cells.boxes)) for cells in detections]
-        return [replace(cells, mask_threshold=self.mask_threshold).to("cpu") for cells in detections]
+        found = [
+            replace(cells, mask_threshold=self.mask_threshold).to("cpu", non_blocking=True) for cells in detections
+        ]
+        if self.device.type == "cuda":
+            torch.cuda.current_stream(self.device).synchronize()  # once for all copies
+        return found
 
     def _batch(self, images: Sequence[Tensor]) -> tuple[Tensor, list[tuple[int, int]]]:
         """The network's input: the images in one tensor on the device, and their sizes."""
-        batch = pad_images(images).to(self.device).contiguous(memory_format=torch.channels_last)
+        batch = pad_images(images)
+        if self.device.type == "cuda":
+            batch = batch.pin_memory()  # from there, copies do not wait for the GPU
+        batch = batch.to(self.device, non_blocking=True).contiguous(memory_format=torch.channels_last)
         return batch, [(image.shape[0], image.shape[1]) for image in images]

@@ -46,8 +46,8 @@ def is_main() -> bool:
 
 @contextmanager
 def processes(device: torch.device, timeout: timedelta = TIMEOUT) -> Iterator[None]:
-    """Initialize the process group for the block if torchrun started this process: nccl with one GPU per process, or
-    gloo on the CPU.
+    """Initialize the process group for the block if torchrun started this process: gloo for tensors and objects on the
+    CPU, nccl for tensors on GPUs, of which each process has one.
 
     Collective operations wait up to ``timeout``. Raises InputError if torchrun started more processes on this machine
     than it has GPUs.
@@ -63,7 +63,7 @@ def processes(device: torch.device, timeout: timedelta = TIMEOUT) -> Iterator[No
                 f"{torch.cuda.device_count()}, start as many processes or choose --device cpu"
             )
         torch.cuda.set_device(local)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timeout)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=timeout)
     try:
         yield
     finally:
@@ -108,11 +108,11 @@ def mean_count(count: Tensor | int, device: torch.device) -> Tensor | int:
     return total.clamp(min=1) / world_size()
 
 
-def any_process(flag: bool, device: torch.device) -> bool:
+def any_process(flag: bool) -> bool:
     """Whether ``flag`` is set in any process; the same result in all of them."""
     if not _running():
         return flag
-    flags = torch.tensor(int(flag), device=device)
+    flags = torch.tensor(int(flag))  # on the CPU: no process waits for its GPU
     dist.all_reduce(flags)
     return bool(flags.item())
 

@@ -153,7 +153,7 @@ def train_epochs(run: Run, config: TrainConfig, datasets: Datasets, stop: Stop, 
 
 def _stop_if_requested(run: Run, stop: Stop) -> None:
     """Save and raise KeyboardInterrupt if a stop was requested in any process."""
-    if not distributed.any_process(stop.requested, run.device):
+    if not distributed.any_process(stop.requested):
         return
     run.save()
     if distributed.is_main():

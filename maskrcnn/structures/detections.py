@@ -59,10 +59,9 @@ class Detections:
             return self.select(self.scores >= score_threshold)
         return self.select(self.scores >= self.scores.new_tensor([0.0, *score_threshold])[self.labels])
 
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> Detections:
+    def to(self, device: torch.device | str) -> Detections:
         """All tensors on ``device``."""
-        tensors = (self.boxes, self.scores, self.labels, self.masks)
-        boxes, scores, labels, masks = (tensor.to(device, non_blocking=non_blocking) for tensor in tensors)
+        boxes, scores, labels, masks = (t.to(device) for t in (self.boxes, self.scores, self.labels, self.masks))
         return replace(self, boxes=boxes, scores=scores, labels=labels, masks=masks)
 
     def resized(self, size: tuple[int, int]) -> Detections:

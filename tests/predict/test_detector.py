@@ -27,9 +27,8 @@ def _images(count: int) -> list[Tensor]:
     return list(torch.randint(0, 256, (count, 50, 64, 3), dtype=torch.uint8))
 
 
-@pytest.mark.parametrize("masks", [False, True])
-@pytest.mark.parametrize("threshold", [0.05, 0.99])
-def test_once_per_batch_for_the_number_of_detections(masks: bool, threshold: float) -> None:
+@pytest.mark.parametrize(("threshold", "masks"), [(0.05, True), (0.05, False), (0.99, True)])
+def test_once_per_batch_for_the_number_of_detections(threshold: float, masks: bool) -> None:
     torch.manual_seed(0)
     detector = _detector(_network(box_score_threshold=threshold), "cpu")
     with waits_for("cpu") as waits:
@@ -38,9 +37,9 @@ def test_once_per_batch_for_the_number_of_detections(masks: bool, threshold: flo
     assert [wait.split(":")[0] for wait in waits] == ["model/rois.py"] * 3, "\n".join(waits)
 
 
-@pytest.mark.parametrize("aligned", [False, True])
-@pytest.mark.parametrize("masks", [False, True])
-@pytest.mark.parametrize("tiles", [False, True])
+@pytest.mark.parametrize(
+    ("aligned", "masks", "tiles"), [(True, True, True), (True, False, False), (False, True, False)]
+)
 def test_and_once_for_their_copy_from_a_gpu(aligned: bool, masks: bool, tiles: bool) -> None:
     with waits_for("cuda") as waits:
         with torch.device("cuda"):

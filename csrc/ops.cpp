@@ -3,9 +3,9 @@
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(maskrcnn, m) {
-    // boxes [N, 4], scores [N], idxs int64 [N] (the group of each box; none: one group) -> int64 indices of the kept
-    // boxes, highest score first
-    m.def("nms(Tensor boxes, Tensor scores, Tensor? idxs, float iou_threshold) -> Tensor");
+    // boxes [N, 4], scores [N], idxs int64 [N] (the group of each box; none: one group) -> int64 [N], the boxes'
+    // indices, highest score first; and bool [N], whether each of them, in that order, is kept
+    m.def("nms(Tensor boxes, Tensor scores, Tensor? idxs, float iou_threshold) -> (Tensor, Tensor)");
     // features[l] [B, H_l, W_l, C], rois [K, 5], level [K] -> [K, size_h, size_w, C] in the features' dtype
     m.def(
         "roi_align(Tensor[] features, Tensor rois, Tensor level, float[] scales, int size_h, int size_w, "

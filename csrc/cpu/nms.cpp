@@ -11,6 +11,7 @@
 #include <limits>
 #include <memory>
 #include <optional>
+#include <tuple>
 #include <vector>
 
 #include "../checks.h"
@@ -68,7 +69,8 @@ std::vector<int64_t> gather_groups(const int64_t* group, std::vector<int32_t>& o
 }
 
 template <typename T>
-Tensor suppress(const Tensor& boxes, const Tensor& scores, const std::optional<Tensor>& idxs, double threshold) {
+std::tuple<Tensor, Tensor> suppress(const Tensor& boxes, const Tensor& scores, const std::optional<Tensor>& idxs,
+                                    double threshold) {
     const int64_t count = boxes.size(0);
     const auto* box = static_cast<const Box<T>*>(boxes.const_data_ptr());
     for (int64_t i = 0; i < count; ++i) {
@@ -90,21 +92,23 @@ Tensor suppress(const Tensor& boxes, const Tensor& scores, const std::optional<T
         }
     });
     std::vector<uint8_t> kept(count);
-    int64_t total = 0;
-    for (int64_t i = 0; i < count; ++i) total += kept[order[i]] = keep[i];
-    Tensor out = torch::stable::empty({total}, ScalarType::Long);
-    auto* index = static_cast<int64_t*>(out.mutable_data_ptr());
-    for (const int32_t i : by_score) {
-        if (kept[i]) *index++ = i;
+    for (int64_t i = 0; i < count; ++i) kept[order[i]] = keep[i];
+    Tensor ranked = torch::stable::empty({count}, ScalarType::Long);
+    Tensor is_kept = torch::stable::empty({count}, ScalarType::Bool);
+    auto* index = static_cast<int64_t*>(ranked.mutable_data_ptr());
+    auto* flag = static_cast<bool*>(is_kept.mutable_data_ptr());
+    for (int64_t i = 0; i < count; ++i) {
+        index[i] = by_score[i];
+        flag[i] = kept[by_score[i]] != 0;
     }
-    return out;
+    return {ranked, is_kept};
 }
 
 }  // namespace
 
-Tensor nms(const Tensor& boxes, const Tensor& scores, const std::optional<Tensor>& idxs, double threshold) {
+std::tuple<Tensor, Tensor> nms(const Tensor& boxes, const Tensor& scores, const std::optional<Tensor>& idxs,
+                               double threshold) {
     check_nms(boxes, scores, idxs);
-    if (boxes.size(0) == 0) return torch::stable::empty({0}, ScalarType::Long);
     const auto run = boxes.scalar_type() == ScalarType::Double ? suppress<double> : suppress<float>;
     return run(boxes, scores, idxs, threshold);
 }

@@ -3,6 +3,7 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <optional>
+#include <tuple>
 #include <vector>
 
 #include "instruction_set.h"
@@ -12,7 +13,8 @@ using torch::stable::Tensor;
 #define MASKRCNN_DECLARE(set)                                                                                       \
     namespace maskrcnn {                                                                                            \
     namespace set {                                                                                                 \
-    Tensor nms(const Tensor& boxes, const Tensor& scores, const std::optional<Tensor>& idxs, double threshold);     \
+    std::tuple<Tensor, Tensor> nms(const Tensor& boxes, const Tensor& scores, const std::optional<Tensor>& idxs,    \
+                                   double threshold);                                                               \
     Tensor roi_align(std::vector<Tensor> features, const Tensor& rois, const Tensor& level,                         \
                      std::vector<double> scales, int64_t size_h, int64_t size_w, int64_t sampling_ratio,            \
                      bool aligned);                                                                                 \

@@ -1,7 +1,10 @@
 // Neighbouring channels of a map that one thread processes.
 #pragma once
 
+#include <torch/headeronly/util/BFloat16.h>
+
 #include <cmath>
+#include <type_traits>
 
 #include "launch.cuh"
 
@@ -13,6 +16,17 @@ struct alignas(sizeof(Pixel) * kCount) ChannelVector {
     Pixel value[kCount];
 };
 
+template <typename T, typename Pixel, int kCount>
+__device__ T read_channel(const ChannelVector<Pixel, kCount>& channels, int i) {
+    if constexpr (std::is_same_v<Pixel, c10::BFloat16> && kCount % 2 == 0) {
+        // The upper half of a float: two of them are in 32 bits, and each takes one instruction.
+        const unsigned pair = reinterpret_cast<const unsigned*>(&channels)[i / 2];
+        return __uint_as_float(i % 2 ? pair & 0xffff0000 : pair << 16);
+    } else {
+        return static_cast<T>(channels.value[i]);
+    }
+}
+
 // Sums of weighted channels. (These come by value: through a reference they would be loaded one by one.)
 template <typename T, int kCount>
 struct ChannelSums {
@@ -21,7 +35,7 @@ struct ChannelSums {
     template <typename Pixel>
     __device__ void add(T weight, ChannelVector<Pixel, kCount> channels) {
 #pragma unroll
-        for (int i = 0; i < kCount; ++i) value[i] = std::fma(weight, static_cast<T>(channels.value[i]), value[i]);
+        for (int i = 0; i < kCount; ++i) value[i] = std::fma(weight, read_channel<T>(channels, i), value[i]);
     }
 
     __device__ void add(T weight, const ChannelSums& sums) {

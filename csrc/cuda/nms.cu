@@ -166,6 +166,8 @@ __global__ void __launch_bounds__(kThreads)
     if (head < count) publish(survivors);
     if (head > 0) {
         bool alive_low = low < head, alive_high = high < head;
+        const Box<T> box_low = alive_low ? boxes[first + low] : Box<T>{};
+        const Box<T> box_high = alive_high ? boxes[first + high] : Box<T>{};
         for (int64_t earlier = first_of_group(group, tile); earlier < tile; ++earlier) {
             const int known = wait_for(progress, earlier);
             for (int base = 0; base < known; base += kThreads) {
@@ -175,10 +177,10 @@ __global__ void __launch_bounds__(kThreads)
                 }
                 __syncthreads();
                 for (int k = 0; k < have && alive_low; ++k) {
-                    alive_low = !suppresses(staged[k], boxes[first + low], threshold);
+                    alive_low = !suppresses(staged[k], box_low, threshold);
                 }
                 for (int k = 0; k < have && alive_high; ++k) {
-                    alive_high = !suppresses(staged[k], boxes[first + high], threshold);
+                    alive_high = !suppresses(staged[k], box_high, threshold);
                 }
                 __syncthreads();
             }

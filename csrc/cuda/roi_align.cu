@@ -97,6 +97,7 @@ Tensor roi_align(std::vector<Tensor> features, const Tensor& rois, const Tensor&
                  int64_t size_h, int64_t size_w, int64_t sampling_ratio, bool aligned) {
     check_roi_align(features, rois, level, scales.size(), size_h, size_w, sampling_ratio);
     STD_TORCH_CHECK(features.size() <= kMostLevels, "features: more than ", kMostLevels, " levels");
+    for (const Tensor& map : features) check_row_of_pixels(map.size(2), map.size(3));
     Tensor out = torch::stable::new_empty(features[0], {rois.size(0), size_h, size_w, features[0].size(3)});
     if (out.numel() == 0) return out;
     const BinGrid bins{static_cast<int>(size_h), static_cast<int>(size_w), static_cast<int>(sampling_ratio), aligned};

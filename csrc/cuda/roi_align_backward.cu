@@ -254,6 +254,7 @@ std::vector<Tensor> roi_align_backward(const Tensor& grad, const Tensor& rois, c
                                        bool deterministic) {
     check_roi_align_backward(grad, rois, level, scales.size(), heights, widths, sampling_ratio);
     STD_TORCH_CHECK(scales.size() <= kMostLevels, "features: more than ", kMostLevels, " levels");
+    for (const int64_t width : widths) check_row_of_pixels(width, grad.size(3));
     std::vector<Tensor> maps;
     for (size_t l = 0; l < scales.size(); ++l) {
         maps.push_back(

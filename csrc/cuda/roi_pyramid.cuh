@@ -95,6 +95,13 @@ Pyramid<Pixel, T> make_pyramid(const std::vector<Tensor>& maps, const std::vecto
     return pyramid;
 }
 
+// Places in a row of pixels are 32-bit numbers of bytes.
+inline void check_row_of_pixels(int64_t width, int64_t channels) {
+    constexpr int64_t kMostNumbers = int64_t(1) << 28;
+    STD_TORCH_CHECK(width * channels < kMostNumbers, "features: rows of ", width, " pixels of ", channels,
+                    " channels; expected less than ", kMostNumbers, " numbers a row");
+}
+
 // Whether these tensors' channels can be loaded and stored as groups of kCount.
 template <typename Pixel, int kCount>
 bool fit(const std::vector<Tensor>& tensors) {
@@ -109,7 +116,10 @@ struct Shape {
     dim3 grid, block;
 
     Shape(int64_t rois, int64_t items) {
+        constexpr int64_t kMostParts = 65535;
         const int64_t parts = (items + kThreads - 1) / kThreads, threads = (items + parts - 1) / parts;
+        STD_TORCH_CHECK(parts <= kMostParts, "output_size: ", items, " vectors of channels a row of bins; expected ",
+                        kMostParts * kThreads, " or less");
         grid = dim3(static_cast<unsigned>(rois), static_cast<unsigned>(parts));
         block = dim3(static_cast<unsigned>((threads + kWarp - 1) / kWarp * kWarp));
     }

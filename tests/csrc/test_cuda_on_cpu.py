@@ -1,12 +1,14 @@
 """Tests of the CUDA kernels without a GPU: their sources, compiled for the CPU with a few CUDA keywords emulated
-thread by thread, must give what the CPU kernels give. Speed, races between blocks and the real compiler's arithmetic
-are for a GPU to show (``pytest -m cuda``)."""
+thread by thread, must give what the CPU kernels give, without a data race. Speed and the real compiler's arithmetic are
+for a GPU to show (``pytest -m cuda``)."""
 
 from __future__ import annotations
 
+import ctypes
 import re
 import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,21 +24,32 @@ from tests.ops.test_roi_align import random_map, random_rois
 
 pytestmark = pytest.mark.slow
 CSRC = ROOT / "csrc"
-LAUNCH = re.compile(r"(\w+(?:<[\w, ]+>)?)\s*<<<(.*?), 0, launch\.stream\(\)>>>\(", re.DOTALL)
+LAUNCH = re.compile(r"(\w+)((?:<[\w, ]+>)?)\s*<<<(.*?), 0, launch\.stream\(\)>>>\(", re.DOTALL)
+SHARED = re.compile(r"__shared__ ([^;]+?) (\w+)((?:\[[^;]+\])?);")
+HERE = Path(__file__).parent
 
 
 def _for_the_cpu(source: str) -> str:
     """A ``.cu`` file as C++: launches become calls, and the ops are registered for CPU tensors as ``emulated::*``."""
     source = source.replace("STABLE_TORCH_LIBRARY_IMPL(maskrcnn, CUDA", "STABLE_TORCH_LIBRARY_IMPL(emulated, CPU")
+    source = source.replace("__CUDA_ARCH__", "MASKRCNN_EMULATED_ARCH")  # PyTorch's headers look at the true one
+    # memory for each block in progress, without a constructor, which C++ would call once
+    source = SHARED.sub(
+        r"using \2_type = \1\3; alignas(16) static char \2_of_all[emulation::kResident][sizeof(\2_type)]; "
+        r"auto& \2 = emulation::shared<\2_type>(\2_of_all);",
+        source,
+    )
 
     def call(match: re.Match[str]) -> str:
-        kernel, configuration = match.groups()
+        kernel, arguments, configuration = match.groups()
         depths = [configuration[:i].count("(") - configuration[:i].count(")") for i in range(len(configuration))]
         comma = next(i for i, c in enumerate(configuration) if c == "," and depths[i] == 0)
-        return f"emulation::launch({configuration[:comma]}, {configuration[comma + 1 :]}, {kernel}, "
+        sizes = f"{configuration[:comma]}, {configuration[comma + 1 :]}"
+        return f'emulation::launch("{kernel}", {sizes}, {kernel}{arguments}, '
 
     converted = LAUNCH.sub(call, source)
     assert "<<<" not in converted
+    assert "__shared__" not in converted
     return converted
 
 
@@ -49,26 +62,105 @@ def _launch_header(source: str) -> str:
     return source.replace("#include <cuda_runtime.h>", '#include "../emulation.h"')
 
 
+class Emulator:
+    """The emulated ops, and what the emulation saw of the kernels."""
+
+    def __init__(self, library: Path) -> None:
+        torch.ops.load_library(library)
+        self.ops = torch.ops.emulated
+        self._library = ctypes.CDLL(str(library))
+        self._library.emulation_race.restype = ctypes.c_char_p
+        self._library.emulation_launches.restype = ctypes.c_int64
+        self._library.emulation_atomics.restype = ctypes.c_int64
+        self._library.emulation_depth.restype = ctypes.c_int
+
+    def race(self) -> str:
+        """The first data race since the last call, or nothing."""
+        return self._library.emulation_race().decode()
+
+    def launches(self, kernel: str) -> int:
+        return self._library.emulation_launches(kernel.encode())
+
+    def depth(self) -> int:
+        """The longest chain of blocks in the last launch, of which each waited for the one before."""
+        return self._library.emulation_depth()
+
+    def atomics(self) -> int:
+        """Atomic changes of memory so far."""
+        return self._library.emulation_atomics()
+
+    def run_racy(self, which: int) -> int:
+        return self._library.run_racy(which)
+
+
 @pytest.fixture(scope="module")
-def emulated(tmp_path_factory: pytest.TempPathFactory) -> object:
+def emulator(tmp_path_factory: pytest.TempPathFactory) -> Emulator:
     folder = tmp_path_factory.mktemp("emulated")
     (folder / "cuda").mkdir()
-    for header in (*CSRC.glob("*.h"), Path(__file__).parent / "emulation.h"):
+    for header in (*CSRC.glob("*.h"), HERE / "emulation.h"):
         shutil.copy(header, folder)
     for header in (CSRC / "cuda").glob("*.cuh"):
         text = header.read_text()
-        (folder / "cuda" / header.name).write_text(_launch_header(text) if header.name == "launch.cuh" else text)
+        text = _launch_header(text) if header.name == "launch.cuh" else text
+        (folder / "cuda" / header.name).write_text(_for_the_cpu(text))
+    kernels = [*(CSRC / "cuda").glob("*.cu"), HERE / "racy_kernels.cpp"]
+    sources = []
+    for path in kernels:
+        sources.append(folder / ("cuda" if path.suffix == ".cu" else ".") / f"{path.stem}.cpp")
+        sources[-1].write_text(_for_the_cpu(path.read_text()))
     (folder / "ops.cpp").write_text((CSRC / "ops.cpp").read_text().replace("LIBRARY(maskrcnn", "LIBRARY(emulated"))
-    for path in (CSRC / "cuda").glob("*.cu"):
-        (folder / "cuda" / f"{path.stem}.cpp").write_text(_for_the_cpu(path.read_text()))
     include = Path(torch.__file__).parent / "include"
     flags = f"-std=c++20 -O1 -fPIC -w -ffp-contract=off -DTORCH_TARGET_VERSION=0x020b000000000000 -isystem {include}"
-    sources = [str(folder / "ops.cpp"), *map(str, (folder / "cuda").glob("*.cpp"))]
+    watched = "-DMASKRCNN_EMULATED_ARCH=900 -fsanitize=thread --param=tsan-distinguish-volatile=1"
+    watched += " --param=tsan-instrument-func-entry-exit=0"
+    objects, compilers = [], []
+    for source in (folder / "ops.cpp", HERE / "emulation.cpp", *sources):
+        objects.append(str(folder / f"{source.stem}.o"))
+        extra = watched if source in sources else ""
+        command = f"g++ {flags} {extra} -I{HERE} -c {source} -o {objects[-1]}".split()
+        compilers.append(subprocess.Popen(command))
+    assert not any(compiler.wait() for compiler in compilers)
     library = folder / "libemulated.so"
-    torch_libraries = [f"-L{Path(torch.__file__).parent / 'lib'}", "-ltorch_cpu", "-lc10", "-lpthread"]
-    subprocess.run(["g++", *flags.split(), "-shared", *sources, "-o", str(library), *torch_libraries], check=True)
-    torch.ops.load_library(library)
-    return torch.ops.emulated
+    torch_libraries = [f"-L{Path(torch.__file__).parent / 'lib'}", "-ltorch_cpu", "-lc10", "-lpthread", "-Wl,-z,defs"]
+    subprocess.run(["g++", "-shared", *objects, "-o", str(library), *torch_libraries], check=True)
+    return Emulator(library)
+
+
+@pytest.fixture
+def emulated(emulator: Emulator) -> Iterator[object]:
+    """The ops; a data race in one of their kernels fails the test."""
+    yield emulator.ops
+    assert emulator.race() == ""
+
+
+@pytest.mark.parametrize(
+    ("which", "race", "result"),
+    [
+        (0, "written by another block", None),  # an addition that is not atomic
+        (1, "", 2048),
+        (2, "the same block", None),  # no barrier
+        (3, "", 0),
+        (4, "the same block", None),  # a barrier for a warp, where there are two
+        (5, "", 0),
+        (6, "written by another block", None),  # no fence before and after an atomic counter
+        (7, "", 20),
+        (8, "another block", None),  # nobody waits for the flag
+        (9, "", 7),
+        (10, "", 0),  # neighbouring bytes
+        (11, "", 2),  # one launch after another
+    ],
+)
+def test_races_are_found(emulator: Emulator, which: int, race: str, result: int | None) -> None:
+    found = emulator.run_racy(which)
+    assert (race in emulator.race()) if race else (emulator.race() == "")
+    if result is not None:
+        assert found == result
+
+
+def test_blocks_and_threads_interrupt_one_another(emulator: Emulator) -> None:
+    """Additions that are not atomic get lost, as on a GPU."""
+    assert 0 < emulator.run_racy(0) < 2048
+    emulator.race()
 
 
 @pytest.mark.parametrize("count", [0, 1, 63, 64, 65, 1024, 2500])
@@ -102,6 +194,22 @@ def test_nms_of_what_is_rare(emulated) -> None:  # type: ignore[no-untyped-def]
 def _kept(result: tuple[Tensor, Tensor]) -> list[int]:
     order, is_kept = result
     return order[is_kept].tolist()
+
+
+def test_nms_of_many_groups(emulator: Emulator, emulated) -> None:  # type: ignore[no-untyped-def]
+    """Groups of all sizes are settled at the same time: no block waits for one of another group."""
+    sizes = [600] * 6 + [1] * 40 + [1300, 512, 3, 512]
+    groups = torch.cat([torch.full((size,), i * 2**33) for i, size in enumerate(sizes)])
+    count = len(groups)
+    shuffled = torch.randperm(count, generator=torch.Generator().manual_seed(0))
+    boxes, scores = random_boxes(count, 100, 30, seed=0), random_scores(count, 0, levels=400)
+    before = [emulator.launches(kernel) for kernel in ("compare_within_tiles", "settle_tiles")]
+    ours = emulated.nms(boxes, scores, groups[shuffled], 0.4)
+    after = [emulator.launches(kernel) for kernel in ("compare_within_tiles", "settle_tiles")]
+    assert [b - a for a, b in zip(before, after, strict=True)] == [1, 1]
+    assert torch.equal(ours, torch.ops.maskrcnn.nms(boxes, scores, groups[shuffled], 0.4))
+    assert count > 5000  # 11 tiles
+    assert 2 <= emulator.depth() <= 4  # 1300 boxes are in up to 4 tiles
 
 
 @pytest.mark.parametrize("allow_low_quality", [False, True])
@@ -146,6 +254,57 @@ def test_roi_align(emulated, channels: int, ratio: int, aligned: bool, dtype: to
     expected = torch.ops.maskrcnn.roi_align_backward(*backward, False)
     for deterministic in (False, True):
         torch.testing.assert_close(emulated.roi_align_backward(*backward, deterministic), expected)
+
+
+# One window of taps is not enough, or one block: many points, bins, pixels, channels
+LARGE = {
+    "points": ((9, 9), (3, 2), 300, False, 4),
+    "points_per_pixel": ((300, 3), (20, 1), 0, True, 4),
+    "rows": ((9, 9), (70, 2), 2, False, 4),
+    "columns": ((9, 40), (2, 300), 2, True, 1),
+    "columns_of_blocks": ((9, 9), (2, 40), 3, True, 36),
+    "channels": ((9, 9), (2, 3), 2, True, 700),
+    "a_pixel_of_many_bins": ((2, 2), (9, 33), 2, False, 8),
+}
+
+
+@pytest.mark.parametrize("case", LARGE)
+def test_roi_align_of_much(emulated, case: str) -> None:  # type: ignore[no-untyped-def]
+    (height, width), (size_h, size_w), ratio, aligned, channels = LARGE[case]
+    maps, rois = [random_map(1, height, width, channels)], random_rois(4, 1, max(height, width))
+    rois[1, 1:] = torch.tensor([-2.0, -3, width + 1, height + 4])
+    forward = (rois, torch.zeros(4, dtype=torch.int64), [1.0])
+    ours = emulated.roi_align(maps, *forward, size_h, size_w, ratio, aligned)
+    expected = torch.ops.maskrcnn.roi_align(maps, *forward, size_h, size_w, ratio, aligned)
+    torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-5)
+    backward = (random_map(*ours.shape), *forward, 1, [height], [width], ratio, aligned)
+    expected = torch.ops.maskrcnn.roi_align_backward(*backward, False)
+    for deterministic in (False, True):
+        torch.testing.assert_close(
+            emulated.roi_align_backward(*backward, deterministic), expected, rtol=1e-5, atol=1e-4
+        )
+
+
+def test_roi_align_backward_is_deterministic(emulated) -> None:  # type: ignore[no-untyped-def]
+    """Whatever the order of blocks and threads, which differs from call to call."""
+    rois = random_rois(260, 1, 6)
+    backward = (random_map(260, 2, 2, 4), rois, torch.zeros(260, dtype=torch.int64), [1.0], 1, [6], [6], 2, True)
+    first = emulated.roi_align_backward(*backward, True)[0]
+    assert torch.equal(emulated.roi_align_backward(*backward, True)[0], first)
+    assert not torch.equal(emulated.roi_align_backward(*backward, False)[0], first)
+
+
+@pytest.mark.parametrize(("side", "fewer"), [(7, 8), (14, 3), (21, 1.5)])
+def test_roi_align_backward_adds_each_pixel_once(emulator: Emulator, emulated, side: float, fewer: float) -> None:  # type: ignore[no-untyped-def]
+    """A RoI of so many pixels, in 7 x 7 bins of 2 x 2 points with 4 pixels each."""
+    roi = torch.tensor([[0.0, 3.3, 4.1, 3.3 + side, 4.1 + side]])
+    before = emulator.atomics()
+    emulated.roi_align_backward(
+        random_map(1, 7, 7, 4), roi, torch.zeros(1, dtype=torch.int64), [1.0], 1, [40], [40], 2, True, False
+    )
+    pixels = 7 * 7 * 2 * 2 * 4
+    # others: one for each column, to list it
+    assert (emulator.atomics() - before - (side + 1)) / 4 <= pixels / fewer
 
 
 @pytest.mark.parametrize("channels", [16, 12, 5])  # two vectors, one in the gradient alone, none

@@ -72,5 +72,43 @@ struct OneChannel {
     static MASKRCNN_INLINE void store(T* to, Vec value) { *to = static_cast<T>(value); }
 };
 
+// T: element type of the map; a block is kVecs vectors of Lanes<T>.
+template <typename T_, template <typename> class Lanes_, int kVecs_>
+struct BlockOf {
+    using T = T_;
+    using Lanes = Lanes_<T>;
+    using Sum = typename Lanes::Sum;
+    using SumLanes = Lanes_<Sum>;
+    using Vec = typename Lanes::Vec;
+    static constexpr int kVecs = kVecs_, kLanes = Lanes::kLanes, kWidth = kVecs * kLanes;
+};
+template <typename T, int kVecs = 8>  // as many sums at a time as hide the latency of a multiply-add
+using WideBlock = BlockOf<T, Channels, kVecs>;
+template <typename T>
+using NarrowBlock = BlockOf<T, Channels, 1>;
+template <typename T>
+using SingleBlock = BlockOf<T, OneChannel, 1>;
+
+// Calls run(block, c) for the blocks of channels, which start at c.
+template <typename T, int kVecs = 8, typename Run>
+MASKRCNN_INLINE void for_blocks(int64_t channels, const Run& run) {
+    using Wide = WideBlock<T, kVecs>;
+    int64_t c = 0;
+    for (; c + Wide::kWidth <= channels; c += Wide::kWidth) run(Wide(), c);
+    for (; c + NarrowBlock<T>::kWidth <= channels; c += NarrowBlock<T>::kWidth) run(NarrowBlock<T>(), c);
+    for (; c < channels; ++c) run(SingleBlock<T>(), c);
+}
+
+template <typename Lanes, int kVecs, typename From>
+MASKRCNN_INLINE void load_all(typename Lanes::Vec* values, const From* from) {
+#pragma GCC unroll 8
+    for (int i = 0; i < kVecs; ++i) values[i] = Lanes::load(from + i * Lanes::kLanes);
+}
+template <typename Lanes, int kVecs, typename To>
+MASKRCNN_INLINE void store_all(To* to, const typename Lanes::Vec* values) {
+#pragma GCC unroll 8
+    for (int i = 0; i < kVecs; ++i) Lanes::store(to + i * Lanes::kLanes, values[i]);
+}
+
 }  // namespace MASKRCNN_SET
 }  // namespace maskrcnn

@@ -26,7 +26,12 @@ from setuptools.command.build_ext import build_ext
 ROOT = Path(__file__).resolve().parent
 TORCH_TARGET = "-DTORCH_TARGET_VERSION=0x020b000000000000"  # the oldest PyTorch that the binary runs under: 2.11
 DEFAULT_ARCHS = "75;80;86;90;100;120"  # 8.9 runs what is compiled for 8.6
-VECTORISED = ("conv3x3", "group_norm", "nms", "roi_align")  # compiled for each instruction set (csrc/cpu/instruction_set.h)
+VECTORISED = (
+    "conv3x3",
+    "group_norm",
+    "nms",
+    "roi_align",
+)  # compiled for each instruction set (csrc/cpu/instruction_set.h)
 
 
 class BuildKernels(build_ext):

@@ -116,7 +116,7 @@ def test_groups_of_one_element() -> None:
     case = Case((2, 32, 1, 1), 32)
     out, gradient, *_ = case.run()
     assert torch.equal(out, case.bias.view(1, -1, 1, 1).expand(out.shape))
-    assert float(gradient.abs().max()) < 1e-4
+    assert float(gradient.abs().max()) < 1e-3  # 300 times the rounding of the input
 
 
 def test_values_that_are_not_numbers_stay_in_their_group() -> None:

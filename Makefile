@@ -11,7 +11,7 @@ PY := $(VENV)/bin/python
 SOURCES := setup.py $(wildcard csrc/*.* csrc/*/*.*)
 CPP := $(SOURCES:setup.py=) $(wildcard tests/csrc/*.h)
 DEMO := runs/demo
-VECTORISED := tests/ops/test_nms.py tests/ops/test_roi_align.py tests/ops/test_conv3x3.py
+VECTORISED := tests/ops/test_nms.py tests/ops/test_roi_align.py tests/ops/test_conv3x3.py tests/ops/test_group_norm.py
 
 .PHONY: demo test compilers lint format wheel cuda cpu-sets sanitize gpu imports clean
 

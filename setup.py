@@ -26,7 +26,12 @@ from setuptools.command.build_ext import build_ext
 ROOT = Path(__file__).resolve().parent
 TORCH_TARGET = "-DTORCH_TARGET_VERSION=0x020b000000000000"  # the oldest PyTorch that the binary runs under: 2.11
 DEFAULT_ARCHS = "75;80;86;90;100;120"  # 8.9 runs what is compiled for 8.6
-VECTORISED = ("conv3x3", "nms", "roi_align")  # compiled for each instruction set (csrc/cpu/instruction_set.h)
+VECTORISED = (
+    "conv3x3",
+    "group_norm",
+    "nms",
+    "roi_align",
+)  # compiled for each instruction set (csrc/cpu/instruction_set.h)
 
 
 class BuildKernels(build_ext):
@@ -99,7 +104,7 @@ class BuildKernels(build_ext):
         outputs = []
         for source in [ROOT / "csrc" / "ops.cpp", *sorted((ROOT / "csrc" / "cpu").glob("*.cpp"))]:
             # NMS and matching depend on the last bit of an IoU; RoIAlign and convolutions may use fused multiply-adds.
-            contract = f"-ffp-contract={'fast' if source.stem in ('roi_align', 'conv3x3') else 'off'}"
+            contract = f"-ffp-contract={'fast' if source.stem in ('conv3x3', 'group_norm', 'roi_align') else 'off'}"
             for name in instruction_sets() if source.stem in VECTORISED else [""]:
                 outputs.append(objects / f"cpu_{source.stem}{name and '_' + name}.o")
                 rules.append(f"build {outputs[-1]}: cpu {source}")

@@ -221,6 +221,35 @@ def conv_cases(device: str) -> list[Case]:
     return cases
 
 
+def norm_cases(device: str) -> list[Case]:
+    """Against PyTorch's norm and a ReLU in place, in the same layout: maps of a training step, with 32 groups."""
+    cases = []
+    for dtype in (torch.float32, torch.bfloat16):
+        for batch, channels, side in ((4, 64, 128), (4, 128, 64), (80, 128, 14), (2, 256, 128)):
+            x = torch.randn(batch, channels, side, side).to(device, dtype).contiguous(memory_format=torch.channels_last)
+            weight, bias = (torch.randn(channels, device=device).requires_grad_() for _ in range(2))
+            leaf, upstream = x.clone().requires_grad_(), torch.randn_like(x)
+
+            def theirs(x: Tensor, weight: Tensor = weight, bias: Tensor = bias) -> Tensor:
+                return F.relu(F.group_norm(x, 32, weight.to(x.dtype), bias.to(x.dtype)), inplace=True)
+
+            def ours(x: Tensor, weight: Tensor = weight, bias: Tensor = bias) -> Tensor:
+                return ops.group_norm(x, 32, weight, bias, relu=True)
+
+            runs = [partial(op, x, weight.detach(), bias.detach()) for op in (theirs, ours)]
+            gradient = partial(
+                torch.autograd.grad, inputs=(leaf, weight, bias), grad_outputs=upstream, retain_graph=True
+            )
+            gradients = [partial(gradient, op(leaf)) for op in (theirs, ours)]
+            size = (
+                f"{batch} x {side}x{side}, {channels} channels, {'float32' if dtype == torch.float32 else 'bfloat16'}"
+            )
+            moved = 2.0 * x.numel() * dtype.itemsize
+            cases.append(Case("group_norm, ReLU forward (PyTorch)", size, *runs, moved))
+            cases.append(Case("group_norm, ReLU backward (PyTorch)", size, *gradients, 1.5 * moved))
+    return cases
+
+
 def rle_cases(device: str) -> list[Case]:
     cases = []
     for count in (300, 100):
@@ -253,6 +282,7 @@ GROUPS = {
     "crop_labels": crop_cases,
     "masks_to_rle": rle_cases,
     "conv3x3": conv_cases,
+    "group_norm": norm_cases,
 }
 
 
@@ -262,7 +292,7 @@ class Options:
 
     device: Literal["cpu", "cuda"] = "cpu"
     only: Annotated[str | None, tyro.conf.arg(metavar="OP")] = None
-    """One of nms, roi_align, match_boxes, crop_labels, masks_to_rle, conv3x3; default: all."""
+    """One of nms, roi_align, match_boxes, crop_labels, masks_to_rle, conv3x3, group_norm; default: all."""
     budget: float = 3.0
     """Seconds to spend on the slower side of each comparison, at least three rounds."""
 

@@ -34,4 +34,14 @@ STABLE_TORCH_LIBRARY(maskrcnn, m) {
     m.def("conv3x3(Tensor[] maps, Tensor weight, Tensor? bias, bool transposed) -> Tensor[]");
     // maps[l] [B, H_l, W_l, C], grads[l] [B, H_l, W_l, K] -> gradient of the weight, [K, 3, 3, C]
     m.def("conv3x3_weight_gradient(Tensor[] maps, Tensor[] grads) -> Tensor");
+    // maps [B, H, W, C], weight and bias [C], statistics [2, B, groups] (means and variances; none: of the maps
+    // themselves), residual [B, H, W, C] (added before the ReLU) -> the normalized maps, and the statistics
+    m.def(
+        "group_norm(Tensor maps, Tensor weight, Tensor bias, Tensor? statistics, Tensor? residual, int groups, "
+        "float eps, bool relu) -> (Tensor, Tensor)");
+    // grad [B, H, W, C] -> gradients of maps, weight and bias; relu: of a result without residual; given: the
+    // statistics are constants
+    m.def(
+        "group_norm_backward(Tensor grad, Tensor maps, Tensor weight, Tensor bias, Tensor statistics, float eps, "
+        "bool relu, bool given) -> (Tensor, Tensor, Tensor)");
 }

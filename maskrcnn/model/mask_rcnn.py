@@ -102,7 +102,8 @@ class MaskRCNN(nn.Module):
         weights = {id(tensor): tensor for tensor in (*self.parameters(), *self.buffers())}
         parts = {name: copy.deepcopy(getattr(self, name), dict(weights)) for name in ("backbone", "neck")}
         network._modules = {**self._modules, **parts}
-        norms = [module for module in network.modules() if isinstance(module, GroupNorm)]
+        # not the mask head's: a RoI is never divided into tiles
+        norms = [module for part in parts.values() for module in part.modules() if isinstance(module, GroupNorm)]
         for norm in norms:
             norm.recording = True
         if norms:

@@ -2,6 +2,7 @@
 
 from maskrcnn.ops.conv3x3 import can_conv3x3, conv3x3, conv3x3_reference
 from maskrcnn.ops.crop_labels import crop_labels, crop_labels_reference
+from maskrcnn.ops.group_norm import group_norm, group_norm_reference, group_statistics
 from maskrcnn.ops.library import build_info
 from maskrcnn.ops.masks_to_rle import masks_to_rle, masks_to_rle_reference
 from maskrcnn.ops.match_boxes import match_boxes, match_boxes_reference
@@ -16,6 +17,9 @@ __all__ = [
     "conv3x3_reference",
     "crop_labels",
     "crop_labels_reference",
+    "group_norm",
+    "group_norm_reference",
+    "group_statistics",
     "masks_to_rle",
     "masks_to_rle_reference",
     "match_boxes",

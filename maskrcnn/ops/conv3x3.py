@@ -65,7 +65,8 @@ def conv3x3_reference(maps: Sequence[Tensor], weight: Tensor, bias: Tensor | Non
 def _(maps: Sequence[Tensor], weight: Tensor, bias: Tensor | None, transposed: bool) -> list[Tensor]:
     weight = weight.transpose(0, 1).flip(2, 3) if transposed else weight
     outputs = conv3x3_reference([map_.permute(0, 3, 1, 2) for map_ in maps], weight, bias)
-    return [out.permute(0, 2, 3, 1).contiguous() for out in outputs]
+    # copies: autograd does not let views be changed in place that a function returns in a list
+    return [out.permute(0, 2, 3, 1).clone(memory_format=torch.contiguous_format) for out in outputs]
 
 
 @reference("conv3x3_weight_gradient")

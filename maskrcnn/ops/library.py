@@ -62,13 +62,19 @@ def reference(name: str) -> Callable[[Function], Function]:
     def register(function: Function) -> Function:
         REFERENCES[name] = function
         if "CPU" in MISSING:
-            _OPS.define(name + torch.library.infer_schema(function, mutates_args=()))
+            _OPS.define(schema(name))
         for device in MISSING:
             # as a kernel, it gets the dtypes that it is given
             _OPS.impl(name, torch.autocast(device.lower(), enabled=False)(function), device)
         return function
 
     return register
+
+
+def schema(name: str) -> str:
+    """The schema of an op as the annotations of its reference say; sizes are whole numbers, as for the kernels."""
+    inferred: str = torch.library.infer_schema(REFERENCES[name], mutates_args=())
+    return name + inferred.replace("SymInt", "int")
 
 
 def build_info() -> str:

@@ -1,4 +1,4 @@
-"""The command line ``maskrcnn train | predict | evaluate | pack``, which ``train.py`` and ``infer.py`` call."""
+"""The command line ``maskrcnn train | predict | evaluate | pack | doctor``; ``train.py`` and ``infer.py`` call it."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import tyro
 from maskrcnn.allocator import keep_freed_memory
 from maskrcnn.checkpoint import build_model, load_checkpoint, pack_checkpoint
 from maskrcnn.distributed import launched_rank
+from maskrcnn.doctor import DoctorConfig
 from maskrcnn.engine.config import TrainCli, TrainConfig
 from maskrcnn.engine.evaluate import EvaluateConfig, evaluate_checkpoint
 from maskrcnn.engine.resume import run_config
@@ -47,6 +48,7 @@ COMMANDS = {
     "predict": (InferConfig, "Find, outline and classify the cells in pictures."),
     "evaluate": (EvaluateConfig, "Score a checkpoint on pictures whose cells are known."),
     "pack": (PackConfig, "Make a small file of a checkpoint."),
+    "doctor": (DoctorConfig, "Tell what is installed, which kernels are in use, and what is missing."),
 }
 
 
@@ -65,7 +67,7 @@ def run_command(command: str, options: Sequence[str] | None = None) -> None:
     kind, description = COMMANDS[command]
     with one_line_errors():
         parse = partial(tyro.cli, kind, prog=f"maskrcnn {command}", description=description, args=options)
-        config: TrainConfig | InferConfig | EvaluateConfig | PackConfig = parse()
+        config: TrainConfig | InferConfig | EvaluateConfig | PackConfig | DoctorConfig = parse()
         if isinstance(config, TrainConfig) and config.resume is not None:
             config = parse(default=run_config(config.resume))  # options that are not given keep the run's values
         try:
@@ -76,9 +78,11 @@ def run_command(command: str, options: Sequence[str] | None = None) -> None:
         sys.exit(status)
 
 
-def _run(config: TrainConfig | InferConfig | EvaluateConfig | PackConfig) -> int:
-    """Run a command and return the exit status: 1 if pictures failed."""
+def _run(config: TrainConfig | InferConfig | EvaluateConfig | PackConfig | DoctorConfig) -> int:
+    """Run a command and return the exit status: 1 if pictures failed, or the doctor found something broken."""
     keep_freed_memory()
+    if isinstance(config, DoctorConfig):
+        return config.run()
     if isinstance(config, InferConfig):
         return 1 if infer(config).failures else 0
     if isinstance(config, TrainConfig):

@@ -37,7 +37,7 @@ def test_each_command_has_help(command: str, capsys: pytest.CaptureFixture[str])
     with pytest.raises(SystemExit) as end:
         main([command, "--help"])
     assert end.value.code == 0
-    assert "--checkpoint" in capsys.readouterr().out or command == "train"
+    assert "--checkpoint" in capsys.readouterr().out or command in ("train", "doctor")
 
 
 def test_an_error_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

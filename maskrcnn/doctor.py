@@ -152,8 +152,11 @@ def _tools() -> Iterator[Finding]:
         ("nvcc", [nvcc], "pip install nvidia-cuda-nvcc    # or the CUDA toolkit; only for GPUs"),
     ):
         lines = _output(*command, "--version").splitlines() if command else []
-        version = next((line for line in lines if "release" in line), lines[0] if lines else "not found")
-        yield Finding(OK if lines else NOTE, subject, f"{' '.join(command)}: {version}", "" if lines else how)
+        if lines:
+            version = next((line for line in lines if "release" in line), lines[0])
+            yield Finding(OK, subject, f"{' '.join(command)}: {version}")
+        else:
+            yield Finding(NOTE, subject, "not found", how)
 
 
 def _output(*command: str) -> str:

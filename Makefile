@@ -3,7 +3,7 @@
 # make wheel  a wheel in dist/              make cuda   compile the CUDA kernels too (needs nvcc, no GPU)
 # make compilers   compile the CPU kernels with each compiler that is installed
 # make cpu-sets   the op tests with each instruction set that the processor has
-# make sanitize   the op tests under AddressSanitizer and UBSan     make imports   which package imports which
+# make sanitize   the op tests under AddressSanitizer and UBSan, each instruction set     make imports   which package imports which
 PYTHON ?= python3
 VENV ?= .venv
 PY := $(VENV)/bin/python

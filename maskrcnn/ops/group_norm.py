@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from maskrcnn.ops import library  # noqa: F401 (registers the kernels)
 from maskrcnn.ops.checks import at_least_float32, check_device, check_vector
+from maskrcnn.ops.library import reference
 
 
 def group_norm(
@@ -102,6 +102,51 @@ def group_norm_reference(
     if residual is not None:
         out = out + residual
     return F.relu(out) if relu else out
+
+
+@reference("group_norm")
+def _(
+    maps: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    statistics: Tensor | None,
+    residual: Tensor | None,
+    groups: int,
+    eps: float,
+    relu: bool,
+) -> tuple[Tensor, Tensor]:
+    x, added = (None if t is None else t.permute(0, 3, 1, 2).to(weight.dtype) for t in (maps, residual))
+    assert x is not None
+    if statistics is None:
+        variance, mean = torch.var_mean(x.unflatten(1, (groups, -1)).flatten(2), 2, correction=0)
+        statistics = torch.stack([mean, variance])
+    out = group_norm_reference(x, groups, weight, bias, eps, relu, added, statistics)
+    return out.permute(0, 2, 3, 1).to(maps.dtype, memory_format=torch.contiguous_format), statistics.clone()
+
+
+@reference("group_norm_backward")
+def _(
+    grad: Tensor,
+    maps: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    statistics: Tensor,
+    eps: float,
+    relu: bool,
+    given: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    groups = statistics.shape[2]
+    by_group = (len(maps), maps.shape[1] * maps.shape[2], groups, maps.shape[3] // groups)
+    mean, variance = statistics[:, :, None, :, None]
+    rate = (variance + eps).rsqrt()
+    z = (maps.to(weight.dtype).reshape(by_group) - mean) * rate
+    g, scale = grad.to(weight.dtype).reshape(by_group), weight.reshape(by_group[2:])
+    if relu:
+        g = g * ~(z * scale + bias.reshape(by_group[2:]) <= 0)  # where the result is NaN, the gradient stays
+    to_maps = g * scale
+    if not given:
+        to_maps = to_maps - to_maps.mean((1, 3), keepdim=True) - z * (to_maps * z).mean((1, 3), keepdim=True)
+    return (rate * to_maps).reshape(maps.shape).to(maps.dtype), (g * z).sum((0, 1)).flatten(), g.sum((0, 1)).flatten()
 
 
 def _check(input: Tensor, groups: int) -> None:

@@ -7,8 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from maskrcnn.ops import library  # noqa: F401 (registers the kernels)
-from maskrcnn.ops.checks import at_least_float32, check_boxes, check_device, check_range, check_vector
+from maskrcnn.ops.checks import at_least_float32, check_boxes, check_device, check_range, check_vector, refuse_any
+from maskrcnn.ops.library import reference
 from maskrcnn.options import Range
 
 ANY = Range(-math.inf, math.inf)
@@ -108,6 +108,18 @@ def _check(boxes: Tensor, scores: Tensor, idxs: Tensor) -> None:
         raise ValueError(f"scores has dtype {scores.dtype}; expected a floating point type")
     check_device("scores", scores, "boxes", boxes)
     check_device("idxs", idxs, "boxes", boxes)
+
+
+@reference("nms")
+def _(boxes: Tensor, scores: Tensor, idxs: Tensor | None, iou_threshold: float) -> tuple[Tensor, Tensor]:
+    refuse_any(boxes.isnan(), "boxes: a coordinate of box {} is NaN")
+    keep = torch.zeros(len(boxes), dtype=torch.bool, device=boxes.device)
+    group_of = torch.zeros_like(scores, dtype=torch.int64) if idxs is None else idxs
+    for group in group_of.unique():
+        members = (group_of == group).nonzero()[:, 0]
+        keep[members[nms_reference(boxes[members], scores[members], iou_threshold)]] = True
+    order = scores.argsort(descending=True, stable=True)
+    return order, keep[order]
 
 
 @torch.library.register_fake("maskrcnn::nms")

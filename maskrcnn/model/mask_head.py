@@ -73,9 +73,8 @@ class MaskHead(nn.Module):
         x = self.convs(self.pool(features, rois, image_size))
         if not torch.is_grad_enabled() or torch.compiler.is_compiling():
             return self._predict(x, classes)
-        # What conv5_mask computes is as large as the results of all other convolutions together. It is computed again
-        # in the backward pass, some RoIs at a time, instead of kept: the arithmetic costs 1.5 % of a step, and about as
-        # much is saved where large tensors need not be allocated.
+        # What conv5_mask computes is as large as the results of the four convolutions before it together. It is computed
+        # again in the backward pass, some RoIs at a time, so that neither it nor its gradient is ever there as a whole.
         parts = zip(x.split(RECOMPUTED), classes.split(RECOMPUTED), strict=True)
         return torch.cat(
             [checkpoint(self._predict, *part, use_reentrant=False, preserve_rng_state=False) for part in parts]

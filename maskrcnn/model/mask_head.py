@@ -73,7 +73,7 @@ class MaskHead(nn.Module):
         x = self.convs(self.pool(features, rois, image_size))
         if not torch.is_grad_enabled() or torch.compiler.is_compiling():
             return self._predict(x, classes)
-        # What conv5_mask computes is as large as the results of the four convolutions before it together. It is computed
+        # What conv5_mask computes is as large as what the four convolutions before it compute together. It is computed
         # again in the backward pass, some RoIs at a time, so that neither it nor its gradient is ever there as a whole.
         parts = zip(x.split(RECOMPUTED), classes.split(RECOMPUTED), strict=True)
         return torch.cat(

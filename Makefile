@@ -3,16 +3,19 @@
 # make wheel  a wheel in dist/              make cuda   compile the CUDA kernels too (needs nvcc, no GPU)
 # make compilers   compile the CPU kernels with each compiler that is installed
 # make cpu-sets   the op tests with each instruction set that the processor has
-# make sanitize   the op tests under AddressSanitizer and UBSan     make imports   which package imports which
+# make gpu    all that needs an NVIDIA GPU: build, tests, sanitizers, benchmarks; DRY=1 tries the steps on the CPU
+# make sanitize   the op tests under AddressSanitizer and UBSan, each instruction set
+# make imports   which package imports which
 PYTHON ?= python3
 VENV ?= .venv
 PY := $(VENV)/bin/python
 SOURCES := setup.py $(wildcard csrc/*.* csrc/*/*.*)
 CPP := $(SOURCES:setup.py=) $(wildcard tests/csrc/*.h tests/csrc/*.cpp)
 DEMO := runs/demo
-VECTORISED := tests/ops/test_nms.py tests/ops/test_roi_align.py tests/ops/test_conv3x3.py
+DIST := dist
+VECTORISED := tests/ops/test_nms.py tests/ops/test_roi_align.py tests/ops/test_conv3x3.py tests/ops/test_group_norm.py
 
-.PHONY: demo test compilers lint format wheel cuda cpu-sets sanitize imports clean
+.PHONY: demo test compilers lint format wheel cuda cpu-sets sanitize gpu imports clean
 
 # torch and torchvision are installed together, so that pip finds a matching pair.
 $(VENV)/.installed: pyproject.toml
@@ -54,13 +57,16 @@ format: $(VENV)/.installed
 	$(PY) -m ruff format .
 	$(VENV)/bin/clang-format -i $(CPP)
 
-# The op tests with the CPU kernels under AddressSanitizer and UBSan; the normal library is rebuilt afterwards.
+# The op tests with the CPU kernels under AddressSanitizer and UBSan, with each instruction set that the processor has;
+# the normal library is rebuilt afterwards.
 SANITIZED = LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" \
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1
 sanitize: $(VENV)/.installed
 	rm -f maskrcnn/lib/libmaskrcnn_cpu.so $(VENV)/.built
 	MASKRCNN_SANITIZE=1 MASKRCNN_CUDA=0 $(PY) setup.py build_ext --inplace
-	$(SANITIZED) $(PY) -m pytest tests/ops; status=$$?; rm -f maskrcnn/lib/libmaskrcnn_cpu.so; exit $$status
+	status=0; $(SANITIZED) $(PY) -m pytest tests/ops || status=$$?; \
+	for set in baseline avx2; do MASKRCNN_CPU=$$set $(SANITIZED) $(PY) -m pytest $(VECTORISED) || status=$$?; done; \
+	rm -f maskrcnn/lib/libmaskrcnn_cpu.so; exit $$status
 
 # Those that the best one hides: baseline code and AVX2.
 cpu-sets: $(VENV)/.built
@@ -70,11 +76,22 @@ cpu-sets: $(VENV)/.built
 cuda: $(VENV)/.installed
 	MASKRCNN_CUDA=1 $(PY) setup.py build_ext --inplace
 
+gpu: $(VENV)/.installed
+	$(PY) -m benchmarks.gpu $(if $(DRY),--dry)
+
 imports: $(VENV)/.installed
 	@$(PY) -m tests.imports
 
+# PyTorch's and CUDA's libraries are not copied into it. It is tagged with the oldest glibc that has what it needs.
+REPAIR := repair --exclude 'libtorch*' --exclude 'libc10*' --exclude 'libcuda*' --exclude 'libcudart*'
 wheel: $(VENV)/.installed
-	$(PY) -m pip wheel . --no-deps --no-build-isolation --wheel-dir dist
+	rm -rf build/wheel
+	$(PY) -m pip wheel . --no-deps --no-build-isolation --wheel-dir build/wheel
+ifeq ($(shell uname),Linux)
+	PATH="$(abspath $(VENV))/bin:$$PATH" $(PY) -m auditwheel $(REPAIR) --wheel-dir $(DIST) build/wheel/*.whl
+else
+	mkdir -p $(DIST) && cp build/wheel/*.whl $(DIST)
+endif
 
 clean:
 	rm -rf build dist maskrcnn/lib maskrcnn/*.so *.egg-info

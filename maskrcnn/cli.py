@@ -1,18 +1,22 @@
-"""The command line ``maskrcnn train | predict | evaluate | pack``, which ``train.py`` and ``infer.py`` call."""
+"""The command line ``maskrcnn train | predict | evaluate | pack | doctor``; ``train.py`` and ``infer.py`` call it."""
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any, get_args
 
 import tyro
+from ruamel.yaml import YAML, YAMLError
 
 from maskrcnn.allocator import keep_freed_memory
 from maskrcnn.checkpoint import build_model, load_checkpoint, pack_checkpoint
 from maskrcnn.distributed import launched_rank
+from maskrcnn.doctor import DoctorConfig
 from maskrcnn.engine.config import TrainCli, TrainConfig
 from maskrcnn.engine.evaluate import EvaluateConfig, evaluate_checkpoint
 from maskrcnn.engine.resume import run_config
@@ -21,6 +25,7 @@ from maskrcnn.engine.train import train
 from maskrcnn.errors import InputError, one_line_errors
 from maskrcnn.export.config import InferConfig
 from maskrcnn.export.infer import infer
+from maskrcnn.options import from_flat
 
 
 @dataclass(frozen=True)
@@ -42,11 +47,14 @@ class PackConfig:
         print(f"{self.out}: {self.out.stat().st_size / 1e6:.1f} MB")
 
 
+Config = TrainConfig | InferConfig | EvaluateConfig | PackConfig | DoctorConfig
+
 COMMANDS = {
     "train": (TrainCli, "Train Mask R-CNN on folders of cell pictures."),
     "predict": (InferConfig, "Find, outline and classify the cells in pictures."),
     "evaluate": (EvaluateConfig, "Score a checkpoint on pictures whose cells are known."),
     "pack": (PackConfig, "Make a small file of a checkpoint."),
+    "doctor": (DoctorConfig, "Tell what is installed, which kernels are in use, and what is missing."),
 }
 
 
@@ -63,9 +71,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def run_command(command: str, options: Sequence[str] | None = None) -> None:
     """Run one of :data:`COMMANDS`, with the options of the command line unless others are given."""
     kind, description = COMMANDS[command]
+    description += " --config FILE: options by name (YAML or JSON); those that are given besides win."
     with one_line_errors():
-        parse = partial(tyro.cli, kind, prog=f"maskrcnn {command}", description=description, args=options)
-        config: TrainConfig | InferConfig | EvaluateConfig | PackConfig = parse()
+        file, rest = _split_config(command, sys.argv[1:] if options is None else options)
+        parse = partial(tyro.cli, kind, prog=f"maskrcnn {command}", description=description, args=rest)
+        config: Config = parse() if file is None else parse(default=_read_config(file, kind))
         if isinstance(config, TrainConfig) and config.resume is not None:
             config = parse(default=run_config(config.resume))  # options that are not given keep the run's values
         try:
@@ -76,9 +86,36 @@ def run_command(command: str, options: Sequence[str] | None = None) -> None:
         sys.exit(status)
 
 
-def _run(config: TrainConfig | InferConfig | EvaluateConfig | PackConfig) -> int:
-    """Run a command and return the exit status: 1 if pictures failed."""
+def _split_config(command: str, options: Sequence[str]) -> tuple[Path | None, list[str]]:
+    """The file of ``--config``, if it is given, and the other options."""
+    parser = argparse.ArgumentParser(f"maskrcnn {command}", add_help=False, allow_abbrev=False)
+    parser.add_argument("--config", type=Path)
+    given, rest = parser.parse_known_args(options)
+    if given.config is not None and "--resume" in rest:
+        raise InputError("--config is given with --resume, which has the run's own options; expected one of them")
+    return given.config, rest
+
+
+def _read_config(path: Path, kind: Any) -> Config:
+    """Read options by name from a YAML 1.2 file, of which JSON is a part; raises InputError. What else a run's
+    ``config.json`` tells, how the run was started, is left out."""
+    try:
+        values = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, YAMLError) as error:
+        raise InputError(f"--config {path}: {' '.join(str(error).split())}") from None
+    if isinstance(values, dict):
+        values = {name: value for name, value in values.items() if name not in ("command", "versions")}
+    try:
+        return from_flat(get_args(kind)[0] if get_args(kind) else kind, {} if values is None else values)
+    except InputError as error:
+        raise InputError(f"--config {path}: {error}") from None
+
+
+def _run(config: Config) -> int:
+    """Run a command and return the exit status: 1 if pictures failed, or the doctor found something broken."""
     keep_freed_memory()
+    if isinstance(config, DoctorConfig):
+        return config.run()
     if isinstance(config, InferConfig):
         return 1 if infer(config).failures else 0
     if isinstance(config, TrainConfig):

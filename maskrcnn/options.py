@@ -26,6 +26,8 @@ P = ParamSpec("P")
 R = TypeVar("R")
 T = TypeVar("T")
 
+_MISSING = inspect.Parameter.empty
+
 
 @dataclass(frozen=True)
 class Range:
@@ -116,7 +118,7 @@ def from_plain(kind: type[T], values: object) -> T:
     Lists become tuples, text becomes paths, dicts become dataclasses; missing names keep their defaults.
 
     Raises:
-        InputError: a name that ``kind`` does not have, or a value of another type or out of its range.
+        InputError: an unknown or missing name, or a value of another type or out of its range.
     """
     annotations = _annotations(kind)
     if not isinstance(values, dict):
@@ -128,9 +130,36 @@ def from_plain(kind: type[T], values: object) -> T:
         kind_of_field: Any = annotations[name]
         build = from_plain if dataclasses.is_dataclass(kind_of_field) else _typed
         built[name] = build(kind_of_field, value)
+    required = [name for name, parameter in inspect.signature(kind).parameters.items() if parameter.default is _MISSING]
+    if missing := [name for name in required if name not in built]:
+        raise InputError(f"missing: {', '.join(missing)}")
     result = kind(**built)
     check_options(result)
     return result
+
+
+def from_flat(kind: type[T], values: object) -> T:
+    """Build the dataclass ``kind`` like :func:`from_plain` from options by their names on the command line.
+
+    ``val-fraction`` is ``val_fraction``, and the options of nested dataclasses may be given with or without their
+    group: ``{"crop": 256}`` is ``{"data_options": {"crop": 256}}``.
+    """
+    if not isinstance(values, dict):
+        raise InputError(f"{type(values).__name__} found; expected options by name")
+    annotations = _annotations(kind)
+    groups = {name: set(_annotations(group)) for name, group in annotations.items() if dataclasses.is_dataclass(group)}
+    nested: dict[str, Any] = {}
+    for given, value in values.items():
+        name = str(given).replace("-", "_")
+        name = f"{name}_" if f"{name}_" in annotations else name  # "from" is no name in Python
+        group = next((group for group, names in groups.items() if name in names), None)
+        if name in groups and isinstance(value, dict):
+            nested.setdefault(name, {}).update({str(inner).replace("-", "_"): one for inner, one in value.items()})
+        elif group is not None:
+            nested.setdefault(group, {})[name] = value
+        else:
+            nested[name] = value
+    return from_plain(kind, nested)
 
 
 def plain(value: Any) -> Any:

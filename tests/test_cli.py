@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
 import os
@@ -14,10 +15,12 @@ from typing import Any
 
 import pytest
 
+from maskrcnn import cli
 from maskrcnn.checkpoint import load_checkpoint, save_checkpoint
 from maskrcnn.cli import COMMANDS, main
 from maskrcnn.data.coco import to_coco
 from maskrcnn.data.hw3 import Hw3Folder
+from maskrcnn.engine.config import DataOptions, OptimOptions, TrainConfig
 from maskrcnn.engine.log import read_metrics
 from maskrcnn.errors import InputError, one_line_errors
 from tests.conftest import ROOT
@@ -37,7 +40,57 @@ def test_each_command_has_help(command: str, capsys: pytest.CaptureFixture[str])
     with pytest.raises(SystemExit) as end:
         main([command, "--help"])
     assert end.value.code == 0
-    assert "--checkpoint" in capsys.readouterr().out or command == "train"
+    assert "--checkpoint" in capsys.readouterr().out or command in ("train", "doctor")
+
+
+def test_options_from_a_file(tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a run's config.json holds, or the names of the command line; options that are given besides win."""
+    seen: list[TrainConfig] = []
+    monkeypatch.setattr(cli, "train", seen.append)
+    config = TrainConfig.from_dict(load_checkpoint(tiny_run / "best.pt")["config"])
+    main(["train", "--config", str(tiny_run / "config.json"), "--seed", "7"])
+    file = tmp_path / "options.yaml"
+    file.write_text(
+        "data: [cells]  # a comment\nval-fraction: 0.2\nlr: 1e-3\nfrom: nuclei\nscale_min: null\ncolor-jitter: 1e-1\n"
+        "optim_options:\n  epochs: 3\n  warmup-steps: 5\nepochs: 4\n"
+    )
+    main(["train", "--color-jitter", "0", f"--config={file}"])
+    assert seen[0] == dataclasses.replace(config, seed=7)
+    assert seen[1] == TrainConfig(
+        data_options=DataOptions(data=(Path("cells"),), val_fraction=0.2, color_jitter=0.0),
+        optim_options=OptimOptions(lr=1e-3, epochs=4, warmup_steps=5),
+        from_="nuclei",
+    )
+
+
+@pytest.mark.parametrize(
+    ("command", "text", "said"),
+    [
+        ("train", "crops: 1", "unknown options: crops"),
+        ("train", "crop: 100", "--crop is 100; expected a multiple of 32"),
+        ("train", "lr: fast", "--lr is 'fast'; expected"),
+        ("train", "data_options: 3", "expected options by name"),
+        ("predict", "- images", "list found; expected options by name"),
+        ("predict", "images: [a", "expected ',' or ']'"),
+        ("predict", "a: \xff", "decode"),
+        ("pack", "out: x", "missing: checkpoint"),
+        ("evaluate", None, "No such file"),
+        ("train --resume run", "lr: 1", "with --resume"),
+    ],
+)
+def test_a_file_of_options_that_cannot_be_used(
+    command: str, text: str | None, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "options.yaml"
+    if text is not None:
+        file.write_bytes(text.encode("latin-1"))
+    with pytest.raises(SystemExit) as end:
+        main([*command.split(), "--config", str(file)])
+    assert end.value.code == 2
+    line = capsys.readouterr().err
+    assert line.count("\n") == 1
+    assert "--config" in line
+    assert said in line
 
 
 def test_an_error_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

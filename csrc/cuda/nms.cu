@@ -1,10 +1,12 @@
-// Non-maximum suppression on the device, without a copy to the host before the last step, with memory linear in N, in
-// two launches whatever N and the groups are.
+// Non-maximum suppression on the device, which the host never waits for, with memory linear in N, in two launches
+// whatever N and the groups are.
 //
 // Boxes are sorted by descending score (in each group) and divided into tiles. A block finds the survivors of one tile
 // from a bit matrix of the tile only, after it has compared the tile's boxes with the survivors of the earlier tiles,
 // as those become known. It only waits for tiles that have a group in common with its own, so that groups are processed
 // at the same time. The matrix of all pairs, N * N / 8 bytes, is never made: those of the tiles take 64 bytes per box.
+#include <tuple>
+
 #include "../checks.h"
 #include "../geometry.h"
 #include "aten.cuh"
@@ -215,21 +217,22 @@ void suppress(const Tensor& boxes, const std::optional<Tensor>& group, double io
     STD_CUDA_KERNEL_LAUNCH_CHECK();
 }
 
-Tensor nms(const Tensor& boxes, const Tensor& scores, const std::optional<Tensor>& idxs, double threshold) {
+std::tuple<Tensor, Tensor> nms(const Tensor& boxes, const Tensor& scores, const std::optional<Tensor>& idxs,
+                               double threshold) {
     check_nms(boxes, scores, idxs);
     Tensor keep = torch::stable::new_empty(boxes, {boxes.size(0)}, ScalarType::Bool);
-    if (boxes.size(0) == 0) return torch::stable::new_empty(boxes, {0}, ScalarType::Long);
+    if (boxes.size(0) == 0) return {torch::stable::new_empty(boxes, {0}, ScalarType::Long), keep};
     const auto run = boxes.scalar_type() == ScalarType::Double ? suppress<double> : suppress<float>;
     const Tensor order = aten::stable_order(scores, true);
     if (!idxs) {
         run(aten::index_select(boxes, order), std::nullopt, threshold, keep);
-        return aten::masked_select(order, keep);
+        return {order, keep};
     }
     const Tensor group = aten::index_select(*idxs, order);
     const Tensor by_group = aten::stable_order(group, false);  // from high to low score in each group
     run(aten::index_select(boxes, aten::index_select(order, by_group)), aten::index_select(group, by_group), threshold,
         keep);
-    return aten::masked_select(order, aten::scatter(by_group, keep));
+    return {order, aten::scatter(by_group, keep)};
 }
 
 }  // namespace

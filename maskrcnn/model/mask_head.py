@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from maskrcnn import ops
 from maskrcnn.distributed import mean_count
 from maskrcnn.model.conv import Conv3x3
-from maskrcnn.model.group_norm import GROUPS
+from maskrcnn.model.group_norm import GroupNorm
 from maskrcnn.model.losses import MaskLoss, mask_loss
 from maskrcnn.model.roi_heads import RoIPool, SampledRoIs
 from maskrcnn.structures import InstanceLabels
@@ -135,5 +135,4 @@ def _conv(channels: int, group_norm: bool) -> nn.Sequential:
     if conv.bias is not None:
         nn.init.zeros_(conv.bias)
         return nn.Sequential(conv, nn.ReLU(inplace=True))
-    # not model.GroupNorm: a RoI is never divided into tiles, and always normalized by its own statistics
-    return nn.Sequential(conv, nn.GroupNorm(GROUPS, channels), nn.ReLU(inplace=True))
+    return nn.Sequential(conv, GroupNorm(channels, relu=True))

@@ -71,7 +71,7 @@ def test_nms(emulated, count: int, dtype: torch.dtype) -> None:  # type: ignore[
     for idxs in (None, groups):
         for threshold in (0.0, 0.3, 0.7):
             expected = torch.ops.maskrcnn.nms(boxes, scores, idxs, threshold)
-            assert torch.equal(emulated.nms(boxes, scores, idxs, threshold), expected)
+            assert all(map(torch.equal, emulated.nms(boxes, scores, idxs, threshold), expected))
 
 
 def test_nms_of_what_is_rare(emulated) -> None:  # type: ignore[no-untyped-def]
@@ -81,14 +81,18 @@ def test_nms_of_what_is_rare(emulated) -> None:  # type: ignore[no-untyped-def]
     for idxs in (None, groups, groups.flip(0)):
         for threshold in (-0.1, 0.5, 1.0):  # below 0, boxes suppress one another that do not touch
             expected = torch.ops.maskrcnn.nms(boxes, scores, idxs, threshold)
-            assert torch.equal(emulated.nms(boxes, scores, idxs, threshold), expected)
+            assert all(map(torch.equal, emulated.nms(boxes, scores, idxs, threshold), expected))
     boxes[5, 2], boxes[6] = torch.nan, torch.nan
-    kept = emulated.nms(boxes, scores, None, 0.1).tolist()
+    kept = _kept(emulated.nms(boxes, scores, None, 0.1))
     assert {5, 6} <= set(kept)  # the host cannot look: a box that is not a number is kept, and suppresses nothing
     others = torch.tensor([i for i in range(700) if i not in (5, 6)])
-    assert [i for i in kept if i not in (5, 6)] == others[
-        emulated.nms(boxes[others], scores[others], None, 0.1)
-    ].tolist()
+    kept_of_others = _kept(emulated.nms(boxes[others], scores[others], None, 0.1))
+    assert [i for i in kept if i not in (5, 6)] == others[kept_of_others].tolist()
+
+
+def _kept(result: tuple[Tensor, Tensor]) -> list[int]:
+    order, is_kept = result
+    return order[is_kept].tolist()
 
 
 def test_nms_of_many_groups(emulator: Emulator, emulated) -> None:  # type: ignore[no-untyped-def]
@@ -275,3 +279,55 @@ def test_mask_runs_of_what_is_rare(emulated, aligned: bool) -> None:  # type: ig
     )
     assert torch.equal(ours, expected)
     assert ours.sum() == (2**31 - 1) ** 2
+
+
+# 96 channels: some threads own nothing; 33: no vectors; 2,100: more vectors than a block has threads
+@pytest.mark.parametrize(
+    ("shape", "groups"),
+    [((2, 33, 17, 64), 32), ((1, 1, 1, 32), 4), ((3, 30, 31, 96), 4), ((2, 5, 7, 33), 3), ((1, 3, 2, 2100), 3)],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+def test_group_norm(emulated, shape: tuple[int, ...], groups: int, dtype: torch.dtype) -> None:  # type: ignore[no-untyped-def]
+    maps, residual, grad = (random_map(*shape, seed=seed).to(dtype) + 3 * (seed == 0) for seed in range(3))
+    kind = torch.float64 if dtype == torch.float64 else torch.float32
+    weight, bias = (random_map(shape[3], seed=seed).to(kind) for seed in (3, 4))
+    close = {"rtol": 2 * torch.finfo(dtype).eps, "atol": 2e-5}
+    given = torch.rand(2, shape[0], groups, generator=torch.Generator().manual_seed(0)).to(kind)
+    for statistics in (None, given):
+        for added in (None, residual):
+            for relu in (False, True):
+                arguments = (weight, bias, statistics, added, groups, 1e-5, relu)
+                ours = emulated.group_norm(maps, *arguments)
+                expected = torch.ops.maskrcnn.group_norm(maps, *arguments)
+                torch.testing.assert_close(ours[0], expected[0], **close)
+                torch.testing.assert_close(ours[1], expected[1], rtol=1e-5, atol=1e-6)
+                if added is None:
+                    moved = emulated.group_norm(_off_its_place(maps), *arguments)[0]
+                    torch.testing.assert_close(moved, expected[0], **close)
+        for relu in (False, True):
+            arguments = (weight, bias, expected[1], 1e-5, relu, statistics is not None)
+            ours = emulated.group_norm_backward(grad, maps, *arguments)
+            expected_gradients = torch.ops.maskrcnn.group_norm_backward(grad, maps, *arguments)
+            for a, b in zip(ours, expected_gradients, strict=True):
+                torch.testing.assert_close(a, b, rtol=max(close["rtol"], 1e-4), atol=1e-4 * float(1 + b.abs().max()))
+
+
+def test_group_norm_far_from_0(emulated) -> None:  # type: ignore[no-untyped-def]
+    maps = random_map(1, 60, 50, 64, dtype=torch.float64) + 1000
+    maps[:, :5] = 0  # the first pixels are no guide to the mean
+    weight, bias = torch.ones(64), torch.zeros(64)
+    ours = emulated.group_norm(maps.float(), weight, bias, None, None, 32, 1e-5, False)
+    variance, mean = torch.var_mean(maps.view(1, -1, 32, 2), dim=(1, 3), correction=0)
+    torch.testing.assert_close(ours[1].double(), torch.stack([mean, variance]), rtol=1e-5, atol=0)
+
+
+def test_group_norm_of_nothing(emulated) -> None:  # type: ignore[no-untyped-def]
+    weight = torch.ones(64)
+    for shape in ((0, 4, 4, 64), (2, 0, 4, 64)):
+        maps = torch.ones(shape)
+        out, statistics = emulated.group_norm(maps, weight, weight, None, None, 32, 1e-5, True)
+        assert out.shape == shape
+        gradients = emulated.group_norm_backward(maps, maps, weight, weight, statistics, 1e-5, True, False)
+        assert gradients[0].shape == shape
+        assert not gradients[1].any()
+        assert not gradients[2].any()

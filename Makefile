@@ -10,7 +10,7 @@ PYTHON ?= python3
 VENV ?= .venv
 PY := $(VENV)/bin/python
 SOURCES := setup.py $(wildcard csrc/*.* csrc/*/*.*)
-CPP := $(SOURCES:setup.py=) $(wildcard tests/csrc/*.h)
+CPP := $(SOURCES:setup.py=) $(wildcard tests/csrc/*.h tests/csrc/*.cpp)
 DEMO := runs/demo
 DIST := dist
 VECTORISED := tests/ops/test_nms.py tests/ops/test_roi_align.py tests/ops/test_conv3x3.py tests/ops/test_group_norm.py

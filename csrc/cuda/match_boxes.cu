@@ -74,7 +74,6 @@ __device__ void visit_targets(const Box<T>* targets, int64_t target_count, const
             const T iou = box_iou(staged[g], staged[g].area(), anchor, area);
             visit(index[g], iou > T(0) ? iou : T(0));
         }
-        __syncthreads();
     }
 }
 

@@ -103,10 +103,6 @@ class BuildKernels(build_ext):
             raise NotBuilt(f"{error}; pip install torch pybind11 before --no-build-isolation") from error
         self.torch, self.torch_version = Path(torch.__file__).parent, torch.__version__
         self.pybind11 = pybind11.get_include()
-        beside_python = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
-        self.ninja = shutil.which("ninja", path=beside_python)
-        if self.ninja is None:
-            raise NotBuilt("ninja was not found; pip install ninja")
         default = next((name for name in ("g++", "c++", "clang++") if shutil.which(name)), "g++")
         self.compiler = os.environ.get("CXX") or default
         try:
@@ -115,6 +111,10 @@ class BuildKernels(build_ext):
             how = HOW_TO_GET_A_COMPILER.get(sys.platform, "install one")
             raise NotBuilt(f"no C++ compiler: {error}; {how}, or name it in CXX") from error
         self.compiler_version = next(iter(version.splitlines()), self.compiler)
+        beside_python = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
+        self.ninja = shutil.which("ninja", path=beside_python)
+        if self.ninja is None:
+            raise NotBuilt("ninja was not found; pip install ninja")
 
     def compile(self, name: str, rules: Sequence[str]) -> None:
         """Write the rules to a ninja file and run it; raises NotBuilt with the first error."""

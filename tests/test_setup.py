@@ -161,7 +161,8 @@ def test_without_a_compiler_pip_goes_on(
 
 
 def test_ninja_is_missed_by_name(module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module.shutil, "which", lambda name, path=None: None if name == "ninja" else shutil.which(name))
+    which = shutil.which
+    monkeypatch.setattr(shutil, "which", lambda name, path=None: None if name == "ninja" else which(name))
     command(module).run()
     assert notes(module) == "CPU: ninja was not found; pip install ninja\n"
 

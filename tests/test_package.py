@@ -7,6 +7,7 @@ import platform
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -76,9 +77,11 @@ def test_the_wheel_runs_under_another_torch(tmp_path: Path) -> None:
     for name in ("__init__.py", "conftest.py", "shapes.py"):
         shutil.copy(ROOT / "tests" / name, tmp_path / "tests")
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
-    versions = "import torch, maskrcnn; print(torch.__version__, maskrcnn.__file__)"
+    versions = "import torch, maskrcnn; print(torch.__version__, maskrcnn.__version__, maskrcnn.__file__)"
     where = subprocess.run([python, "-c", versions], cwd=tmp_path, check=True, capture_output=True, text=True).stdout
     assert where.startswith("2.13")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert where.split()[1] == project["version"] == wheel.name.split("-")[1]
     assert str(tmp_path / "venv") in where
     tests = subprocess.run(
         [python, "-m", "pytest", "-q", "tests/ops"], cwd=tmp_path, capture_output=True, text=True, check=False

@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 import importlib
-from importlib.metadata import PackageNotFoundError, version
+import importlib.metadata
 from typing import TYPE_CHECKING, Any
 
 from maskrcnn.errors import InputError
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from maskrcnn.structures import Detections
 
 try:
-    __version__ = version("maskrcnn")  # of pyproject.toml, when the package was installed
-except PackageNotFoundError:
+    __version__ = importlib.metadata.version("maskrcnn")  # that of pyproject.toml when the package was installed
+except importlib.metadata.PackageNotFoundError:
     __version__ = "not installed"
 
 # Imported on first use, so that `import maskrcnn.ops` needs nothing but PyTorch and numpy.

@@ -1,5 +1,6 @@
 # make demo   predict real cells with the model of the package, then train one on synthetic cells: all in runs/demo
 # make test   the whole test suite          make lint   ruff, mypy, clang-format
+# make docs   the documentation as a site in build/site, links checked      make notebooks   run docs/notebooks
 # make wheel  a wheel in dist/              make cuda   compile the CUDA kernels too (needs nvcc, no GPU)
 # make compilers   compile the CPU kernels with each compiler that is installed
 # make cpu-sets   the op tests with each instruction set that the processor has
@@ -15,7 +16,7 @@ DEMO := runs/demo
 DIST := dist
 VECTORISED := tests/ops/test_nms.py tests/ops/test_roi_align.py tests/ops/test_conv3x3.py tests/ops/test_group_norm.py
 
-.PHONY: demo test compilers lint format wheel cuda cpu-sets sanitize gpu imports clean
+.PHONY: demo test docs notebooks compilers lint format wheel cuda cpu-sets sanitize gpu imports clean
 
 # torch and torchvision are installed together, so that pip finds a matching pair.
 $(VENV)/.installed: pyproject.toml
@@ -42,6 +43,22 @@ demo: $(VENV)/.built
 
 test: $(VENV)/.built
 	$(PY) -m pytest --ignore tests/csrc/test_compilers.py
+
+# The extra docs alone: installing the package with it would build the kernels again.
+$(VENV)/.docs: $(VENV)/.installed
+	$(PY) -c "import tomllib; project = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
+		print(*project['optional-dependencies']['docs'], sep='\n')" > $(VENV)/docs.txt
+	$(PY) -m pip install --quiet --requirement $(VENV)/docs.txt
+	touch $@
+
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --config-file docs/site/mkdocs.yml
+	@echo "build/site/index.html"
+
+# In copies, which hold the new outputs then: cp build/notebooks/*.ipynb docs/notebooks/ shows them on the site.
+notebooks: $(VENV)/.built $(VENV)/.docs
+	rm -rf build/notebooks && mkdir -p build/notebooks && cp docs/notebooks/*.ipynb build/notebooks
+	$(PY) -m pytest --nbmake --nbmake-timeout 600 --overwrite build/notebooks
 
 compilers: $(VENV)/.installed
 	$(PY) -m pytest -rs tests/csrc/test_compilers.py

@@ -13,6 +13,7 @@ from typing import Any, get_args
 import tyro
 from ruamel.yaml import YAML, YAMLError
 
+from maskrcnn import __version__
 from maskrcnn.allocator import keep_freed_memory
 from maskrcnn.checkpoint import build_model, load_checkpoint, pack_checkpoint
 from maskrcnn.distributed import launched_rank
@@ -61,9 +62,12 @@ COMMANDS = {
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run ``maskrcnn COMMAND OPTIONS``; for invalid input, print one line and exit with status 2."""
     command, *options = (sys.argv[1:] if arguments is None else list(arguments)) or [""]
+    if command == "--version":
+        print(f"maskrcnn {__version__}")
+        return
     if command not in COMMANDS:
         lines = "\n".join(f"  {name:10}{text}" for name, (_, text) in COMMANDS.items())
-        print(f"usage: maskrcnn COMMAND [OPTIONS]    (maskrcnn COMMAND --help lists them)\n\n{lines}")
+        print(f"usage: maskrcnn COMMAND [OPTIONS] | --version    (maskrcnn COMMAND --help lists them)\n\n{lines}")
         sys.exit(0 if command in ("-h", "--help") else 2)
     run_command(command, options)
 

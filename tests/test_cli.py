@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import importlib.metadata
 import json
 import os
 import shutil
@@ -33,6 +34,11 @@ def test_all_commands_are_named(arguments: list[str], status: int, capsys: pytes
     assert end.value.code == status
     said = capsys.readouterr().out
     assert all(f"  {name}" in said for name in COMMANDS)
+
+
+def test_the_version_is_that_of_the_installed_package(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["--version"])
+    assert capsys.readouterr().out == f"maskrcnn {importlib.metadata.version('maskrcnn')}\n"
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 import zipfile
 from functools import partial
 from pathlib import Path
@@ -122,9 +123,11 @@ def test_the_wheel_runs_under_another_torch(wheel: Path, tmp_path: Path) -> None
         shutil.copy(ROOT / "tests" / name, tmp_path / "tests")
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     run = partial(subprocess.run, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
-    versions = "import torch, maskrcnn; print(torch.__version__, maskrcnn.__file__, maskrcnn.build_info())"
+    versions = "import torch, maskrcnn; print(torch.__version__, maskrcnn.__version__, maskrcnn.__file__, maskrcnn.build_info())"
     where = run([python, "-c", versions]).stdout
     assert where.startswith("2.13")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert where.split()[1] == project["version"] == wheel.name.split("-")[1]
     assert str(tmp_path / "venv") in where
     assert " in use" in where
     tests = run([python, "-m", "pytest", "-q", "tests/ops"])

@@ -123,7 +123,8 @@ def test_the_wheel_runs_under_another_torch(wheel: Path, tmp_path: Path) -> None
         shutil.copy(ROOT / "tests" / name, tmp_path / "tests")
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     run = partial(subprocess.run, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
-    versions = "import torch, maskrcnn; print(torch.__version__, maskrcnn.__version__, maskrcnn.__file__, maskrcnn.build_info())"
+    printed = "torch.__version__, maskrcnn.__version__, maskrcnn.__file__, maskrcnn.build_info()"
+    versions = f"import torch, maskrcnn; print({printed})"
     where = run([python, "-c", versions]).stdout
     assert where.startswith("2.13")
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]

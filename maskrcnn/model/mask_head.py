@@ -83,7 +83,7 @@ class MaskHead(nn.Module):
     def _predict(self, x: Tensor, classes: Tensor) -> Tensor:
         """What :attr:`convs` computed [R, C, 14, 14] and classes [R] -> mask logits [R, 28, 28], in float32."""
         logits = self.mask_fcn_logits(F.relu(self.conv5_mask(x), inplace=True))
-        return logits[torch.arange(len(classes), device=classes.device), classes].float()
+        return logits[torch.arange(classes.shape[0], device=classes.device), classes].float()
 
     def losses(
         self,

@@ -6,7 +6,7 @@
 # make cpu-sets   the op tests with each instruction set that the processor has
 # make gpu    all that needs an NVIDIA GPU: build, tests, sanitizers, benchmarks; DRY=1 tries the steps on the CPU
 # make sanitize   the op tests under AddressSanitizer and UBSan, each instruction set
-# make imports   which package imports which
+# make formats   install the libraries of microscopes' formats and test them     make imports   which package imports which
 PYTHON ?= python3
 VENV ?= .venv
 PY := $(VENV)/bin/python
@@ -16,7 +16,10 @@ DEMO := runs/demo
 DIST := dist
 VECTORISED := tests/ops/test_nms.py tests/ops/test_roi_align.py tests/ops/test_conv3x3.py tests/ops/test_group_norm.py
 
-.PHONY: demo test docs notebooks compilers lint format wheel cuda cpu-sets sanitize gpu imports clean
+FORMATS := tests/data/test_microscopes.py tests/data/test_ome_zarr.py tests/data/test_levels.py \
+	tests/data/test_pixel_size.py tests/export/test_zarr_labels.py
+
+.PHONY: demo test docs notebooks formats compilers lint format wheel cuda cpu-sets sanitize gpu imports clean
 
 # torch and torchvision are installed together, so that pip finds a matching pair.
 $(VENV)/.installed: pyproject.toml
@@ -59,6 +62,10 @@ docs: $(VENV)/.docs
 notebooks: $(VENV)/.built $(VENV)/.docs
 	rm -rf build/notebooks && mkdir -p build/notebooks && cp docs/notebooks/*.ipynb build/notebooks
 	$(PY) -m pytest --nbmake --nbmake-timeout 600 --overwrite build/notebooks
+
+formats: $(VENV)/.built
+	MASKRCNN_CUDA=0 $(PY) -m pip install --quiet --no-build-isolation --editable '.[formats]'
+	$(PY) -m pytest $(FORMATS)
 
 compilers: $(VENV)/.installed
 	$(PY) -m pytest -rs tests/csrc/test_compilers.py

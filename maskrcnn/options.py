@@ -13,6 +13,7 @@ import functools
 import inspect
 import math
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
@@ -21,6 +22,8 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from maskrcnn.errors import InputError
+
+_MICROMETRES = re.compile(r"\d+(\.\d*)? ?[uµμ]m")
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -56,6 +59,22 @@ class Range:
             numbers = f"{'above' if self.open_low else 'at least'} {self.low} and "
             numbers += f"{'below' if self.open_high else 'at most'} {self.high}"
         return numbers if self.multiple_of == 1 else f"a multiple of {self.multiple_of}, {numbers}"
+
+
+@dataclass(frozen=True)
+class Micrometres:
+    """Text with a length in micrometres above 0, for ``Annotated[str, Micrometres()]``: ``8um``, ``7.5 µm``."""
+
+    def __contains__(self, value: str) -> bool:
+        return _MICROMETRES.fullmatch(value) is not None and Micrometres.of(value) > 0
+
+    def __str__(self) -> str:
+        return "a length in micrometres, such as 8um"
+
+    @staticmethod
+    def of(text: str) -> float:
+        """The number of micrometres."""
+        return float(text.rstrip("umµμ "))
 
 
 Fraction = Annotated[float, Range(0, 1)]
@@ -183,7 +202,7 @@ def _annotations(owner: Any) -> dict[str, Any]:
 def _fits(value: Any, annotation: Any) -> bool:
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
-        ranges = [extra for extra in annotation.__metadata__ if isinstance(extra, Range)]
+        ranges = [extra for extra in annotation.__metadata__ if isinstance(extra, Range | Micrometres)]
         return _fits(value, arguments[0]) and all(value in extra for extra in ranges)
     if origin in (Union, UnionType):
         return any(_fits(value, one) for one in arguments)
@@ -211,8 +230,10 @@ def _expected(annotation: Any) -> str:
     """The values that an annotation allows, in words for an error message."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
-        ranges = [extra for extra in annotation.__metadata__ if isinstance(extra, Range)]
-        whole = "a whole number, " if arguments[0] is int and ranges and ranges[0].multiple_of == 1 else ""
+        ranges = [extra for extra in annotation.__metadata__ if isinstance(extra, Range | Micrometres)]
+        whole = ""
+        if arguments[0] is int and any(isinstance(one, Range) and one.multiple_of == 1 for one in ranges):
+            whole = "a whole number, "
         return whole + " and ".join(map(str, ranges)) if ranges else _expected(arguments[0])
     if origin in (Union, UnionType):
         return " or ".join(_expected(one) for one in arguments)

@@ -23,7 +23,7 @@ from maskrcnn.data.coco_file import read_coco_file
 from maskrcnn.data.dataset import CellDataset, Transform, label_progress
 from maskrcnn.data.hw3 import Hw3Folder
 from maskrcnn.data.picture import DEFAULT_PERCENTILES, read_image
-from maskrcnn.data.reader import image_size
+from maskrcnn.data.reader import image_size, split_place
 from maskrcnn.data.segmentation import checked_rle
 from maskrcnn.errors import InputError, one_line_errors
 from maskrcnn.files import write_text
@@ -149,7 +149,7 @@ class CocoDataset(CellDataset):
 
     def _path(self, index: int) -> Path:
         path = self.image_root / self.names[index]
-        if not os.path.isfile(path):  # unlike Path.is_file, no OSError for an invalid name
+        if not os.path.exists(split_place(path)[0]):  # unlike Path.exists, no OSError for an invalid name
             raise InputError(f"{path}: no such file")
         return path
 

@@ -15,7 +15,8 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from maskrcnn import distributed
-from maskrcnn.data.picture import Picture, picture_of
+from maskrcnn.data.arrays import picture_of
+from maskrcnn.data.picture import Picture
 from maskrcnn.data.sample import Sample
 from maskrcnn.structures import InstanceLabels
 

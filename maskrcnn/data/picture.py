@@ -2,11 +2,13 @@
 
 Training and prediction both read pixels through this module. A file holds one picture, or several pages or scenes that
 are separate pictures. TIFFs are decoded strip by strip or tile by tile (any compression, BigTIFF, OME-TIFF, a pyramid
-level); PNG and JPEG are decoded whole.
+level); PNG and JPEG are decoded whole. Where a file has a pyramid, reduced copies of a picture are made from the level
+that is just large enough.
 """
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,17 +20,26 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from maskrcnn.data.colours import chosen_channels, pick
 from maskrcnn.data.intensities import percentiles_of, stretch
+from maskrcnn.data.pixel_size import PixelSize, given_size
 from maskrcnn.data.reader import only_picture, open_stored
-from maskrcnn.data.stored import Array, ReadRegion
+from maskrcnn.data.stored import Array, Level, ReadRegion, StoredPicture, scale_between
 from maskrcnn.errors import InputError
 
 DEFAULT_PERCENTILES = (0.1, 99.9)
 """Default intensity range: cuts off hot pixels, but keeps the range of a small bright cell in a dark picture."""
 
+_ROUNDING = 0.99
+"""Fraction of the pixels of a side that a level may lack: scanners drop the last ones of a side that is odd."""
+
+_EPSILON = 1e-6
+
 BAND = 1 << 21
 """Number of pixels to read at a time when a whole picture is processed."""
+
+
+EXACT = 1 << 26
+"""Number of pixels above which intensities are taken from a level of the pyramid that has at least as many."""
 
 
 class Picture:
@@ -38,19 +49,34 @@ class Picture:
     and of all colour channels together (which keeps the hue), as :func:`numpy.percentile` computes them with
     ``inverted_cdf``; if they are equal, the picture's minimum and maximum are used. With percentiles None, 8-bit values
     are unchanged, other integers are scaled from the range of their type, and floats from the picture's minimum and
-    maximum.
+    maximum. Of a picture with more than :data:`EXACT` pixels and a pyramid, they are those of the smallest level that
+    has as many: a pass over a slide takes hours.
 
     Attributes:
-        name: the file's name; for a page of a stack with its number from 1, ``stack.tif#2``.
+        name: the file's name; for one of several pictures with its place, ``plate.zarr#B03_f2_t0``.
         path: the file that holds the picture: for pages of a multi-file OME-TIFF, not always the file that was opened.
         size: (H, W) in pixels.
+        place, page: see :class:`maskrcnn.data.stored.StoredPicture`.
+        pixel_size: size of the pixels in micrometres as the file gives it; None: unknown.
+        levels: copies with fewer pixels and the same intensities, the largest first.
     """
 
     def __init__(
-        self, path: Path, name: str, size: tuple[int, int], read: ReadRegion, percentiles: tuple[float, float] | None
+        self,
+        path: Path,
+        name: str,
+        size: tuple[int, int],
+        read: ReadRegion,
+        percentiles: tuple[float, float] | None,
+        levels: Sequence[Level] = (),
+        pixel_size: PixelSize | None = None,
+        place: str = "",
+        page: int = 0,
     ) -> None:
         self.path, self.name, self.size = path, name, size
+        self.pixel_size, self.place, self.page = pixel_size, place, page
         self._read, self._percentiles = read, percentiles
+        self.levels: list[Picture] = [_CoarsePicture(self, level) for level in levels]
         self._range: tuple[float, float] | None = None
         self._table: npt.NDArray[np.uint8] | None = None
 
@@ -69,27 +95,44 @@ class Picture:
         elif self._percentiles is None and pixels.dtype == np.uint8:
             values = pixels.copy()  # never a view of the caller's array
         else:
-            if self._range is None:
-                self._range = self._find_range(pixels.dtype)
+            low, high = self._range_of(pixels.dtype)
             if pixels.dtype.kind == "u" and pixels.dtype.itemsize <= 2:
                 if self._table is None:
-                    self._table = stretch(np.arange(np.iinfo(pixels.dtype).max + 1), *self._range)
+                    self._table = stretch(np.arange(np.iinfo(pixels.dtype).max + 1), low, high)
                 values = self._table.take(pixels)
             else:
-                values = stretch(pixels, *self._range)
+                values = stretch(pixels, low, high)
         if values.ndim == 2:
             values = np.repeat(values[:, :, None], 3, axis=2)
         return torch.from_numpy(np.ascontiguousarray(values))
 
     def reduced(self, longest_side: int) -> npt.NDArray[np.uint8]:
-        """The whole picture as uint8 [h, w, 3], reduced by an integer factor to sides of at most ``longest_side``."""
-        factor = -(-max(self.size) // longest_side)
-        rows = max(1, BAND // (self.size[1] * factor)) * factor
+        """The whole picture as uint8 [h, w, 3], reduced by an integer factor to sides of at most ``longest_side``, from
+        the smallest level that is large enough."""
+        source = [self, *(level for level in self.levels if max(level.size) >= longest_side)][-1]
+        factor = -(-max(source.size) // longest_side)
+        height, width = source.size
+        rows = max(1, BAND // (width * factor)) * factor
         bands = (
-            Image.fromarray(self.read(top, 0, min(rows, self.size[0] - top), self.size[1]).numpy()).reduce(factor)
-            for top in range(0, self.size[0], rows)
+            Image.fromarray(source.read(top, 0, min(rows, height - top), width).numpy()).reduce(factor)
+            for top in range(0, height, rows)
         )
         return np.concatenate([np.asarray(band) for band in bands])
+
+    def micrometres(self) -> float:
+        """The side of a pixel in micrometres; raises InputError if the file gives none, or one that cannot be."""
+        if self.pixel_size is None:
+            raise InputError(f"{self.name}: its pixel size is not known; give it with --pixel-size, in micrometres")
+        side = self.pixel_size.micrometres()
+        if side is None:
+            raise InputError(f"{self.name}: its pixels are {self.pixel_size.problem()}; give it with --pixel-size")
+        return side
+
+    def covering(self, size: tuple[int, int]) -> Picture:
+        """The smallest level with at least ``size`` (H, W) pixels, rounding aside; the picture itself if none has."""
+        need = [_ROUNDING * side for side in size]
+        fits = (level for level in self.levels if level.size[0] >= need[0] and level.size[1] >= need[1])
+        return [self, *fits][-1]
 
     def rescaled(self, factor: float) -> Picture:
         """The picture resized by ``factor`` (above 1: enlarged), also read by region.
@@ -117,17 +160,31 @@ class Picture:
         for top in range(0, height, rows):
             yield self.raw(top, 0, min(rows, height - top), width)
 
+    def _range_of(self, dtype: np.dtype[Any]) -> tuple[float, float]:
+        """The values that become 0 and 255; found once."""
+        if self._range is None:
+            self._range = self._find_range(dtype)
+        return self._range
+
     def _find_range(self, dtype: np.dtype[Any]) -> tuple[float, float]:
-        """The values that become 0 and 255."""
-        if self._percentiles is None:
-            if dtype.kind in "ui":
-                return float(np.iinfo(dtype).min), float(np.iinfo(dtype).max)
-            low, high = percentiles_of(self._bands, (0, 100))
-            return low, high
-        low, high = percentiles_of(self._bands, self._percentiles)
+        if self._percentiles is None and dtype.kind in "ui":
+            return float(np.iinfo(dtype).min), float(np.iinfo(dtype).max)
+        source = [self, *(level for level in self.levels if level.size[0] * level.size[1] >= EXACT)][-1]
+        low, high = percentiles_of(source._bands, self._percentiles or (0, 100))
         if low == high:
-            low, high = percentiles_of(self._bands, (0, 100))
+            low, high = percentiles_of(source._bands, (0, 100))
         return low, high
+
+
+class _CoarsePicture(Picture):
+    """A level of a picture's pyramid, with the intensity range of the whole."""
+
+    def __init__(self, full: Picture, level: Level) -> None:
+        super().__init__(full.path, full.name, level.size, level.read, full._percentiles)
+        self._full = full
+
+    def _find_range(self, dtype: np.dtype[Any]) -> tuple[float, float]:
+        return self._full._range_of(dtype)
 
 
 def _native(pixels: Array) -> Array:
@@ -137,32 +194,42 @@ def _native(pixels: Array) -> Array:
 
 
 class _RescaledPicture(Picture):
-    """A resized picture; each region is resampled from the corresponding region of the original."""
+    """A resized picture; each region is resampled from the corresponding region of the original, or of the level of its
+    pyramid that has enough pixels."""
 
     def __init__(self, original: Picture, size: tuple[int, int]) -> None:
         super().__init__(original.path, original.name, size, self._read_original, None)
-        self._original = original
+        self.levels = [level for level in original.levels if max(level.size) < max(size)]
+        source = self._source = original.covering(size)
+        scales = scale_between(original.size, source.size)
+        self._steps = [full / (few * scale) for full, few, scale in zip(original.size, size, scales, strict=True)]
 
     def read(self, top: int, left: int, height: int, width: int) -> Tensor:
         """See :meth:`Picture.read`; the stretched intensities are those of the original."""
         return torch.from_numpy(self.raw(top, left, height, width).copy())
 
     def _read_original(self, top: int, left: int, height: int, width: int) -> Array:
-        original = self._original
-        y1, y2, window_top, window_bottom = _source_range(top, height, self.size[0], original.size[0])
-        x1, x2, window_left, window_right = _source_range(left, width, self.size[1], original.size[1])
-        pixels = Image.fromarray(original.read(y1, x1, y2 - y1, x2 - x1).numpy())
+        source = self._source
+        y1, y2, window_top, window_bottom = _source_range(top, height, self._steps[0], source.size[0])
+        x1, x2, window_left, window_right = _source_range(left, width, self._steps[1], source.size[1])
+        pixels = source.read(y1, x1, y2 - y1, x2 - x1).numpy()
+        rows, columns = math.ceil(window_bottom) - (y2 - y1), math.ceil(window_right) - (x2 - x1)
+        if max(rows, columns) > 0:  # the last pixels of a side, which the level dropped
+            pixels = np.pad(pixels, ((0, max(rows, 0)), (0, max(columns, 0)), (0, 0)), mode="edge")
         window = (window_left, window_top, window_right, window_bottom)  # fractional, in pixels of what was read
-        return np.asarray(pixels.resize((width, height), Image.Resampling.BILINEAR, box=window))
+        resized = Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR, box=window)
+        return np.asarray(resized)
 
 
-def _source_range(start: int, length: int, size: int, original: int) -> tuple[int, int, float, float]:
-    """The source pixels of a region along one axis: first and end (exclusive) in the original, and where between them
-    the region ``start`` .. ``start + length`` of the resized picture of ``size`` pixels begins and ends."""
-    step = original / size
-    low, high = start * step, min((start + length) * step, original)
+def _source_range(start: int, length: int, step: float, limit: int) -> tuple[int, int, float, float]:
+    """The source pixels of a region along one axis: first and end (exclusive) in the source of ``limit`` pixels, of
+    which each of the resized picture's covers ``step``, and where between them the region ``start`` ..
+    ``start + length`` begins and ends: after their end if the source lacks the last pixels."""
+    low, high = start * step, (start + length) * step
+    if high < limit + _EPSILON:
+        high = min(high, limit)
     margin = max(1.0, step) + 1  # support of the triangle filter beyond the window
-    first, last = max(0, int(low - margin)), min(original, int(high + margin) + 1)
+    first, last = max(0, min(int(low - margin), limit - 1)), min(limit, int(high + margin) + 1)
     return first, last, low - first, high - first
 
 
@@ -171,22 +238,38 @@ def open_pictures(
     percentiles: tuple[float, float] | None = DEFAULT_PERCENTILES,
     level: int = 0,
     channels: Sequence[int] | None = None,
+    pixel_size: float | None = None,
 ) -> list[Picture]:
-    """Open the pictures of a file: one, or one per page of a stack (time, depth or unnamed axis) and per scene.
+    """Open the pictures of a file: one, or one per scene, well, field, time and depth, and page of a stack.
 
     Args:
-        path: TIFF, PNG, JPEG or JPEG 2000.
+        path: any format that :func:`maskrcnn.data.reader.open_stored` reads.
         percentiles: see :class:`Picture`.
-        level: pyramid level; 0 is the full size.
+        level: the level of the pyramid to take as the picture; 0 is the full size.
         channels: the file's channels (from 0) to use as red, green and blue; a single one becomes grey, with two, blue
             is black. None: grey or RGB, without alpha.
+        pixel_size: side of the pixels of level 0 in micrometres, instead of what the file says.
 
     Raises:
         InputError: the file is missing or damaged or has unknown axes; it has no such level or channel; it has two,
-            four or more channels and none were chosen.
+            four or more channels and none were chosen; its format needs a library that is not installed.
     """
-    pictures = open_stored(path, level, channels)
-    return [Picture(stored.path, stored.name, stored.size, stored.read, percentiles) for stored in pictures]
+    pictures = open_stored(path, level, channels, pixel_size=given_size(pixel_size))
+    return [_picture(stored, percentiles) for stored in pictures]
+
+
+def _picture(stored: StoredPicture, percentiles: tuple[float, float] | None) -> Picture:
+    return Picture(
+        stored.path,
+        stored.name,
+        stored.size,
+        stored.read,
+        percentiles,
+        stored.levels,
+        stored.pixel_size,
+        stored.place,
+        stored.page,
+    )
 
 
 def read_image(
@@ -200,53 +283,13 @@ def read_image(
     raises InputError too.
     """
     stored = only_picture(path, channels)
-    picture = _in_memory(stored.whole(), stored.path, stored.name, percentiles)
+    picture = in_memory(stored.whole(), stored.path, stored.name, percentiles)
     return picture.read(0, 0, *picture.size)
 
 
-def picture_of(
-    array: npt.ArrayLike | Tensor,
-    percentiles: tuple[float, float] | None,
-    name: str = "image",
-    channels: Sequence[int] | None = None,
-) -> Picture:
-    """Make a :class:`Picture` of an array [H, W], [H, W, 3] or [H, W, 4] of integers or floats.
+def in_memory(array: Array, path: Path, name: str, percentiles: tuple[float, float] | None) -> Picture:
+    """A picture of an array [H, W] or [H, W, 3] of integers or finite floats."""
 
-    Args:
-        array: an array in any byte order, a tensor on any device, or array-like. The last of four channels is alpha.
-        percentiles: see :class:`Picture`.
-        name: for messages.
-        channels: see :func:`open_pictures`; if given, ``array`` may have any number of channels.
-
-    Raises:
-        InputError: for another shape or dtype, no pixels, values that are not finite, or a missing channel.
-    """
-    array = _to_numpy(array, name)
-    if array.ndim not in (2, 3) or 0 in array.shape:
-        raise InputError(f"{name}: an array of shape {array.shape}, expected [H, W], [H, W, 3] or [H, W, 4]")
-    pixels = array if array.ndim == 3 else array[:, :, None]
-    count = pixels.shape[2]
-    if channels is None and count not in (1, 3, 4):
-        raise InputError(f"{name}: an array of shape {array.shape}, expected [H, W], [H, W, 3] or [H, W, 4]")
-    if array.dtype.kind not in "buif" or (array.dtype.kind == "f" and not np.isfinite(array).all()):
-        raise InputError(f"{name}: an array of {array.dtype}, expected integers or finite floats")
-    pixels = pick(pixels, chosen_channels(count, count == 4, channels, Path(name)))
-    return _in_memory(pixels, Path(name), name, percentiles)
-
-
-def _to_numpy(values: npt.ArrayLike | Tensor, name: str) -> Array:
-    try:
-        if not isinstance(values, Tensor):
-            return np.asarray(values)
-        narrow = values.is_floating_point() and values.dtype.itemsize <= 2  # NumPy has neither bfloat16 nor float8
-        array: Array = (values.detach().float() if narrow else values.detach()).cpu().numpy()
-    except (RuntimeError, TypeError, ValueError) as error:  # sparse, quantized or meta tensors; ragged lists
-        kind = f"a tensor of {values.dtype}" if isinstance(values, Tensor) else f"a {type(values).__name__}"
-        raise InputError(f"{name}: {kind} that NumPy cannot hold, expected an array of integers or floats") from error
-    return array
-
-
-def _in_memory(array: Array, path: Path, name: str, percentiles: tuple[float, float] | None) -> Picture:
     def read(top: int, left: int, height: int, width: int) -> Array:
         return array[top : top + height, left : left + width]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,13 +14,12 @@ from typing import Any
 import numpy as np
 import tifffile
 
-from maskrcnn.data.colours import chosen_channels, conversion, is_palette, is_ycbcr, pick
-from maskrcnn.data.stored import Array, ReadRegion, StoredPicture, check_claim, check_type, readable
+from maskrcnn.data.ome_xml import OmeImage
+from maskrcnn.data.stored import Array, Level, ReadRegion, StoredPicture, check_claim, check_type, named, readable
+from maskrcnn.data.tiff_layout import ChannelsToColours, Layout, Region, of_rows
+from maskrcnn.data.tiff_metadata import describe_scenes, pixel_size_of
 from maskrcnn.data.tiff_segments import OpenTiff, Segments
 from maskrcnn.errors import InputError
-
-Region = Callable[[int, int, int, int, int], Array]
-"""(plane, top, left, height, width) -> [height, width, samples]."""
 
 _MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
@@ -31,9 +30,6 @@ _REDUCED, _MASK = 1, 4  # bits of TIFF's NewSubfileType
 
 _MAX_PAGES = 1_000_000
 
-_MAX_UNNAMED_CHANNELS = 4
-"""An axis of unknown meaning holds channels if it is at most this long, else pages."""
-
 
 def is_tiff(path: Path) -> bool:
     """Whether the file starts with the signature of a TIFF; its name does not matter."""
@@ -41,15 +37,17 @@ def is_tiff(path: Path) -> bool:
         return file.read(4) in _MAGIC
 
 
-def open_tiff(path: Path, level: int, channels: Sequence[int] | None, colours: bool) -> list[StoredPicture]:
-    """Open the pictures of a TIFF: one per scene and per page of a stack.
+def open_tiff(path: Path, channels: Sequence[int] | None, colours: bool) -> list[StoredPicture]:
+    """Open the pictures of a TIFF, with their pyramids: one per scene and per page of a stack.
+
+    Places are by scene (by well and field where OME-XML has a plate), time and depth; pages whose axes have another
+    meaning or none are numbered from 1.
 
     The orientation tag is not applied: ImageJ, QuPath, napari and tifffile, with which masks for TIFFs are made, show
     pixels in the order in which they are stored.
 
     Args:
         path: any TIFF.
-        level: pyramid level; 0 is the full size. Pictures without that level are left out.
         channels: the channels to use; None: grey or RGB, without alpha.
         colours: False returns all channels with their values as stored, as needed for label masks.
 
@@ -60,30 +58,30 @@ def open_tiff(path: Path, level: int, channels: Sequence[int] | None, colours: b
     with readable(path):
         file = OpenTiff(tifffile.TiffFile(path), path)
         _check_header(file.tiff, path)
-        all_series = list(enumerate(file.tiff.series))
-        scenes = [(number, series) for number, series in all_series if _is_picture(series)] or all_series
+        described = describe_scenes(file.tiff, len(file.tiff.series))
+        all_series = list(zip(range(len(described)), file.tiff.series, described, strict=True))
+        scenes = [scene for scene in all_series if _is_picture(scene[1])] or all_series
         if not scenes:
             raise InputError(f"{path}: a TIFF without a picture")
-        levels = max(len(series.levels) for _, series in scenes)
-        if not 0 <= level < levels:
-            raise InputError(f"--level is {level}; {path} has the levels 0 to {levels - 1}")
         if colours:
             _warn_about_orientation(path, scenes[0][1].keyframe.tags.valueof("Orientation", 1))
         found = [
-            (page, scene)
-            for scene, (number, series) in enumerate(scenes, start=1)
-            if level < len(series.levels)  # small pictures of a slide file may have fewer
-            for page in _pictures(file, number, series.levels[level], channels, colours)
+            _placed(picture, scene, image, len(scenes) if file.tiff.is_ome else 1)
+            for scene, (number, series, image) in enumerate(scenes)
+            for picture in _pictures_with_levels(file, number, series, image, channels, colours)
         ]
-    if len(found) == 1:
-        return [found[0][0]]
-    scene_suffix = " (scene {})" if file.tiff.is_ome and len(scenes) > 1 else ""
-    if not scene_suffix and len(scenes) > 1:  # pages that differ in size, dtype or compression are separate series
-        found.sort(key=lambda page: page[0].page)
-    return [
-        replace(page, name=f"{path.name}#{number}" + scene_suffix.format(scene))
-        for number, (page, scene) in enumerate(found, start=1)
-    ]
+    several = len(scenes) > 1 and not file.tiff.is_ome
+    if several:  # pages that differ in size or compression are separate series
+        found.sort(key=lambda picture: picture.page)
+    if several or len({picture.place for picture in found}) < len(found):
+        found = [replace(picture, place=str(number)) for number, picture in enumerate(found, start=1)]
+    return named(found, path)
+
+
+def _placed(picture: StoredPicture, scene: int, image: OmeImage, scenes: int) -> StoredPicture:
+    """The picture with the place of its scene before its own."""
+    place = image.place or (f"s{scene}" if scenes > 1 else "")
+    return replace(picture, place="_".join(part for part in (place, picture.place) if part))
 
 
 def _check_header(tiff: tifffile.TiffFile, path: Path) -> None:
@@ -105,8 +103,13 @@ def _check_header(tiff: tifffile.TiffFile, path: Path) -> None:
 
 
 def _check_page(page: tifffile.TiffPage, path: Path) -> None:
+    size = page.imagelength, page.imagewidth
     bytes_per_pixel = page.samplesperpixel * page.bitspersample / 8
-    check_claim(path, (page.imagelength, page.imagewidth), bytes_per_pixel, page.parent.filehandle.size)
+    if page.is_tiled and page.tilelength and page.tilewidth:  # a sparse file may leave out most of its tiles
+        tiles = -(-size[0] // page.tilelength) * -(-size[1] // page.tilewidth)
+        counts = page.databytecounts
+        bytes_per_pixel *= max(1, len(counts) - counts.count(0)) / tiles if tiles and len(counts) >= tiles else 1
+    check_claim(path, size, bytes_per_pixel, page.parent.filehandle.size)
 
 
 def _is_picture(series: Any) -> bool:
@@ -125,22 +128,37 @@ def _warn_about_orientation(path: Path, orientation: object) -> None:
         )
 
 
-def _pictures(
-    file: OpenTiff, number: int, series: Any, channels: Sequence[int] | None, colours: bool
+def _pictures_with_levels(
+    file: OpenTiff, number: int, series: Any, image: OmeImage, channels: Sequence[int] | None, colours: bool
 ) -> list[StoredPicture]:
-    """The pictures of one series, at one level of its pyramid."""
+    """The pictures of one series, each with its copies at the other levels of the pyramid."""
+    levels = [
+        _pictures(file, (number, level), series.levels[level], channels, colours) for level in range(len(series.levels))
+    ]
+    pixel_size = pixel_size_of(file.tiff, series.keyframe, image)
+    found = []
+    for picture, *copies in zip(*(level for level in levels if len(level) == len(levels[0])), strict=True):
+        coarse = tuple(Level(copy.read, copy.size) for copy in copies)
+        found.append(replace(picture, levels=coarse, pixel_size=pixel_size, channels=image.channels))
+    return found
+
+
+def _pictures(
+    file: OpenTiff, number: tuple[int, int], series: Any, channels: Sequence[int] | None, colours: bool
+) -> list[StoredPicture]:
+    """The pictures of one level of a series."""
     path = file.path
     check_complete(series, path)
     check_type(path, series.dtype)
     page = series.keyframe
     size = page.imagelength, page.imagewidth
     _check_page(page, path)
-    layout = _Layout.of(series, path)
+    layout = Layout.of(series, path)
     segments = Segments(file, number, series)
     region: Region = segments.region
     if layout.rows:
-        size, region = layout.rows, _of_rows(segments, layout.count)
-    to_colours = _ChannelsToColours.of(layout, page, channels, path) if colours else None
+        size, region = layout.rows, of_rows(segments, layout.count)
+    to_colours = ChannelsToColours.of(layout, page, channels, path) if colours else None
     stored = list(range(layout.count)) if to_colours is None else to_colours.stored
 
     def reader(planes: Sequence[int]) -> ReadRegion:
@@ -155,9 +173,9 @@ def _pictures(
         return read
 
     found = []
-    for planes in layout.planes(stored):
+    for place, planes in layout.planes(stored):
         plane_path, page_index = segments.page_of(planes[0])
-        found.append(StoredPicture(reader(planes), size, plane_path, path.name, page_index))
+        found.append(StoredPicture(reader(planes), size, plane_path, path.name, page_index, place))
     return found
 
 
@@ -169,103 +187,3 @@ def check_complete(series: Any, path: Path) -> None:
         ends = (o + n for o, n in zip(page.dataoffsets, page.databytecounts, strict=False))
         if max(ends, default=0) > page.parent.filehandle.size:  # pages of an OME-TIFF may be in several files
             raise InputError(f"{path}: truncated, its last pixels are beyond the end of the file")
-
-
-@dataclass(frozen=True)
-class _Layout:
-    """Meaning of the axes of a series.
-
-    Attributes:
-        lengths: lengths of the axes before height and width.
-        channel_axis: index of the one that counts channels, or None.
-        count: number of channels of a picture.
-        of_samples: whether the channels are the samples of a TIFF's pixels.
-        rows: (H, W) if each row of the picture is a page, else None.
-    """
-
-    lengths: tuple[int, ...]
-    channel_axis: int | None
-    count: int
-    of_samples: bool
-    rows: tuple[int, int] | None = None
-
-    @staticmethod
-    def of(series: Any, path: Path) -> _Layout:
-        axes = [(a, n) for a, n in zip(series.axes, series.shape, strict=True) if n > 1 or a in "YX"]
-        names, lengths = "".join(a for a, _ in axes), tuple(n for _, n in axes)
-        y = names.find("Y")
-        last = names[y + 2 :]
-        if y < 0 or names[y : y + 2] != "YX" or last not in ("", "S", "C", "Q"):
-            raise InputError(f"{path}: axes {series.axes} of size {series.shape}, expected pictures of height x width")
-        if last:
-            return _Layout(lengths[:y], None, lengths[-1], True)
-        if names == "QYX" and lengths[2] <= _MAX_UNNAMED_CHANNELS < min(
-            lengths[:2]
-        ):  # an array [H, W, C] without metadata
-            return _Layout((), None, lengths[2], False, lengths[:2])
-        channel_axes = [index for index, axis in enumerate(names[:y]) if axis in "SC"]
-        if not channel_axes and y > 0 and names[y - 1] == "Q" and lengths[y - 1] <= _MAX_UNNAMED_CHANNELS:
-            channel_axes = [y - 1]
-        axis = channel_axes[-1] if channel_axes else None
-        count = 1 if axis is None else lengths[axis]
-        return _Layout(lengths[:y], axis, count, axis is not None and names[axis] == "S")
-
-    def planes(self, channels: Sequence[int]) -> Iterator[list[int]]:
-        """The indices of the planes that hold ``channels``, for each picture."""
-        if self.channel_axis is None:
-            yield from ([plane] for plane in range(math.prod(self.lengths)))
-            return
-        before, after = self.lengths[: self.channel_axis], self.lengths[self.channel_axis + 1 :]
-        indices = np.arange(math.prod(self.lengths)).reshape(math.prod(before), self.count, math.prod(after))
-        for outer in range(indices.shape[0]):
-            for inner in range(indices.shape[2]):
-                yield indices[outer, list(channels), inner].tolist()
-
-
-@dataclass(frozen=True)
-class _ChannelsToColours:
-    """Conversion of stored channels to grey or RGB.
-
-    Attributes:
-        stored: the channels to read.
-        convert: converts stored values to grey or RGB; None: not needed.
-        picked: the channels to use after reading and conversion.
-    """
-
-    stored: list[int]
-    convert: Callable[[Array], Array] | None
-    picked: list[int]
-
-    @staticmethod
-    def of(layout: _Layout, page: tifffile.TiffPage, channels: Sequence[int] | None, path: Path) -> _ChannelsToColours:
-        convert = conversion(page, path)
-        if is_palette(page) and layout.channel_axis is not None and not layout.of_samples:
-            convert = None  # ImageJ's lookup table for the display of a channel
-        mixed = convert is not None and (is_palette(page) or is_ycbcr(page))
-        count = 3 if mixed else layout.count
-        alpha = layout.of_samples and not mixed and _has_alpha(page, count)
-        chosen = chosen_channels(count, alpha, channels, path)
-        if mixed or layout.channel_axis is None:
-            return _ChannelsToColours(list(range(layout.count)), convert, chosen)
-        return _ChannelsToColours(chosen, convert, list(range(len(chosen))))  # planes that are not used are not read
-
-    def __call__(self, pixels: Array) -> Array:
-        return pick(pixels if self.convert is None else self.convert(pixels), self.picked)
-
-
-def _has_alpha(page: tifffile.TiffPage, count: int) -> bool:
-    """Whether the last sample is alpha. A fourth sample after RGB is, even if the header does not say so."""
-    if count == 4 and page.photometric in (tifffile.PHOTOMETRIC.RGB, tifffile.PHOTOMETRIC.YCBCR):
-        return True
-    alphas = (tifffile.EXTRASAMPLE.ASSOCALPHA, tifffile.EXTRASAMPLE.UNASSALPHA)
-    return count in (2, 4) and bool(page.extrasamples) and page.extrasamples[-1] in alphas
-
-
-def _of_rows(segments: Segments, count: int) -> Region:
-    """Region reader [height, width, count] for series whose page ``y`` is row ``y``, [width, count]."""
-
-    def region(_: int, top: int, left: int, height: int, width: int) -> Array:
-        rows = range(top, top + height)
-        return np.stack([segments.region(row, left, 0, width, count)[:, :, 0] for row in rows])
-
-    return region

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from collections import OrderedDict
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,11 +12,8 @@ from typing import Any
 import numpy as np
 import tifffile
 
-from maskrcnn.data.stored import Array
+from maskrcnn.data.stored import Array, BlockCache
 from maskrcnn.errors import InputError
-
-SEGMENT_CACHE = 256 << 20
-"""Bytes of decoded strips and tiles to cache per open file: neighbouring regions share them."""
 
 _JPEG = (6, 7, 34892, 33007)  # TIFF compressions that store their tables separately
 
@@ -29,18 +25,10 @@ class OpenTiff:
     tiff: tifffile.TiffFile
     path: Path
     lock: threading.RLock = field(default_factory=threading.RLock)
-    cache: OrderedDict[tuple[int, int, int], Array] = field(default_factory=OrderedDict)
-    cached: int = 0
+    cache: BlockCache = field(default_factory=BlockCache)
 
     def __post_init__(self) -> None:
         weakref.finalize(self, self.tiff.close)  # when its last picture is garbage collected
-
-    def keep(self, key: tuple[int, int, int], segment: Array) -> None:
-        """Add a decoded segment to the cache and evict the least recently used ones."""
-        self.cache[key] = segment
-        self.cached += segment.nbytes
-        while self.cached > SEGMENT_CACHE and len(self.cache) > 1:
-            self.cached -= self.cache.popitem(last=False)[1].nbytes
 
 
 class Segments:
@@ -50,8 +38,8 @@ class Segments:
         separate: whether each sample of a page is a plane.
     """
 
-    def __init__(self, file: OpenTiff, number: int, series: Any) -> None:
-        self.file, self.path, self.number = file, file.path, number
+    def __init__(self, file: OpenTiff, number: tuple[int, int], series: Any) -> None:
+        self.file, self.path, self.number = file, file.path, number  # of the series and the level, for the cache
         self.pages, self.keyframe = series.pages, series.keyframe
         self.maps: dict[str, Array] = {}
         page = self.keyframe
@@ -109,10 +97,9 @@ class Segments:
         return np.ndarray(shape, dtype, self.maps[file], page.dataoffsets[0] + pages_before * self.keyframe.nbytes)
 
     def _segment(self, number: int, index: int) -> Array | None:
-        key = (self.number, number, index)
-        if key in self.file.cache:
-            self.file.cache.move_to_end(key)
-            return self.file.cache[key]
+        return self.file.cache.get((self.number, number, index), lambda: self._decode(number, index))
+
+    def _decode(self, number: int, index: int) -> Array | None:
         page = self.pages[number]
         # read the header before seeking to the segment: reading it moves the file's position
         offset, count, decode = page.dataoffsets[index], page.databytecounts[index], self.keyframe.decode
@@ -122,11 +109,7 @@ class Segments:
         if self.keyframe.compression in _JPEG:
             tables = {"jpegtables": page.jpegtables, "jpegheader": self.keyframe.jpegheader}
         decoded = decode(_bytes_at(page.parent.filehandle, offset, count), index, **tables)[0]
-        if decoded is None:
-            return None
-        segment: Array = decoded[0]
-        self.file.keep(key, segment)
-        return segment
+        return None if decoded is None else decoded[0]
 
 
 def _bytes_at(handle: tifffile.FileHandle, offset: int, count: int) -> bytes:

@@ -24,6 +24,7 @@ from maskrcnn.export.picture_files import write_picture
 from maskrcnn.export.run_folder import CELLS, begin, default_folder
 from maskrcnn.export.summary import finish, minimum_scores
 from maskrcnn.export.truth import Truth
+from maskrcnn.export.zarr_labels import create_zarr_labels
 from maskrcnn.files import lock_folder
 from maskrcnn.predict.load import load
 from maskrcnn.predict.predictor import Predictor
@@ -68,6 +69,8 @@ def infer(config: InferConfig) -> Outcome:
             with writing(folder):
                 (folder / CELLS).mkdir(parents=True, exist_ok=True)
             stack.enter_context(lock_folder(folder, "predict"))
+            if "zarr" in config.format:
+                create_zarr_labels([job.path for job in jobs])
             return begin(config, folder, jobs)
 
         todo = distributed.from_main(prepare)

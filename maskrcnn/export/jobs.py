@@ -12,8 +12,10 @@ from pathlib import Path
 import tifffile
 
 from maskrcnn import distributed
+from maskrcnn.data import lif, slide
 from maskrcnn.data.hw3 import IMAGE
 from maskrcnn.data.id_mapping import read_test_release
+from maskrcnn.data.ngff import is_zarr, metadata_of
 from maskrcnn.data.picture import Picture, open_pictures
 from maskrcnn.errors import InputError
 from maskrcnn.export.config import InferConfig
@@ -22,14 +24,15 @@ from maskrcnn.export.names import printable, result_keys
 PICTURES = frozenset(
     [f".{name.rpartition('.')[2]}" for name in tifffile.TIFF.FILE_EXTENSIONS]
     + [".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".webp", ".jp2", ".ppm", ".pgm"]
+    + [".czi", ".nd2", *lif.SUFFIXES, *slide.SUFFIXES]
 )
 """Extensions of the pictures in a folder: all that tifffile lists for TIFFs (``.svs``, ``.ndpi``, ``.lsm``, ``.btf``,
-...), and formats of Pillow. A file that is given itself may have any extension."""
+...), formats of Pillow, and those of microscopes. A file that is given itself may have any extension."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """One picture to predict: page ``page`` of the file ``path``. ``key`` names its output files."""
+    """One picture to predict: number ``page`` of those in ``path``. ``key`` names its output files."""
 
     key: str
     file_name: str
@@ -43,7 +46,7 @@ def find_jobs(config: InferConfig) -> list[Job]:
     """The pictures of ``--data`` or ``--images`` in order; raises InputError if there are none."""
     if config.data is not None:
         tests = read_test_release(config.data)
-        keys = result_keys([test.path for test in tests], [1] * len(tests))
+        keys = result_keys([test.path for test in tests], [[""]] * len(tests))
         return [
             Job(key, test.file_name, test.path, 0, test.image_id, (test.height, test.width))
             for (key,), test in zip(keys, tests, strict=True)
@@ -51,7 +54,7 @@ def find_jobs(config: InferConfig) -> list[Job]:
     listed = [path for entry in config.images for path in _pictures_in(entry)]
     paths = list({os.path.abspath(path): path for path in listed}.values())  # a folder may be given twice
     file_pages = [_pages(path, config, {os.path.realpath(other) for other in paths}) for path in paths]
-    keys = result_keys(paths, list(map(len, file_pages)))
+    keys = result_keys(paths, [list(pages.values()) for pages in file_pages])
     pages = [
         (key, path, page)
         for names, path, numbers in zip(keys, paths, file_pages, strict=True)
@@ -60,26 +63,27 @@ def find_jobs(config: InferConfig) -> list[Job]:
     return [Job(key, path.name, path, page, image_id) for image_id, (key, path, page) in enumerate(pages, start=1)]
 
 
-def _pages(path: Path, config: InferConfig, listed: set[str]) -> list[int]:
-    """The numbers of a file's pictures, from its header; for a multi-file OME-TIFF, without the pictures in other
-    ``listed`` files. [0] for a file that cannot be read, which fails later."""
+def _pages(path: Path, config: InferConfig, listed: set[str]) -> dict[int, str]:
+    """The numbers of a file's pictures and their places, from its header; for a multi-file OME-TIFF, without the
+    pictures in other ``listed`` files. Number 0 for a file that cannot be read, which fails later."""
     try:
         pictures = open_pictures(path, level=config.level, channels=config.channels)
     except Exception:  # decoders raise all kinds of exceptions
-        return [0]
-    return [
-        number
+        return {0: ""}
+    return {
+        number: picture.place
         for number, picture in enumerate(pictures)
         if picture.path == path or os.path.realpath(picture.path) not in listed
-    ]
+    }
 
 
 def _pictures_in(entry: Path) -> list[Path]:
-    """The file ``entry``, or the pictures in a folder: files with a known extension, else <name>/image.tif.
+    """The file or OME-Zarr ``entry``, or the pictures in a folder: files with a known extension and OME-Zarrs, else
+    <name>/image.tif.
 
     Hidden files are ignored; other entries that are ignored are counted in one line on stderr.
     """
-    if os.path.isfile(entry):
+    if os.path.isfile(entry) or is_zarr(entry):
         return [entry]
     if not os.path.isdir(entry):
         raise InputError(f"--images {entry}: no such file or folder")
@@ -89,10 +93,10 @@ def _pictures_in(entry: Path) -> list[Path]:
         raise InputError(f"--images {entry}: cannot be listed: {error.strerror}") from error
     # a broken link counts as a picture, which fails later; a pipe does not
     files = [path for path in paths if os.path.isfile(path) or not os.path.exists(path)]
-    found = [path for path in files if path.suffix.lower() in PICTURES]
+    found = [path for path in paths if (path in files and path.suffix.lower() in PICTURES) or is_zarr(path)]
     found = found or [path / IMAGE for path in paths if os.path.isfile(path / IMAGE)]
     if not found:
-        kinds = "TIFF, PNG, JPEG, BMP, WebP or JPEG 2000"
+        kinds = "TIFF, PNG, JPEG, BMP, WebP, JPEG 2000, or of a microscope"
         raise InputError(f"--images {entry}: no picture ({kinds}, by its ending) in this folder")
     taken = set(found)
     _print_ignored(entry, [path for path in paths if not {path, path / IMAGE} & taken])
@@ -107,9 +111,12 @@ def _print_ignored(folder: Path, paths: Sequence[Path]) -> None:
 
 
 def source_of(job: Job) -> list[str | int] | None:
-    """Identifies a picture and its version: path, page, size and modification time; None if the file is missing."""
+    """Identifies a picture and its version: path, page, size and modification time; None if the file is missing.
+
+    Of an OME-Zarr, the size and time are those of its metadata: a folder changes when labels are written into it.
+    """
     try:
-        status = job.path.stat()
+        status = metadata_of(job.path).stat()
     except OSError:
         return None
     return [printable(os.path.abspath(job.path)), job.page, status.st_size, status.st_mtime_ns]
@@ -127,7 +134,8 @@ class Opener:
         """Open a picture; raises InputError if the file cannot be read, or its size is not that of the id mapping."""
         if job.path != self.path:
             self.path = None  # if the file cannot be opened
-            self.pages = open_pictures(job.path, self.percentiles, self.config.level, self.config.channels)
+            config = self.config
+            self.pages = open_pictures(job.path, self.percentiles, config.level, config.channels, config.pixel_size)
             self.path = job.path
         if job.page >= len(self.pages):
             raise InputError(f"{job.path}: {len(self.pages)} pages now; it had more when the run started")

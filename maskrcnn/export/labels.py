@@ -38,7 +38,7 @@ def write_labels(path: Path, detections: Detections) -> None:
         InputError: the file cannot be written.
     """
     rles = detections.to_rle()
-    _write(path, rles, cell_boxes(rles), _painting_order(detections), detections.size)
+    _write(path, rles, cell_boxes(rles), painting_order(detections), detections.size)
 
 
 def write_class_labels(folder: Path, detections: Detections, num_classes: int) -> list[Path]:
@@ -62,7 +62,7 @@ def write_class_labels(folder: Path, detections: Detections, num_classes: int) -
     """
     classes = np.array(classes_of(detections, num_classes), np.int64)
     rles = detections.to_rle()
-    boxes, order = cell_boxes(rles), _painting_order(detections)
+    boxes, order = cell_boxes(rles), painting_order(detections)
     paths = [folder / f"class{number}.tif" for number in range(1, num_classes + 1)]
     for number, path in enumerate(paths, start=1):
         _write(path, rles, boxes, order[classes[order] == number], detections.size)
@@ -78,7 +78,7 @@ def classes_of(detections: Detections, num_classes: int) -> list[int]:
     return classes
 
 
-def _painting_order(detections: Detections) -> Ints:
+def painting_order(detections: Detections) -> Ints:
     """Indices of the detections by ascending score, so that the highest score is painted last."""
     return torch.argsort(detections.scores.cpu(), stable=True).numpy()
 

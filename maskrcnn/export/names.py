@@ -32,28 +32,33 @@ def file_stem(key: str) -> str:
     return f"{start}~{digest}"
 
 
-def result_keys(paths: Sequence[Path], pages: Sequence[int]) -> list[list[str]]:
-    """Unique keys for the results of each file's pages.
+def result_keys(paths: Sequence[Path], places: Sequence[Sequence[str]]) -> list[list[str]]:
+    """Unique keys for the results of each file's pictures.
 
-    A file's key is its name without extension, or the folder's name for ``<name>/image.tif``; for a stack, the page
-    number is appended. If two files have the same key, the extension is kept; if that is not unique either, a number is
-    appended. Keys that differ only in case count as equal, as on the file systems of macOS and Windows.
+    A file's key is its name without extension, or the folder's name for ``<name>/image.tif``; of several pictures, the
+    place is appended: ``plate_B03_f2_t0``, or ``stack-2`` where it is only a number. If two files have the same key,
+    the extension is kept; if that is not unique either, a number is appended. Keys that differ only in case count as
+    equal, as on the file systems of macOS and Windows.
 
     Args:
         paths: the files.
-        pages: number of pages of each file that are predicted.
+        places: the places (:class:`maskrcnn.data.stored.StoredPicture`) of the pictures of each file.
     """
     stems = [_stem(path) for path in paths]
     counts = Counter(map(_folded, stems))
     taken: set[str] = set()
     keys = []
-    for stem, path, number in zip(stems, paths, pages, strict=True):
+    for stem, path, file_places in zip(stems, paths, places, strict=True):
         name = stem if counts[_folded(stem)] == 1 else path.name
-        ends = [f"-{page + 1}" if number > 1 else "" for page in range(number)]
+        ends = [_end(place) if len(file_places) > 1 else "" for place in file_places]
         free = next(name for name in _numbered(name) if not any(_folded(name + end) in taken for end in ends))
         keys.append([free + end for end in ends])
         taken.update(map(_folded, keys[-1]))
     return keys
+
+
+def _end(place: str) -> str:
+    return f"-{place}" if place.isdigit() else f"_{place}"
 
 
 def _stem(path: Path) -> str:

@@ -13,6 +13,7 @@ from maskrcnn.export.names import printable
 from maskrcnn.export.overlay import draw_overlay
 from maskrcnn.export.run_folder import FILES, file_of, record_of
 from maskrcnn.export.table import write_table
+from maskrcnn.export.zarr_labels import write_zarr_labels
 from maskrcnn.files import atomic_write, to_json, write_text
 from maskrcnn.structures import Detections
 
@@ -54,7 +55,10 @@ def write_picture(
     if "geojson" in paths:
         write_geojson(paths["geojson"], shown, class_names)
     if "csv" in paths:
-        write_table(paths["csv"], shown, class_names, picture.raw)
+        size = picture.pixel_size
+        write_table(paths["csv"], shown, class_names, picture.raw, None if size is None else size.micrometres())
+    if "zarr" in formats:
+        write_zarr_labels(picture.path, picture.page, shown)
     if "overlay" in paths:
         overlay = draw_overlay(picture.reduced(OVERLAY), shown, class_names, score_threshold)
         with atomic_write(paths["overlay"]) as beside:

@@ -39,6 +39,7 @@ COMPARED = (
     "channels",
     "precision",
     "diameter",
+    "pixel_size",
     "score_threshold",
     "box_score_threshold",
 )

@@ -24,6 +24,9 @@ BLOCK = 1024
 
 MEASURES = ("centroid_x", "centroid_y", "area", "x1", "y1", "x2", "y2", "perimeter", "eccentricity", "mean_intensity")
 COLUMNS = ("id", "class", "class_name", "score", *MEASURES)
+LENGTHS = ("centroid_x", "centroid_y", "x1", "y1", "x2", "y2", "perimeter")
+MICROMETRES = {"area": "area_um2", **{name: f"{name}_um" for name in LENGTHS}}
+"""Columns in micrometres of measures in pixels."""
 
 FORMULA = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 """First characters of formulas; the last four are the full-width forms of Japanese input methods."""
@@ -32,7 +35,13 @@ ReadRegion = Callable[[int, int, int, int], Tensor | npt.NDArray[Any]]
 """(top, left, height, width) inside the picture -> pixels [height, width] or [height, width, 3]."""
 
 
-def write_table(path: Path, detections: Detections, class_names: Sequence[str], read_region: ReadRegion) -> None:
+def write_table(
+    path: Path,
+    detections: Detections,
+    class_names: Sequence[str],
+    read_region: ReadRegion,
+    micrometres: float | None = None,
+) -> None:
     """Write a CSV with one row per cell, in the order of the detections.
 
     Columns: ``id`` (i + 1 for detection i, as in the label image and GeoJSON), ``class`` (1..K), ``class_name``,
@@ -41,6 +50,9 @@ def write_table(path: Path, detections: Detections, class_names: Sequence[str], 
     ``eccentricity`` of the ellipse with the same second moments (0 for a disc, below 1); ``mean_intensity`` over the
     cell's pixels and colour channels, in the units of ``read_region``. Pixel i covers [i, i+1), so that the centroid of
     a single pixel is i + 0.5 and its bounds are i and i + 1. Pixels in which cells overlap count for all of them.
+
+    Where the pixel size is known, columns with all lengths, positions and areas in micrometres follow: ``area_um2``,
+    ``centroid_x_um``, ...
 
     A cell without pixels has a row with area 0 and the other measures empty. Names of classes are escaped by
     :func:`write_csv`.
@@ -51,6 +63,7 @@ def write_table(path: Path, detections: Detections, class_names: Sequence[str], 
         class_names: names of classes 1..K.
         read_region: reads the picture's pixels; called once per block of 1024x1024 pixels that has cells, for the
             region that they cover, from top to bottom.
+        micrometres: the side of a pixel; None: unknown, and there are no columns in micrometres.
 
     Raises:
         InputError: the file cannot be written, or ``read_region`` raises it.
@@ -59,11 +72,19 @@ def write_table(path: Path, detections: Detections, class_names: Sequence[str], 
     classes = classes_of(detections, len(class_names))
     rows = _measure(detections.to_rle(), read_region)
     cells = zip(classes, detections.scores.tolist(), rows, strict=True)
+    scales = {} if micrometres is None else {name: micrometres ** (1 + (name == "area")) for name in MICROMETRES}
     write_csv(
         path,
-        COLUMNS,
+        (*COLUMNS, *(MICROMETRES[name] for name in scales)),
         (
-            (index, number, class_names[number - 1], round(score, 6), *(row.get(name, "") for name in MEASURES))
+            (
+                index,
+                number,
+                class_names[number - 1],
+                round(score, 6),
+                *(row.get(name, "") for name in MEASURES),
+                *(float(f"{row[name] * scale:.7g}") if name in row else "" for name, scale in scales.items()),
+            )
             for index, (number, score, row) in enumerate(cells, start=1)
         ),
     )

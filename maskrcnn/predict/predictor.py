@@ -16,13 +16,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from maskrcnn.data.picture import Picture, open_pictures, picture_of
+from maskrcnn.data.arrays import picture_of
+from maskrcnn.data.picture import Picture, open_pictures
+from maskrcnn.data.pixel_size import given_size
 from maskrcnn.data.transforms import scale_to
 from maskrcnn.device import Precision
 from maskrcnn.errors import InputError
 from maskrcnn.model import MaskRCNN
 from maskrcnn.model.limits import Limits
-from maskrcnn.options import Fraction, Percentile, Range, check_value, checked
+from maskrcnn.options import Fraction, Micrometres, Percentile, Range, check_value, checked
 from maskrcnn.predict.augment import Augment
 from maskrcnn.predict.capacity import Capacity, default_tile
 from maskrcnn.predict.detector import Detector
@@ -37,9 +39,10 @@ OVERLAP = 128
 TileSide = Annotated[int, Range(32, 65536)]
 Overlap = Annotated[int, Range(0, 32768)]
 BatchSize = Annotated[int, Range(1, 65536)]
-Diameter = Annotated[float, Range(0, 1_000_000, open_low=True)] | Literal["auto", "none"]
-"""Assumed median diameter of the cells in pixels of the picture (of the circle of equal area); auto: estimated; none:
-the picture is predicted at its own scale."""
+Pixels = Annotated[float, Range(0, 1_000_000, open_low=True)]
+Diameter = Pixels | Literal["auto", "none"] | Annotated[str, Micrometres()]
+"""Assumed median diameter of the cells in pixels of the picture (of the circle of equal area), or in micrometres, as
+``8um``; auto: estimated; none: the picture is predicted at its own scale."""
 
 SCORE_THRESHOLD = 0.5
 """Default score threshold for results, if none was fitted."""
@@ -83,7 +86,7 @@ class Predictor:
         batch_size: BatchSize | None = None,
         augment: Augment = "none",
         box_score_threshold: Fraction | None = None,
-        diameter: Annotated[float, Range(0, 1_000_000, open_low=True)] | None = None,
+        diameter: Pixels | None = None,
         score_threshold: Fraction | Sequence[Fraction] = SCORE_THRESHOLD,
         mask_threshold: Fraction = 0.5,
         channels: Sequence[Annotated[int, Range(0, 65535)]] | None = None,
@@ -120,12 +123,19 @@ class Predictor:
         predictor.detector = replace(self.detector, limits=limits)
         return predictor
 
-    def __call__(self, image: str | Path | np.ndarray | Tensor, diameter: Diameter | None = None) -> Detections:
+    def __call__(
+        self,
+        image: str | Path | np.ndarray | Tensor,
+        diameter: Diameter | None = None,
+        pixel_size: float | None = None,
+    ) -> Detections:
         """Detect the cells in one picture of any size.
 
         Args:
-            image: a file (TIFF, PNG, JPEG), or an array [H, W], [H, W, 3] or [H, W, 4] of any integer or float type.
+            image: a file (:func:`maskrcnn.open_pictures`), or an array [H, W], [H, W, 3] or [H, W, 4] of any integer or
+                float type.
             diameter: see :meth:`predict`.
+            pixel_size: side of the pixels in micrometres, for a diameter in micrometres; None: as the file says.
 
         Returns:
             Detections on the CPU, highest score first, in pixels of the picture, including those with low scores;
@@ -134,17 +144,19 @@ class Predictor:
         Raises:
             InputError: the file or array is not a supported picture, or a stack of several.
         """
-        return self.predict(self._open(image), diameter=diameter)
+        return self.predict(self._open(image, pixel_size), diameter=diameter)
 
     def read(self, image: str | Path | np.ndarray | Tensor) -> Tensor:
         """Read a picture at its own scale as uint8 [H, W, 3], with intensities stretched as in training."""
         picture = self._open(image)
         return picture.read(0, 0, *picture.size)
 
-    def _open(self, image: str | Path | np.ndarray | Tensor) -> Picture:
+    def _open(self, image: str | Path | np.ndarray | Tensor, pixel_size: float | None = None) -> Picture:
         if not isinstance(image, str | Path):
-            return picture_of(image, self.percentiles, channels=self.channels)
-        first, *others = open_pictures(image, self.percentiles, channels=self.channels)
+            picture = picture_of(image, self.percentiles, channels=self.channels)
+            picture.pixel_size = given_size(pixel_size)
+            return picture
+        first, *others = open_pictures(image, self.percentiles, channels=self.channels, pixel_size=pixel_size)
         if others:
             raise InputError(
                 f"{image}: {1 + len(others)} pages; use Predictor.predict on each picture of open_pictures"
@@ -162,8 +174,9 @@ class Predictor:
         Args:
             picture: from :func:`maskrcnn.data.picture.open_pictures`, with this predictor's ``percentiles``.
             progress: called after each batch with the number of tiles done and of all tiles.
-            diameter: median cell diameter in pixels of the picture, or ``none`` to predict it at its own scale.
-                Default: ``auto`` (estimated) if the network was trained for one cell diameter, else ``none``.
+            diameter: median cell diameter in pixels of the picture, or in micrometres (``8um``) by its pixel size, or
+                ``none`` to predict it at its own scale. Default: ``auto`` (estimated) if the network was trained for
+                one cell diameter, else ``none``.
 
         Returns:
             Detections on the CPU, highest score first, in pixels of the picture, with the assumed ``diameter``; if the
@@ -171,7 +184,7 @@ class Predictor:
 
         Raises:
             InputError: the diameter is not above 0, or given for a network that was trained at the pictures' own
-                scale; or the file is damaged.
+                scale, or in micrometres for a picture without a pixel size that can be; or the file is damaged.
         """
         size = self.find_diameter(picture, diameter)
         factor = 1.0 if size is None or self.diameter is None else scale_to(self.diameter, size)
@@ -194,6 +207,8 @@ class Predictor:
             )
         if diameter is None or diameter == "auto":
             return self._estimate(picture, self.diameter)
+        if isinstance(diameter, str):
+            return Micrometres.of(diameter) / picture.micrometres()
         return float(diameter)
 
     def _estimate(self, picture: Picture, canonical: float) -> float | None:

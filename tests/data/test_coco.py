@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from PIL import Image
 from pycocotools import mask as coco_mask
@@ -188,3 +189,23 @@ def test_a_picture_of_another_size(tmp_path: Path) -> None:
 def test_ids_of_the_folder_are_kept(tiny_dataset: Path) -> None:
     part = Hw3Folder(tiny_dataset).subset([4, 1])
     assert [image["id"] for image in to_coco(part)["images"]] == [5, 2]
+
+
+def test_pictures_inside_a_file_have_annotations_of_their_own(tmp_path: Path) -> None:
+    """Named as prediction names them, after a ``#``: here the times of an OME-TIFF."""
+    stack = np.random.default_rng(0).integers(0, 255, (2, 20, 30), dtype=np.uint8)
+    tifffile.imwrite(tmp_path / "a.ome.tif", stack, metadata={"axes": "TYX"}, photometric="minisblack")
+    square = {"segmentation": [[2, 3, 8, 3, 8, 9, 2, 9]], "category_id": 1, "iscrowd": 0}
+    contents = {
+        "images": [{"id": t, "file_name": f"a.ome.tif#t{t}", "height": 20, "width": 30} for t in range(2)],
+        "categories": [{"id": 1, "name": "cell"}],
+        "annotations": [{"id": 1, "image_id": 1, **square}],
+    }
+    (tmp_path / "a.json").write_text(json.dumps(contents))
+    dataset = CocoDataset(tmp_path / "a.json", percentiles=None)
+    for t in range(2):
+        assert np.array_equal(dataset[t].image[:, :, 0].numpy(), stack[t])
+        assert len(dataset[t].labels) == t
+    (tmp_path / "b.json").write_text(json.dumps(contents).replace("a.ome.tif#t1", "a.ome.tif#t7"))
+    with pytest.raises(InputError, match=r"a\.ome\.tif: no picture t7; it has t0, t1"):
+        CocoDataset(tmp_path / "b.json")[1]

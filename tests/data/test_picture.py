@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as stn
 from PIL import Image
 
+from maskrcnn.data.arrays import picture_of
 from maskrcnn.data.intensities import percentiles_of
-from maskrcnn.data.picture import open_pictures, picture_of, read_image
+from maskrcnn.data.picture import open_pictures, read_image
 from maskrcnn.errors import InputError
 from tests.data.picture_files import assert_regions, only, write
 

@@ -36,7 +36,7 @@ def test_each_page_of_a_stack_is_a_picture_of_its_own(tmp_path: Path) -> None:
     stack = RNG.integers(0, 255, (6, 70, 90), dtype=np.uint8)
     stack[2] //= 5  # a darker page is stretched by its own percentiles
     pictures = open_pictures(write(tmp_path / "z.tif", stack, metadata={"axes": "ZYX"}))
-    assert [p.name for p in pictures] == [f"z.tif#{i}" for i in range(1, 7)]
+    assert [p.name for p in pictures] == [f"z.tif#z{i}" for i in range(6)]
     for picture, page in zip(pictures, stack, strict=True):
         alone = write(tmp_path / "page.tif", page)
         assert_regions(picture, read_image(alone))
@@ -80,7 +80,7 @@ def test_scenes_are_pictures_but_for_what_lies_beside_a_slide(tmp_path: Path) ->
         for name, array in arrays.items():
             tiff.write(array, metadata={"axes": "TYX"[3 - array.ndim :], "Name": name}, photometric="minisblack")
     pictures = open_pictures(path)
-    assert [p.name for p in pictures] == [f"plate.ome.tif#{n} (scene {s})" for n, s in ((1, 1), (2, 1), (3, 2))]
+    assert [p.name for p in pictures] == [f"plate.ome.tif#{place}" for place in ("s0_t0", "s0_t1", "s1")]
     for picture, page in zip(pictures, (*arrays["A1"], arrays["A2"]), strict=True):
         assert np.array_equal(picture.raw(0, 0, *page.shape), page)
     with pytest.raises(InputError, match="3 pictures"):
@@ -88,7 +88,7 @@ def test_scenes_are_pictures_but_for_what_lies_beside_a_slide(tmp_path: Path) ->
 
 
 def test_pages_are_read_by_several_threads_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("maskrcnn.data.tiff_segments.SEGMENT_CACHE", 1 << 14)
+    monkeypatch.setattr("maskrcnn.data.stored.BLOCK_CACHE", 1 << 14)
     stack = RNG.integers(0, 255, (8, 256, 256), dtype=np.uint8)
     path = write(tmp_path / "z.tif", stack, metadata={"axes": "ZYX"}, tile=(32, 32), compression="zlib")
     pictures = open_pictures(path, None)

@@ -70,7 +70,7 @@ def test_pictures_without_a_mapping_are_numbered(tiny_run: Path, tmp_path: Path)
     entries = json.loads((outcome.folder / "test-results.json").read_text())
     assert len(entries) == outcome.cells
     assert {entry["image_id"] for entry in entries} <= set(range(1, 8))
-    pages = [f"c-{page}" for page in range(1, 6)]
+    pages = [f"c_z{depth}" for depth in range(5)]
     assert sorted(path.stem for path in (outcome.folder / "overlays").iterdir()) == ["a", "b", *pages]
 
 
@@ -186,7 +186,7 @@ def test_the_headers_of_a_stack_are_read_once(tiny_run: Path, tmp_path: Path, mo
     config = InferConfig(tiny_run / "best.pt", images=(tmp_path,), out=tmp_path / "out", device="cpu")
     assert len(find_jobs(config)) == 4
     monkeypatch.setattr("maskrcnn.export.jobs.open_pictures", counted)
-    monkeypatch.setattr("maskrcnn.export.jobs._pages", lambda *_: [0, 1, 2, 3])
+    monkeypatch.setattr("maskrcnn.export.jobs._pages", lambda *_: dict.fromkeys(range(4), ""))
     assert not infer(config).failures
     assert len(opened) == 1
 

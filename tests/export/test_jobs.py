@@ -59,7 +59,7 @@ def test_the_files_of_an_ome_set_are_predicted_once(tmp_path: Path) -> None:
         ("1.ome", "1.ome.tif", 1),
     ]
     alone = find_jobs(InferConfig(Path("best.pt"), images=(tmp_path / "1.ome.tif",)))
-    assert [(job.key, job.page) for job in alone] == [("1.ome-1", 0), ("1.ome-2", 1)]
+    assert [(job.key, job.page) for job in alone] == [("1.ome_t0", 0), ("1.ome_t1", 1)]
     (tmp_path / "pictures").symlink_to(tmp_path)
     assert len(find_jobs(InferConfig(Path("best.pt"), images=(tmp_path / "pictures",)))) == 2
 

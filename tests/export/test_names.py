@@ -43,7 +43,7 @@ def test_keys_are_names_inside_a_folder(
     folder = tmp_path / "above" / "pictures"
     folder.mkdir(parents=True)
     monkeypatch.chdir(folder)
-    assert [key for (key,) in result_keys([Path(file) for file in files], [1] * len(files))] == keys
+    assert [key for (key,) in result_keys([Path(file) for file in files], [[""]] * len(files))] == keys
 
 
 @pytest.mark.parametrize("letter", ["a", "é", "細", "\udcff"])

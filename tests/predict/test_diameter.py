@@ -12,7 +12,7 @@ from skimage.draw import disk
 from skimage.measure import label, regionprops
 from torch import Tensor
 
-from maskrcnn.data.picture import picture_of
+from maskrcnn.data.arrays import picture_of
 from maskrcnn.errors import InputError
 from maskrcnn.predict.predictor import Predictor
 from maskrcnn.structures import Detections

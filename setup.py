@@ -46,10 +46,10 @@ class BuildKernels(build_ext):
     """Writes a ninja file and runs it, so that only changed files are compiled."""
 
     def run(self) -> None:
-        self.package = ROOT / "maskrcnn" if self.inplace else ROOT / self.build_lib / "maskrcnn"
+        self.target = ROOT / "maskrcnn" if self.inplace else ROOT / self.build_lib / "maskrcnn"
         self.sanitize = os.environ.get("MASKRCNN_SANITIZE") == "1"
         self.objects = ROOT / "build" / ("sanitize" if self.sanitize else "kernels")
-        for folder in (self.objects, self.package / "lib"):
+        for folder in (self.objects, self.target / "lib"):
             folder.mkdir(parents=True, exist_ok=True)
         self.nvcc: str | None = None
         missing = {}
@@ -65,7 +65,7 @@ class BuildKernels(build_ext):
                 missing["CUDA"] = str(error)
             self.compile("info", self.info_rules(archs))
             libraries = "CPU and CUDA" if archs else "CPU"
-            print(f"built {self.package / 'lib'}: {libraries}; CPU {cpu_archs()}; CUDA {cuda_archs(archs)}")
+            print(f"built {self.target / 'lib'}: {libraries}; CPU {cpu_archs()}; CUDA {cuda_archs(archs)}")
         except NotBuilt as error:
             missing = {"CPU": str(error)}
         self.note(missing)
@@ -73,12 +73,12 @@ class BuildKernels(build_ext):
     def note(self, missing: dict[str, str]) -> None:
         """Leave the reasons where the package finds them, and no library of an earlier build; fail or warn."""
         for name in missing:
-            (self.package / "lib" / f"libmaskrcnn_{name.lower()}.so").unlink(missing_ok=True)
+            (self.target / "lib" / f"libmaskrcnn_{name.lower()}.so").unlink(missing_ok=True)
         if "CPU" in missing:
-            for module in self.package.glob("_build_info*"):
+            for module in self.target.glob("_build_info*"):
                 module.unlink()
         lines = [f"{name}: {reason}\n" for name, reason in missing.items()]
-        (self.package / "lib" / "not_built.txt").write_text("".join(lines))
+        (self.target / "lib" / "not_built.txt").write_text("".join(lines))
         wanted = os.environ.get("MASKRCNN_CUDA")
         if "CPU" in missing:
             if wanted == "1" or "build_ext" in self.distribution.commands:
@@ -104,13 +104,13 @@ class BuildKernels(build_ext):
         self.torch, self.torch_version = Path(torch.__file__).parent, torch.__version__
         self.pybind11 = pybind11.get_include()
         default = next((name for name in ("g++", "c++", "clang++") if shutil.which(name)), "g++")
-        self.compiler = os.environ.get("CXX") or default
+        self.cxx = os.environ.get("CXX") or default
         try:
-            version = run([*shlex.split(self.compiler), "--version"])
+            version = run([*shlex.split(self.cxx), "--version"])
         except NotBuilt as error:
             how = HOW_TO_GET_A_COMPILER.get(sys.platform, "install one")
             raise NotBuilt(f"no C++ compiler: {error}; {how}, or name it in CXX") from error
-        self.compiler_version = next(iter(version.splitlines()), self.compiler)
+        self.compiler_version = next(iter(version.splitlines()), self.cxx)
         beside_python = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
         self.ninja = shutil.which("ninja", path=beside_python)
         if self.ninja is None:
@@ -165,12 +165,12 @@ class BuildKernels(build_ext):
             flags += " -g -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer"
         rules = [
             "rule cpu",
-            f"  command = {self.compiler} {flags} $flags -MMD -MF $out.d -c $in -o $out",
+            f"  command = {self.cxx} {flags} $flags -MMD -MF $out.d -c $in -o $out",
             "  description = C++ $in",
             "  depfile = $out.d",
             "  deps = gcc",
             "rule link",
-            f"  command = {self.compiler} {shared()} $in -o $out -L{in_shell(self.torch / 'lib')} -ltorch_cpu -lc10"
+            f"  command = {self.cxx} {shared()} $in -o $out -L{in_shell(self.torch / 'lib')} -ltorch_cpu -lc10"
             + (" -fsanitize=address,undefined" if self.sanitize else ""),
             "  description = link $out",
         ]
@@ -184,7 +184,7 @@ class BuildKernels(build_ext):
                 rules.append(
                     f"  flags = {contract}" + (f" -DMASKRCNN_SET={name} -DMASKRCNN_SET_{name}" if name else "")
                 )
-        return [*rules, build(self.package / "lib" / "libmaskrcnn_cpu.so", "link", *outputs)]
+        return [*rules, build(self.target / "lib" / "libmaskrcnn_cpu.so", "link", *outputs)]
 
     def cuda_rules(self, nvcc: str, archs: list[str]) -> list[str]:
         # what a toolkit from pip lacks is in the packages that PyTorch brought
@@ -211,7 +211,7 @@ class BuildKernels(build_ext):
         for source in sorted((ROOT / "csrc" / "cuda").glob("*.cu")):
             outputs.append(self.objects / f"cuda_{source.stem}.o")
             rules.append(build(outputs[-1], "cuda", source))
-        return [*rules, build(self.package / "lib" / "libmaskrcnn_cuda.so", "link", *outputs)]
+        return [*rules, build(self.target / "lib" / "libmaskrcnn_cuda.so", "link", *outputs)]
 
     def info_rules(self, archs: list[str]) -> list[str]:
         header = self.objects / "build_info.h"
@@ -227,11 +227,11 @@ class BuildKernels(build_ext):
             header.write_text(text)
         flags = f"-std=c++17 -O2 {shared()} -fPIC -fvisibility=hidden -include {in_shell(header)}"
         flags += "".join(f" -I{in_shell(path)}" for path in (self.pybind11, sysconfig.get_paths()["include"]))
-        module = self.package / f"_build_info{sysconfig.get_config_var('EXT_SUFFIX')}"
+        module = self.target / f"_build_info{sysconfig.get_config_var('EXT_SUFFIX')}"
         depends = " ".join(map(in_ninja, (header, ROOT / "csrc" / "cpu" / "instruction_set.h")))
         return [
             "rule info",
-            f"  command = {self.compiler} {flags} $in -o $out",
+            f"  command = {self.cxx} {flags} $in -o $out",
             "  description = C++ $in",
             build(module, "info", ROOT / "csrc" / "build_info.cpp") + f" | {depends}",
         ]

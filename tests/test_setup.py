@@ -195,7 +195,7 @@ def test_rules_for_macos(module: Any, machine: str, monkeypatch: pytest.MonkeyPa
     """Symbols of Python and PyTorch are looked up when the library is loaded; no option that Apple's clang lacks."""
     build = command(module)
     build.find_tools()
-    build.package = build.objects = module.ROOT / "build"
+    build.target = build.objects = module.ROOT / "build"
     build.sanitize = False
     monkeypatch.setattr(sys, "platform", "darwin")
     monkeypatch.setattr(platform, "machine", lambda: machine)

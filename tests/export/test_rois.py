@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from roifile import ImagejRoi, roiread
 from skimage.draw import polygon2mask
@@ -18,7 +19,8 @@ from skimage.draw import polygon2mask
 from maskrcnn.export.labels import write_labels
 from maskrcnn.export.rois import mask_contours, write_rois
 from maskrcnn.structures import Detections
-from tests.export.cells import NAMES, apart, crowd, detections_of, disc, masks_of
+from tests.conftest import ROOT
+from tests.export.cells import NAMES, apart, crowd, detections_of, disc, masks_of, read_table
 
 IMAGEJ = Path("/usr/share/java/ij.jar")
 """ImageJ in Debian's package libij-java."""
@@ -161,3 +163,23 @@ def test_imagej_reads_both(tmp_path: Path, bits: int) -> None:
         assert (int(name), int(entry), label) == (index + 1, index + 1, NAMES[int(cells.labels[index]) - 1])
         assert int(labelled) == mask.sum()
         assert int(common) / (int(area) + int(labelled) - int(common)) >= 0.95
+
+
+@pytest.mark.skipif(
+    not (IMAGEJ.exists() and shutil.which("java") and shutil.which("xvfb-run")),
+    reason="needs java, libij-java, xvfb and xauth",
+)
+def test_the_macro_of_the_documentation_measures_the_cells(tmp_path: Path) -> None:
+    cells = apart()
+    tifffile.imwrite(tmp_path / "a.tif", np.full(cells.size, 7, np.uint8))
+    write_rois(tmp_path / "a.zip", cells, NAMES)
+    macro = (ROOT / "docs" / "fiji.ijm").read_text() + f'saveAs("Results", "{tmp_path}/a.csv"); run("Quit");\n'
+    (tmp_path / "a.ijm").write_text(macro)
+    command = ["xvfb-run", "-a", "java", "-cp", str(IMAGEJ), "ij.ImageJ", "-batch", str(tmp_path / "a.ijm")]
+    subprocess.run([*command, f"{tmp_path}/a.tif|{tmp_path}/a.zip"], check=True, timeout=120, capture_output=True)
+    rows = read_table(tmp_path / "a.csv")
+    assert [row["Cell"] for row in rows] == [str(number) for number in range(1, len(cells) + 1)]
+    assert [row["Class"] for row in rows] == [NAMES[label - 1] for label in cells.labels.tolist()]
+    for row, mask in zip(rows, masks_of(cells), strict=True):
+        assert float(row["Area"]) == pytest.approx(mask.sum(), rel=0.05)
+        assert float(row["Mean"]) == 7

@@ -1,19 +1,22 @@
 # make demo   predict real cells with the model of the package, then train one on synthetic cells: all in runs/demo
 # make test   the whole test suite          make lint   ruff, mypy, clang-format
+# make docs   the documentation as a site in build/site, links checked      make notebooks   run docs/notebooks
 # make wheel  a wheel in dist/              make cuda   compile the CUDA kernels too (needs nvcc, no GPU)
 # make compilers   compile the CPU kernels with each compiler that is installed
 # make cpu-sets   the op tests with each instruction set that the processor has
 # make gpu    all that needs an NVIDIA GPU: build, tests, sanitizers, benchmarks; DRY=1 tries the steps on the CPU
-# make sanitize   the op tests under AddressSanitizer and UBSan     make imports   which package imports which
+# make sanitize   the op tests under AddressSanitizer and UBSan, each instruction set
+# make imports   which package imports which
 PYTHON ?= python3
 VENV ?= .venv
 PY := $(VENV)/bin/python
 SOURCES := setup.py $(wildcard csrc/*.* csrc/*/*.*)
-CPP := $(SOURCES:setup.py=) $(wildcard tests/csrc/*.h)
+CPP := $(SOURCES:setup.py=) $(wildcard tests/csrc/*.h tests/csrc/*.cpp)
 DEMO := runs/demo
-VECTORISED := tests/ops/test_nms.py tests/ops/test_roi_align.py tests/ops/test_conv3x3.py
+DIST := dist
+VECTORISED := tests/ops/test_nms.py tests/ops/test_roi_align.py tests/ops/test_conv3x3.py tests/ops/test_group_norm.py
 
-.PHONY: demo test compilers lint format wheel cuda cpu-sets sanitize gpu imports clean
+.PHONY: demo test docs notebooks compilers lint format wheel cuda cpu-sets sanitize gpu imports clean
 
 # torch and torchvision are installed together, so that pip finds a matching pair.
 $(VENV)/.installed: pyproject.toml
@@ -41,6 +44,22 @@ demo: $(VENV)/.built
 test: $(VENV)/.built
 	$(PY) -m pytest --ignore tests/csrc/test_compilers.py
 
+# The extra docs alone: installing the package with it would build the kernels again.
+$(VENV)/.docs: $(VENV)/.installed
+	$(PY) -c "import tomllib; project = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
+		print(*project['optional-dependencies']['docs'], sep='\n')" > $(VENV)/docs.txt
+	$(PY) -m pip install --quiet --requirement $(VENV)/docs.txt
+	touch $@
+
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --config-file docs/site/mkdocs.yml
+	@echo "build/site/index.html"
+
+# In copies, which hold the new outputs then: cp build/notebooks/*.ipynb docs/notebooks/ shows them on the site.
+notebooks: $(VENV)/.built $(VENV)/.docs
+	rm -rf build/notebooks && mkdir -p build/notebooks && cp docs/notebooks/*.ipynb build/notebooks
+	$(PY) -m pytest --nbmake --nbmake-timeout 600 --overwrite build/notebooks
+
 compilers: $(VENV)/.installed
 	$(PY) -m pytest -rs tests/csrc/test_compilers.py
 
@@ -55,13 +74,16 @@ format: $(VENV)/.installed
 	$(PY) -m ruff format .
 	$(VENV)/bin/clang-format -i $(CPP)
 
-# The op tests with the CPU kernels under AddressSanitizer and UBSan; the normal library is rebuilt afterwards.
+# The op tests with the CPU kernels under AddressSanitizer and UBSan, with each instruction set that the processor has;
+# the normal library is rebuilt afterwards.
 SANITIZED = LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" \
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1
 sanitize: $(VENV)/.installed
 	rm -f maskrcnn/lib/libmaskrcnn_cpu.so $(VENV)/.built
 	MASKRCNN_SANITIZE=1 MASKRCNN_CUDA=0 $(PY) setup.py build_ext --inplace
-	$(SANITIZED) $(PY) -m pytest tests/ops; status=$$?; rm -f maskrcnn/lib/libmaskrcnn_cpu.so; exit $$status
+	status=0; $(SANITIZED) $(PY) -m pytest tests/ops || status=$$?; \
+	for set in baseline avx2; do MASKRCNN_CPU=$$set $(SANITIZED) $(PY) -m pytest $(VECTORISED) || status=$$?; done; \
+	rm -f maskrcnn/lib/libmaskrcnn_cpu.so; exit $$status
 
 # Those that the best one hides: baseline code and AVX2.
 cpu-sets: $(VENV)/.built
@@ -77,8 +99,16 @@ gpu: $(VENV)/.installed
 imports: $(VENV)/.installed
 	@$(PY) -m tests.imports
 
+# PyTorch's and CUDA's libraries are not copied into it. It is tagged with the oldest glibc that has what it needs.
+REPAIR := repair --exclude 'libtorch*' --exclude 'libc10*' --exclude 'libcuda*' --exclude 'libcudart*'
 wheel: $(VENV)/.installed
-	$(PY) -m pip wheel . --no-deps --no-build-isolation --wheel-dir dist
+	rm -rf build/wheel
+	$(PY) -m pip wheel . --no-deps --no-build-isolation --wheel-dir build/wheel
+ifeq ($(shell uname),Linux)
+	PATH="$(abspath $(VENV))/bin:$$PATH" $(PY) -m auditwheel $(REPAIR) --wheel-dir $(DIST) build/wheel/*.whl
+else
+	mkdir -p $(DIST) && cp build/wheel/*.whl $(DIST)
+endif
 
 clean:
 	rm -rf build dist maskrcnn/lib maskrcnn/*.so *.egg-info

@@ -5,7 +5,7 @@
 Both sides run alternately in one process with the same threads, each in its best memory layout. Torchvision's RoIAlign
 does not support bfloat16 on a CPU: there it gets float32 and its result is rounded, as under autocast. "floor" is the
 time for the op's bytes (read once, written once) at the measured copy bandwidth, "bandwidth" what ours reaches of it.
-"memory" is the op's peak memory, results included.
+"memory" is the op's peak memory, results included. Another table compares NMS with one thread and with all.
 
 torchvision's mask targets and pasted masks are compared with ours in its convention (``aligned=False``); a second table
 compares that convention with the exact one, which the network uses. There the fastest of up to 1,000 rounds counts,
@@ -73,6 +73,21 @@ def nms_pair(count: int, device: str, extent: float | None = None) -> tuple[Call
     boxes = cells(count, extent or 30.0 * count**0.5).to(device)  # one corner in 30 x 30 pixels
     scores = torch.rand(count, generator=torch.Generator().manual_seed(1)).to(device)
     return lambda: torchvision.ops.nms(boxes, scores, 0.5), lambda: ops.nms(boxes, scores, 0.5)
+
+
+def nms_thread_rows() -> list[list[str]]:
+    """NMS of the boxes of a slide, all of one class, with one thread and with all. (For torchvision it takes hours.)"""
+    everyone, rows = torch.get_num_threads(), []
+    for count in (10_000, 100_000, 1_000_000):
+        _, run = nms_pair(count, "cpu")
+
+        def with_threads(threads: int, run: Callable[[], Tensor] = run) -> None:
+            torch.set_num_threads(threads)
+            run()
+
+        one, all_ = side_by_side([partial(with_threads, 1), partial(with_threads, everyone)])
+        rows.append([f"{count:,}", f"{one * 1e3:.2f} ms", f"{all_ * 1e3:.2f} ms", f"{one / all_:.2f}x"])
+    return rows
 
 
 def roi_align_cases(device: str) -> list[Case]:
@@ -206,6 +221,35 @@ def conv_cases(device: str) -> list[Case]:
     return cases
 
 
+def norm_cases(device: str) -> list[Case]:
+    """Against PyTorch's norm and a ReLU in place, in the same layout: maps of a training step, with 32 groups."""
+    cases = []
+    for dtype in (torch.float32, torch.bfloat16):
+        for batch, channels, side in ((4, 64, 128), (4, 128, 64), (80, 128, 14), (2, 256, 128)):
+            x = torch.randn(batch, channels, side, side).to(device, dtype).contiguous(memory_format=torch.channels_last)
+            weight, bias = (torch.randn(channels, device=device).requires_grad_() for _ in range(2))
+            leaf, upstream = x.clone().requires_grad_(), torch.randn_like(x)
+
+            def theirs(x: Tensor, weight: Tensor = weight, bias: Tensor = bias) -> Tensor:
+                return F.relu(F.group_norm(x, 32, weight.to(x.dtype), bias.to(x.dtype)), inplace=True)
+
+            def ours(x: Tensor, weight: Tensor = weight, bias: Tensor = bias) -> Tensor:
+                return ops.group_norm(x, 32, weight, bias, relu=True)
+
+            runs = [partial(op, x, weight.detach(), bias.detach()) for op in (theirs, ours)]
+            gradient = partial(
+                torch.autograd.grad, inputs=(leaf, weight, bias), grad_outputs=upstream, retain_graph=True
+            )
+            gradients = [partial(gradient, op(leaf)) for op in (theirs, ours)]
+            size = (
+                f"{batch} x {side}x{side}, {channels} channels, {'float32' if dtype == torch.float32 else 'bfloat16'}"
+            )
+            moved = 2.0 * x.numel() * dtype.itemsize
+            cases.append(Case("group_norm, ReLU forward (PyTorch)", size, *runs, moved))
+            cases.append(Case("group_norm, ReLU backward (PyTorch)", size, *gradients, 1.5 * moved))
+    return cases
+
+
 def rle_cases(device: str) -> list[Case]:
     cases = []
     for count in (300, 100):
@@ -238,6 +282,7 @@ GROUPS = {
     "crop_labels": crop_cases,
     "masks_to_rle": rle_cases,
     "conv3x3": conv_cases,
+    "group_norm": norm_cases,
 }
 
 
@@ -247,7 +292,7 @@ class Options:
 
     device: Literal["cpu", "cuda"] = "cpu"
     only: Annotated[str | None, tyro.conf.arg(metavar="OP")] = None
-    """One of nms, roi_align, match_boxes, crop_labels, masks_to_rle, conv3x3; default: all."""
+    """One of nms, roi_align, match_boxes, crop_labels, masks_to_rle, conv3x3, group_norm; default: all."""
     budget: float = 3.0
     """Seconds to spend on the slower side of each comparison, at least three rounds."""
 
@@ -273,6 +318,11 @@ def main(options: Options) -> None:
     print(f"{machine(options.device)}; copy bandwidth {bandwidth / 1e9:.1f} GB/s\n")
     header = ["op", "size", "torchvision", "ours", "ratio", "floor", "bandwidth"]
     print(table([*header, "memory torchvision", "memory ours"], rows))
+    if options.device == "cpu" and options.only in (None, "nms"):
+        print()
+        print(
+            table(["boxes of one class", "1 thread", f"{torch.get_num_threads()} threads", "ratio"], nms_thread_rows())
+        )
     if conventions:
         print()
         print(table(["op", "size", "torchvision's convention", "exact", "ratio"], conventions))

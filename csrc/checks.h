@@ -199,4 +199,46 @@ inline void check_conv3x3_weight_gradient(const std::vector<Tensor>& maps, const
     check_same_device(grads[0], "grads", maps[0], "maps");
 }
 
+// Weights and statistics are float32, also over maps of 16 bits, and float64 over maps of float64.
+inline void check_group_norm_parameter(const Tensor& tensor, const char* name, std::vector<int64_t> shape,
+                                       const Tensor& maps) {
+    bool fits = tensor.dim() == static_cast<int64_t>(shape.size()) && tensor.is_contiguous();
+    for (size_t axis = 0; fits && axis < shape.size(); ++axis) fits = tensor.size(axis) == shape[axis];
+    const ScalarType type = maps.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+    STD_TORCH_CHECK(fits && tensor.scalar_type() == type, name,
+                    " must be contiguous float32 (float64 over float64 maps)", " of ", shape.size(),
+                    " dimensions that fit the maps");
+    check_same_device(tensor, name, maps, "maps");
+}
+
+inline void check_like_maps(const Tensor& tensor, const char* name, const Tensor& maps) {
+    bool fits = tensor.dim() == 4 && tensor.is_contiguous();
+    for (int axis = 0; fits && axis < 4; ++axis) fits = tensor.size(axis) == maps.size(axis);
+    STD_TORCH_CHECK(fits, name, " must be contiguous, of the shape of maps");
+    check_same_type(tensor, name, maps, "maps");
+    check_same_device(tensor, name, maps, "maps");
+}
+
+inline void check_group_norm(const Tensor& maps, const Tensor& weight, const Tensor& bias,
+                             const std::optional<Tensor>& statistics, const std::optional<Tensor>& residual,
+                             int64_t groups) {
+    const ScalarType type = maps.scalar_type();
+    STD_TORCH_CHECK(maps.dim() == 4 && maps.is_contiguous() &&
+                        (type == ScalarType::Float || type == ScalarType::Double || is_16_bit(type)),
+                    "maps must be contiguous [B, H, W, C], float16, bfloat16, float32 or float64");
+    STD_TORCH_CHECK(groups > 0 && maps.size(3) > 0 && maps.size(3) % groups == 0, "groups: ", groups, " of ",
+                    maps.size(3), " channels; expected a divisor");
+    check_group_norm_parameter(weight, "weight", {maps.size(3)}, maps);
+    check_group_norm_parameter(bias, "bias", {maps.size(3)}, maps);
+    if (statistics) check_group_norm_parameter(*statistics, "statistics", {2, maps.size(0), groups}, maps);
+    if (residual) check_like_maps(*residual, "residual", maps);
+}
+
+inline void check_group_norm_backward(const Tensor& grad, const Tensor& maps, const Tensor& weight, const Tensor& bias,
+                                      const Tensor& statistics) {
+    STD_TORCH_CHECK(statistics.dim() == 3, "statistics must be [2, B, groups]");
+    check_group_norm(maps, weight, bias, statistics, std::nullopt, statistics.size(2));
+    check_like_maps(grad, "grad", maps);
+}
+
 }  // namespace maskrcnn

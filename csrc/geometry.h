@@ -46,6 +46,12 @@ T round_down(double threshold) {
     return nearest > threshold ? std::nextafter(nearest, -std::numeric_limits<T>::infinity()) : nearest;
 }
 
+// The bins that a RoI is divided into, and the sampling points of each per axis; 0: about one per pixel.
+struct BinGrid {
+    int height, width, sampling_ratio;
+    bool aligned;
+};
+
 // One axis of a RoI: RoIAlign's sampling points are a grid, and bilinear weights are products of one weight per axis.
 template <typename T>
 struct RoIAxis {
@@ -53,6 +59,7 @@ struct RoIAxis {
     T bin;     // side of a bin
     int grid;  // sampling points in a bin
 
+    RoIAxis() = default;
     MASKRCNN_HD RoIAxis(T low, T high, T scale, int bins, int sampling_ratio, bool aligned) {
         // aligned: coordinates minus 0.5 are pixel indices, since the centre of pixel i is at i + 0.5
         const T offset = aligned ? T(0.5) : T(0);
@@ -72,12 +79,12 @@ struct RoIAxis {
     // First and one past the last point of bin `index` that may be inside a map of `size` pixels, so that a huge RoI
     // takes no more time than the map. Other points have weight 0.
     MASKRCNN_HD void points_on_map(int index, int size, int* first, int* last) const {
+        *first = 0;
+        *last = grid;
+        if (grid <= 2 * size || !(bin > T(0))) return;  // first of all: GPUs have few units for doubles
         const double step = static_cast<double>(bin) / grid;
         const double base = static_cast<double>(start) + static_cast<double>(index) * bin;
         const double rounding = 1e-6 * (std::fabs(base) + std::fabs(static_cast<double>(bin)) + 1);
-        *first = 0;
-        *last = grid;
-        if (!(step > 0) || grid <= 2 * size) return;
         if (!(rounding < 1e300)) {  // not finite: no point is inside the map
             *last = 0;
             return;

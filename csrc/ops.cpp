@@ -3,9 +3,9 @@
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(maskrcnn, m) {
-    // boxes [N, 4], scores [N], idxs int64 [N] (the group of each box; none: one group) -> int64 indices of the kept
-    // boxes, highest score first
-    m.def("nms(Tensor boxes, Tensor scores, Tensor? idxs, float iou_threshold) -> Tensor");
+    // boxes [N, 4], scores [N], idxs int64 [N] (the group of each box; none: one group) -> int64 [N], the boxes'
+    // indices, highest score first; and bool [N], whether each of them, in that order, is kept
+    m.def("nms(Tensor boxes, Tensor scores, Tensor? idxs, float iou_threshold) -> (Tensor, Tensor)");
     // features[l] [B, H_l, W_l, C], rois [K, 5], level [K] -> [K, size_h, size_w, C] in the features' dtype
     m.def(
         "roi_align(Tensor[] features, Tensor rois, Tensor level, float[] scales, int size_h, int size_w, "
@@ -34,4 +34,14 @@ STABLE_TORCH_LIBRARY(maskrcnn, m) {
     m.def("conv3x3(Tensor[] maps, Tensor weight, Tensor? bias, bool transposed) -> Tensor[]");
     // maps[l] [B, H_l, W_l, C], grads[l] [B, H_l, W_l, K] -> gradient of the weight, [K, 3, 3, C]
     m.def("conv3x3_weight_gradient(Tensor[] maps, Tensor[] grads) -> Tensor");
+    // maps [B, H, W, C], weight and bias [C], statistics [2, B, groups] (means and variances; none: of the maps
+    // themselves), residual [B, H, W, C] (added before the ReLU) -> the normalized maps, and the statistics
+    m.def(
+        "group_norm(Tensor maps, Tensor weight, Tensor bias, Tensor? statistics, Tensor? residual, int groups, "
+        "float eps, bool relu) -> (Tensor, Tensor)");
+    // grad [B, H, W, C] -> gradients of maps, weight and bias; relu: of a result without residual; given: the
+    // statistics are constants
+    m.def(
+        "group_norm_backward(Tensor grad, Tensor maps, Tensor weight, Tensor bias, Tensor statistics, float eps, "
+        "bool relu, bool given) -> (Tensor, Tensor, Tensor)");
 }

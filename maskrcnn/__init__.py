@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 from typing import TYPE_CHECKING, Any
 
 from maskrcnn.errors import InputError
@@ -21,7 +22,10 @@ if TYPE_CHECKING:
     from maskrcnn.predict.predictor import Predictor
     from maskrcnn.structures import Detections
 
-__version__ = "0.1.0"
+try:
+    __version__ = importlib.metadata.version("maskrcnn")  # that of pyproject.toml when the package was installed
+except importlib.metadata.PackageNotFoundError:
+    __version__ = "not installed"
 
 # Imported on first use, so that `import maskrcnn.ops` needs nothing but PyTorch and numpy.
 _MODULES = {

@@ -1,4 +1,4 @@
-"""The command line ``maskrcnn train | predict | evaluate | pack``, which ``train.py`` and ``infer.py`` call."""
+"""The command line ``maskrcnn train | predict | evaluate | pack | doctor``; ``train.py`` and ``infer.py`` call it."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ from typing import Any, get_args
 import tyro
 from ruamel.yaml import YAML, YAMLError
 
+from maskrcnn import __version__
 from maskrcnn.allocator import keep_freed_memory
 from maskrcnn.checkpoint import build_model, load_checkpoint, pack_checkpoint
 from maskrcnn.distributed import launched_rank
+from maskrcnn.doctor import DoctorConfig
 from maskrcnn.engine.config import TrainCli, TrainConfig
 from maskrcnn.engine.evaluate import EvaluateConfig, evaluate_checkpoint
 from maskrcnn.engine.resume import run_config
@@ -46,22 +48,26 @@ class PackConfig:
         print(f"{self.out}: {self.out.stat().st_size / 1e6:.1f} MB")
 
 
-Config = TrainConfig | InferConfig | EvaluateConfig | PackConfig
+Config = TrainConfig | InferConfig | EvaluateConfig | PackConfig | DoctorConfig
 
 COMMANDS = {
     "train": (TrainCli, "Train Mask R-CNN on folders of cell pictures."),
     "predict": (InferConfig, "Find, outline and classify the cells in pictures."),
     "evaluate": (EvaluateConfig, "Score a checkpoint on pictures whose cells are known."),
     "pack": (PackConfig, "Make a small file of a checkpoint."),
+    "doctor": (DoctorConfig, "Tell what is installed, which kernels are in use, and what is missing."),
 }
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run ``maskrcnn COMMAND OPTIONS``; for invalid input, print one line and exit with status 2."""
     command, *options = (sys.argv[1:] if arguments is None else list(arguments)) or [""]
+    if command == "--version":
+        print(f"maskrcnn {__version__}")
+        return
     if command not in COMMANDS:
         lines = "\n".join(f"  {name:10}{text}" for name, (_, text) in COMMANDS.items())
-        print(f"usage: maskrcnn COMMAND [OPTIONS]    (maskrcnn COMMAND --help lists them)\n\n{lines}")
+        print(f"usage: maskrcnn COMMAND [OPTIONS] | --version    (maskrcnn COMMAND --help lists them)\n\n{lines}")
         sys.exit(0 if command in ("-h", "--help") else 2)
     run_command(command, options)
 
@@ -110,8 +116,10 @@ def _read_config(path: Path, kind: Any) -> Config:
 
 
 def _run(config: Config) -> int:
-    """Run a command and return the exit status: 1 if pictures failed."""
+    """Run a command and return the exit status: 1 if pictures failed, or the doctor found something broken."""
     keep_freed_memory()
+    if isinstance(config, DoctorConfig):
+        return config.run()
     if isinstance(config, InferConfig):
         return 1 if infer(config).failures else 0
     if isinstance(config, TrainConfig):

@@ -9,7 +9,6 @@ from typing import Literal
 import torch
 
 from maskrcnn.errors import InputError
-from maskrcnn.ops.library import CUDA_LIBRARY
 
 Precision = Literal["auto", "fp32", "bf16"]
 """auto: bf16 autocast on devices with bfloat16 units."""
@@ -18,7 +17,7 @@ Precision = Literal["auto", "fp32", "bf16"]
 def choose_device(name: str) -> torch.device:
     """The device named ``auto`` (cuda if available, else cpu), ``cpu``, ``cuda`` or ``cuda:1``.
 
-    Raises InputError for other names, and if CUDA, the GPU of that number or the CUDA kernels are not available."""
+    Raises InputError for other names, and if CUDA or the GPU of that number is not available."""
     if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", str(name)):
         raise InputError(f"--device is {str(name)[:100]!r}; expected auto, cpu, cuda or cuda:1")
     if name.startswith("cuda:") and int(name[5:]) >= torch.cuda.device_count():
@@ -27,11 +26,6 @@ def choose_device(name: str) -> torch.device:
         raise InputError("--device is cuda; no CUDA device is available to this PyTorch")
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name.startswith("cuda") and not CUDA_LIBRARY.is_file():
-        raise InputError(
-            "--device: there is a GPU, but the CUDA kernels were not built; install the CUDA toolkit or "
-            "nvidia-cuda-nvcc and run python setup.py build_ext --inplace, or choose --device cpu"
-        )
     return torch.device(name)
 
 

@@ -46,8 +46,8 @@ def is_main() -> bool:
 
 @contextmanager
 def processes(device: torch.device, timeout: timedelta = TIMEOUT) -> Iterator[None]:
-    """Initialize the process group for the block if torchrun started this process: nccl with one GPU per process, or
-    gloo on the CPU.
+    """Initialize the process group for the block if torchrun started this process: gloo for tensors and objects on the
+    CPU, nccl for tensors on GPUs, of which each process has one.
 
     Collective operations wait up to ``timeout``. Raises InputError if torchrun started more processes on this machine
     than it has GPUs.
@@ -63,7 +63,7 @@ def processes(device: torch.device, timeout: timedelta = TIMEOUT) -> Iterator[No
                 f"{torch.cuda.device_count()}, start as many processes or choose --device cpu"
             )
         torch.cuda.set_device(local)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timeout)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=timeout)
     try:
         yield
     finally:
@@ -86,7 +86,7 @@ def mean(values: Tensor) -> Tensor:
     return total / world_size()
 
 
-def mean_count(count: int, device: torch.device) -> Tensor | int:
+def mean_count(count: Tensor | int, device: torch.device) -> Tensor | int:
     """The denominator of a loss that is a mean over examples: their mean number over the training processes.
 
     DistributedDataParallel averages gradients. With sum_r and n_r of process r of N, the average of sum_r / mean(n) is
@@ -94,24 +94,25 @@ def mean_count(count: int, device: torch.device) -> Tensor | int:
     this, in the same order.
 
     Args:
-        count: examples in this process, possibly 0.
+        count: examples in this process, possibly 0; a number, or an integer scalar on ``device``.
         device: the device of the loss.
 
     Returns:
-        max(1, count) in one process; else a float32 scalar on ``device``, at least 1 / N.
+        At least 1, as ``count`` is given, in one process; else a float32 scalar on ``device``, at least 1 / N.
     """
     if not _running():
-        return max(1, count)
-    total = torch.tensor(count, device=device)
+        return count.clamp(min=1) if isinstance(count, Tensor) else max(1, count)
+    # filled on the device: torch.tensor would copy, for which the host waits
+    total = count.clone() if isinstance(count, Tensor) else torch.full((), count, device=device)
     dist.all_reduce(total)
     return total.clamp(min=1) / world_size()
 
 
-def any_process(flag: bool, device: torch.device) -> bool:
+def any_process(flag: bool) -> bool:
     """Whether ``flag`` is set in any process; the same result in all of them."""
     if not _running():
         return flag
-    flags = torch.tensor(int(flag), device=device)
+    flags = torch.tensor(int(flag))  # on the CPU: no process waits for its GPU
     dist.all_reduce(flags)
     return bool(flags.item())
 

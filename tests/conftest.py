@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[1]
 
 
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
+
+
 def pytest_configure() -> None:
     """Processes that tests start are sent SIGINT; they would inherit that a background job of a shell ignores it."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -27,7 +30,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return
     skip = pytest.mark.skip(reason="needs an NVIDIA GPU")
     for item in items:
-        if "cuda" in item.keywords:
+        if item.get_closest_marker("cuda"):  # not the keyword: the name of the folder is one, too
             item.add_marker(skip)
 
 

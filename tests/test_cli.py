@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import importlib.metadata
 import json
 import os
 import shutil
@@ -35,12 +36,17 @@ def test_all_commands_are_named(arguments: list[str], status: int, capsys: pytes
     assert all(f"  {name}" in said for name in COMMANDS)
 
 
+def test_the_version_is_that_of_the_installed_package(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["--version"])
+    assert capsys.readouterr().out == f"maskrcnn {importlib.metadata.version('maskrcnn')}\n"
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_each_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         main([command, "--help"])
     assert end.value.code == 0
-    assert "--checkpoint" in capsys.readouterr().out or command == "train"
+    assert "--checkpoint" in capsys.readouterr().out or command in ("train", "doctor")
 
 
 def test_options_from_a_file(tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,12 +32,18 @@ struct Channels {
 typedef uint16_t Bits16 __attribute__((vector_size(16), aligned(2), may_alias));
 typedef uint32_t Bits32 __attribute__((vector_size(32), aligned(4), may_alias));
 
+MASKRCNN_INLINE Bits32 load_bits(const void* from) {
+#if defined(MASKRCNN_SET_avx2) || defined(MASKRCNN_SET_avx512)
+    // one instruction; GCC makes four of the conversion below
+    return reinterpret_cast<Bits32>(_mm256_cvtepu16_epi32(_mm_loadu_si128(static_cast<const __m128i*>(from))));
+#else
+    return __builtin_convertvector(*static_cast<const Bits16*>(from), Bits32);
+#endif
+}
+
 template <>
 struct Channels<BFloat16> : Channels<float> {
-    static MASKRCNN_INLINE Vec load(const BFloat16* from) {
-        const Bits16 bits = *reinterpret_cast<const Bits16*>(from);
-        return reinterpret_cast<Vec>(__builtin_convertvector(bits, Bits32) << 16);
-    }
+    static MASKRCNN_INLINE Vec load(const BFloat16* from) { return reinterpret_cast<Vec>(load_bits(from) << 16); }
     static MASKRCNN_INLINE void store(BFloat16* to, Vec value) {
         const Bits32 bits = reinterpret_cast<Bits32>(value);
         const Bits32 rounded = bits + 0x7fff + ((bits >> 16) & 1);  // to nearest, ties to even
@@ -51,7 +57,7 @@ struct Channels<Half> : Channels<float> {
     // The exponent and mantissa of 5 + 10 bits, moved into place and scaled by the difference of the biases, 127 - 15;
     // numbers below the smallest normal one come out right too.
     static MASKRCNN_INLINE Vec load(const Half* from) {
-        const Bits32 bits = __builtin_convertvector(*reinterpret_cast<const Bits16*>(from), Bits32);
+        const Bits32 bits = load_bits(from);
         const Vec scaled = reinterpret_cast<Vec>((bits & 0x7fff) << 13) * 0x1p112f;
         const Bits32 infinite = reinterpret_cast<Bits32>((bits & 0x7c00) == 0x7c00) & 0x7f800000;  // or NaN
         return reinterpret_cast<Vec>(reinterpret_cast<Bits32>(scaled) | infinite | ((bits & 0x8000) << 16));
@@ -71,6 +77,44 @@ struct OneChannel {
     static MASKRCNN_INLINE Vec load(const T* from) { return static_cast<Sum>(*from); }
     static MASKRCNN_INLINE void store(T* to, Vec value) { *to = static_cast<T>(value); }
 };
+
+// T: element type of the map; a block is kVecs vectors of Lanes<T>.
+template <typename T_, template <typename> class Lanes_, int kVecs_>
+struct BlockOf {
+    using T = T_;
+    using Lanes = Lanes_<T>;
+    using Sum = typename Lanes::Sum;
+    using SumLanes = Lanes_<Sum>;
+    using Vec = typename Lanes::Vec;
+    static constexpr int kVecs = kVecs_, kLanes = Lanes::kLanes, kWidth = kVecs * kLanes;
+};
+template <typename T, int kVecs = 8>  // as many sums at a time as hide the latency of a multiply-add
+using WideBlock = BlockOf<T, Channels, kVecs>;
+template <typename T>
+using NarrowBlock = BlockOf<T, Channels, 1>;
+template <typename T>
+using SingleBlock = BlockOf<T, OneChannel, 1>;
+
+// Calls run(block, c) for the blocks of channels, which start at c.
+template <typename T, int kVecs = 8, typename Run>
+MASKRCNN_INLINE void for_blocks(int64_t channels, const Run& run) {
+    using Wide = WideBlock<T, kVecs>;
+    int64_t c = 0;
+    for (; c + Wide::kWidth <= channels; c += Wide::kWidth) run(Wide(), c);
+    for (; c + NarrowBlock<T>::kWidth <= channels; c += NarrowBlock<T>::kWidth) run(NarrowBlock<T>(), c);
+    for (; c < channels; ++c) run(SingleBlock<T>(), c);
+}
+
+template <typename Lanes, int kVecs, typename From>
+MASKRCNN_INLINE void load_all(typename Lanes::Vec* values, const From* from) {
+#pragma GCC unroll 8
+    for (int i = 0; i < kVecs; ++i) values[i] = Lanes::load(from + i * Lanes::kLanes);
+}
+template <typename Lanes, int kVecs, typename To>
+MASKRCNN_INLINE void store_all(To* to, const typename Lanes::Vec* values) {
+#pragma GCC unroll 8
+    for (int i = 0; i < kVecs; ++i) Lanes::store(to + i * Lanes::kLanes, values[i]);
+}
 
 }  // namespace MASKRCNN_SET
 }  // namespace maskrcnn

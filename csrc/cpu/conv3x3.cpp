@@ -25,8 +25,9 @@ namespace {
 using namespace winograd;
 using Vec = Simd<float>::Vec;
 constexpr int kLanes = Simd<float>::kLanes, kPanel = 2 * kLanes;
-constexpr int kRows = 6;           // of a product: 12 sums and 2 + 1 factors fill 16 registers
-constexpr int kTilesAThread = 48;  // per group
+constexpr int kRows = 6;                          // of a product: 12 sums and 2 + 1 factors fill 16 registers
+constexpr int kTilesAThread = 48;                 // per group
+constexpr int64_t kMostWork = int64_t{32} << 20;  // bytes of a group, however many threads there are
 static_assert(kPanel == 16);
 
 using AnyAddress = Simd<float>::AnyAddress;
@@ -258,9 +259,13 @@ void points_to_gradient(const float* sums, int64_t point_step, float* gradient, 
     }
 }
 
-int64_t tiles_in_work(int64_t tiles) {
+// The number of tiles in a group, with `channels` inputs and outputs together. More of them for more threads make steps
+// of the same length; from about 8 threads on, steps become shorter instead.
+int64_t tiles_in_work(int64_t tiles, int64_t channels) {
+    constexpr int64_t kBytes = int64_t{kPoints} * sizeof(float) * kTilesAThread;
     const auto threads = static_cast<int64_t>(torch::stable::get_num_threads());
-    return std::max<int64_t>(1, std::min(tiles, kTilesAThread * threads));
+    const int64_t shares = std::max<int64_t>(1, std::min(threads, kMostWork / (kBytes * channels)));
+    return std::max<int64_t>(1, std::min(tiles, kTilesAThread * shares));
 }
 
 template <typename Run>
@@ -292,7 +297,7 @@ std::vector<Tensor> conv3x3(const std::vector<Tensor>& maps, const Tensor& weigh
             weights_to_points(weights, p, inputs, factors + p * panel_size, point_step);
         }
     });
-    const int64_t capacity = tiles_in_work(from.tiles);
+    const int64_t capacity = tiles_in_work(from.tiles, inputs + outputs);
     const Work work(capacity, inputs), products(capacity, outputs);
     for (int64_t first = 0; first < from.tiles; first += capacity) {
         const int64_t count = std::min(capacity, from.tiles - first);
@@ -320,7 +325,7 @@ Tensor conv3x3_weight_gradient(const std::vector<Tensor>& maps, const std::vecto
     Tensor sums_memory = torch::stable::empty({kPoints * point_step}, ScalarType::Float);
     use_huge_pages(sums_memory);
     auto* sums = static_cast<float*>(sums_memory.mutable_data_ptr());
-    const int64_t capacity = tiles_in_work(from.tiles);
+    const int64_t capacity = tiles_in_work(from.tiles, inputs + outputs);
     const Work work(capacity, inputs), gradients(capacity, outputs);
     // at least one round, which writes the sums
     for (int64_t first = 0; first == 0 || first < from.tiles; first += capacity) {

@@ -1,6 +1,6 @@
 // Which vector instructions the processor has, and how one source file is compiled for several of them.
 //
-// setup.py compiles nms.cpp, roi_align.cpp and conv3x3.cpp once for each instruction set, with MASKRCNN_SET defined as
+// setup.py compiles the files that it names VECTORISED once for each instruction set, with MASKRCNN_SET defined as
 // its name. Such a file begins with its standard and torch headers, which stay baseline code; then come
 //
 //     #include "begin_set.h"    from here on, functions are compiled for MASKRCNN_SET
@@ -10,6 +10,10 @@
 // The namespace keeps the copies of the same function apart, which the linker would otherwise merge into one.
 // register.cpp gives PyTorch the copies for the processor at hand.
 #pragma once
+
+#ifdef __x86_64__
+#include <immintrin.h>  // here, since begin_set.h must not come before it
+#endif
 
 #include <cstdlib>
 #include <cstring>

@@ -3,6 +3,7 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <optional>
+#include <tuple>
 #include <vector>
 
 #include "instruction_set.h"
@@ -12,7 +13,8 @@ using torch::stable::Tensor;
 #define MASKRCNN_DECLARE(set)                                                                                       \
     namespace maskrcnn {                                                                                            \
     namespace set {                                                                                                 \
-    Tensor nms(const Tensor& boxes, const Tensor& scores, const std::optional<Tensor>& idxs, double threshold);     \
+    std::tuple<Tensor, Tensor> nms(const Tensor& boxes, const Tensor& scores, const std::optional<Tensor>& idxs,    \
+                                   double threshold);                                                               \
     Tensor roi_align(std::vector<Tensor> features, const Tensor& rois, const Tensor& level,                         \
                      std::vector<double> scales, int64_t size_h, int64_t size_w, int64_t sampling_ratio,            \
                      bool aligned);                                                                                 \
@@ -23,6 +25,14 @@ using torch::stable::Tensor;
     std::vector<Tensor> conv3x3(const std::vector<Tensor>& maps, const Tensor& weight,                              \
                                 const std::optional<Tensor>& bias, bool transposed);                                \
     Tensor conv3x3_weight_gradient(const std::vector<Tensor>& maps, const std::vector<Tensor>& grads);              \
+    std::tuple<Tensor, Tensor> group_norm(const Tensor& maps, const Tensor& weight, const Tensor& bias,             \
+                                          const std::optional<Tensor>& statistics,                                  \
+                                          const std::optional<Tensor>& residual, int64_t groups, double eps,        \
+                                          bool relu);                                                               \
+    std::tuple<Tensor, Tensor, Tensor> group_norm_backward(const Tensor& grad, const Tensor& maps,                  \
+                                                           const Tensor& weight, const Tensor& bias,                \
+                                                           const Tensor& statistics, double eps, bool relu,         \
+                                                           bool given);                                             \
     }                                                                                                               \
     }
 
@@ -42,6 +52,8 @@ STABLE_TORCH_LIBRARY_IMPL(maskrcnn, CPU, m) {
     m.impl("nms", MASKRCNN_BEST(nms));
     m.impl("roi_align", MASKRCNN_BEST(roi_align));
     m.impl("roi_align_backward", MASKRCNN_BEST(roi_align_backward));
+    m.impl("group_norm", MASKRCNN_BEST(group_norm));
+    m.impl("group_norm_backward", MASKRCNN_BEST(group_norm_backward));
     m.impl("conv3x3", MASKRCNN_BEST(conv3x3));
     m.impl("conv3x3_weight_gradient", MASKRCNN_BEST(conv3x3_weight_gradient));
 }

@@ -37,12 +37,7 @@ struct Level {
     }
 };
 
-struct Bins {
-    int height, width, sampling_ratio;
-    bool aligned;
-
-    int64_t count() const { return static_cast<int64_t>(height) * width; }
-};
+int64_t count_bins(const BinGrid& bins) { return static_cast<int64_t>(bins.height) * bins.width; }
 
 // The rows and columns of a map that a RoI reads.
 template <typename Sum>
@@ -50,7 +45,7 @@ struct RoITaps {
     AxisTaps<Sum> rows, columns;
 
     template <typename T>
-    void compute(const Sum* roi, const Level<T, Sum>& level, const Bins& bins) {
+    void compute(const Sum* roi, const Level<T, Sum>& level, const BinGrid& bins) {
         const int ratio = bins.sampling_ratio;
         rows.compute(roi[2], roi[4], level.scale, bins.height, ratio, bins.aligned, level.height);
         columns.compute(roi[1], roi[3], level.scale, bins.width, ratio, bins.aligned, level.width);
@@ -105,14 +100,14 @@ void share_out(int64_t count, const Run& run) {
 
 template <typename T, typename Sum = typename Channels<T>::Sum>
 void forward(const std::vector<Tensor>& features, const Tensor& rois, const Tensor& level,
-             const std::vector<double>& scales, const Bins& bins, Tensor& out) {
+             const std::vector<double>& scales, const BinGrid& bins, Tensor& out) {
     check_roi_values<Sum>(rois, level, static_cast<int64_t>(features.size()), features[0].size(0));
     std::vector<Level<const T, Sum>> levels;
     for (size_t l = 0; l < features.size(); ++l) {
         levels.push_back({static_cast<const T*>(features[l].const_data_ptr()), static_cast<int>(features[l].size(1)),
                           static_cast<int>(features[l].size(2)), static_cast<Sum>(scales[l])});
     }
-    const int64_t channels = features[0].size(3), roi_size = channels * bins.count();
+    const int64_t channels = features[0].size(3), roi_size = channels * count_bins(bins);
     const auto* roi = static_cast<const Sum*>(rois.const_data_ptr());
     const auto* level_of = static_cast<const int64_t*>(level.const_data_ptr());
     auto* result = static_cast<T*>(out.mutable_data_ptr());
@@ -190,7 +185,7 @@ class Tiles {
 // address and every sum has the same order for any number of threads.
 template <typename T, typename Sum = typename Channels<T>::Sum>
 void backward(const Tensor& grad, const Tensor& rois, const Tensor& level, const std::vector<double>& scales,
-              const Bins& bins, std::vector<Tensor>& out) {
+              const BinGrid& bins, std::vector<Tensor>& out) {
     const int64_t batch = out[0].size(0), count = rois.size(0), channels = grad.size(3);
     check_roi_values<Sum>(rois, level, static_cast<int64_t>(scales.size()), batch);
     std::vector<Level<T, Sum>> levels;
@@ -218,7 +213,7 @@ void backward(const Tensor& grad, const Tensor& rois, const Tensor& level, const
             for (const int64_t k : tile.rois) {
                 line.resize(static_cast<int64_t>(taps_of[k].columns.pixels()) * Block::kWidth);
                 backward_roi<Block>(own, taps_of[k].rows, taps_of[k].columns,
-                                    gradient + k * bins.count() * channels + c, channels, line.data());
+                                    gradient + k * count_bins(bins) * channels + c, channels, line.data());
             }
             round_into<Block>(own, levels[tile.level].pixels(tile.image, channels, c));
         });
@@ -240,7 +235,7 @@ Tensor roi_align(std::vector<Tensor> features, const Tensor& rois, const Tensor&
     const ScalarType type = features[0].scalar_type();
     Tensor out = torch::stable::empty({rois.size(0), size_h, size_w, features[0].size(3)}, type);
     use_huge_pages(out);
-    const Bins bins{static_cast<int>(size_h), static_cast<int>(size_w), static_cast<int>(sampling_ratio), aligned};
+    const BinGrid bins{static_cast<int>(size_h), static_cast<int>(size_w), static_cast<int>(sampling_ratio), aligned};
     MASKRCNN_FOR_DTYPE(type, forward)(features, rois, level, scales, bins, out);
     return out;
 }
@@ -255,8 +250,8 @@ std::vector<Tensor> roi_align_backward(const Tensor& grad, const Tensor& rois, c
         out.push_back(torch::stable::empty({batch, heights[l], widths[l], grad.size(3)}, grad.scalar_type()));
         use_huge_pages(out.back());
     }
-    const Bins bins{static_cast<int>(grad.size(1)), static_cast<int>(grad.size(2)), static_cast<int>(sampling_ratio),
-                    aligned};
+    const BinGrid bins{static_cast<int>(grad.size(1)), static_cast<int>(grad.size(2)), static_cast<int>(sampling_ratio),
+                       aligned};
     MASKRCNN_FOR_DTYPE(grad.scalar_type(), backward)(grad, rois, level, scales, bins, out);
     return out;
 }

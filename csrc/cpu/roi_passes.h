@@ -15,32 +15,6 @@
 namespace maskrcnn {
 namespace MASKRCNN_SET {
 
-// T: element type of the map; a block is kVecs vectors of Lanes<T>.
-template <typename T_, template <typename> class Lanes_, int kVecs_>
-struct BlockOf {
-    using T = T_;
-    using Lanes = Lanes_<T>;
-    using Sum = typename Lanes::Sum;
-    using SumLanes = Lanes_<Sum>;
-    using Vec = typename Lanes::Vec;
-    static constexpr int kVecs = kVecs_, kLanes = Lanes::kLanes, kWidth = kVecs * kLanes;
-};
-template <typename T>
-using WideBlock = BlockOf<T, Channels, 8>;  // as many sums at a time as hide the latency of a multiply-add
-template <typename T>
-using NarrowBlock = BlockOf<T, Channels, 1>;
-template <typename T>
-using SingleBlock = BlockOf<T, OneChannel, 1>;
-
-// Calls run(block, c) for the blocks of channels, which start at c.
-template <typename T, typename Run>
-MASKRCNN_INLINE void for_blocks(int64_t channels, const Run& run) {
-    int64_t c = 0;
-    for (; c + WideBlock<T>::kWidth <= channels; c += WideBlock<T>::kWidth) run(WideBlock<T>(), c);
-    for (; c + NarrowBlock<T>::kWidth <= channels; c += NarrowBlock<T>::kWidth) run(NarrowBlock<T>(), c);
-    for (; c < channels; ++c) run(SingleBlock<T>(), c);
-}
-
 // Some pixels and a block of their channels: of a whole map, or of a tile that holds this block alone.
 template <typename T>
 struct Pixels {
@@ -67,17 +41,6 @@ MASKRCNN_INLINE void add_to(To* sums, typename Lanes::Sum weight, const typename
         Lanes::store(to, Lanes::load(to) + weight * values[i]);
     }
 }
-template <typename Lanes, int kVecs, typename From>
-MASKRCNN_INLINE void load_all(typename Lanes::Vec* values, const From* from) {
-#pragma GCC unroll 8
-    for (int i = 0; i < kVecs; ++i) values[i] = Lanes::load(from + i * Lanes::kLanes);
-}
-template <typename Lanes, int kVecs, typename To>
-MASKRCNN_INLINE void store_all(To* to, const typename Lanes::Vec* values) {
-#pragma GCC unroll 8
-    for (int i = 0; i < kVecs; ++i) Lanes::store(to + i * Lanes::kLanes, values[i]);
-}
-
 // Prefetches the cache lines of `count` numbers.
 template <int kCount, typename T>
 MASKRCNN_INLINE void fetch(const T* from) {

@@ -12,6 +12,7 @@
 #include <limits>
 #include <memory>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "../geometry.h"
@@ -22,19 +23,33 @@
 namespace maskrcnn {
 namespace MASKRCNN_SET {
 
-// Kept boxes as structure of arrays for vectorized comparison. The area of an empty lane is NaN: it suppresses nothing.
+// What is known of a box: kOpen if it depends on boxes that are not in the index.
+enum State : uint8_t { kSuppressed, kKept, kOpen };
+
+// Boxes as structure of arrays for vectorized comparison. The area of an empty lane is NaN: it suppresses nothing.
 template <typename T>
 struct Block {
     static constexpr int kLanes = Simd<T>::kLanes;
     T x1[kLanes], y1[kLanes], x2[kLanes], y2[kLanes], area[kLanes];
+    uint32_t open;  // bit `lane`: the box is not known to be kept
 
-    void set(int lane, const Box<T>& b) {
+    void set(int lane, const Box<T>& b, bool is_open) {
         if (lane == 0) {
             for (T* column : {x1, y1, x2, y2}) std::fill_n(column, kLanes, T(0));
             std::fill_n(area, kLanes, std::numeric_limits<T>::quiet_NaN());
+            open = 0;
         }
         x1[lane] = b.x1, y1[lane] = b.y1, x2[lane] = b.x2, y2[lane] = b.y2;
         area[lane] = b.area();
+        open |= uint32_t{is_open} << lane;
+    }
+
+    Block without_open() const {
+        Block kept = *this;
+        for (int lane = 0; lane < kLanes; ++lane) {
+            if (open >> lane & 1) kept.area[lane] = std::numeric_limits<T>::quiet_NaN();
+        }
+        return kept;
     }
 };
 
@@ -67,13 +82,31 @@ MASKRCNN_INLINE bool overlaps(const Block<T>* blocks, int64_t count, const Box<T
     return false;
 }
 
+// Bounds for the boxes that have an IoU above a threshold with a box: both sides of the smaller one are more than t
+// times those of the larger one, and they overlap by more than t times the larger side on both axes.
+template <typename T>
+struct PartnerBounds {
+    T shrink, grow;  // how much smaller or larger a side may be, with a margin for rounding
+
+    explicit PartnerBounds(T threshold) : shrink(threshold * T(1 - 1e-5)), grow(1 / shrink) {}
+
+    // The first and the last position at which a partner of a box with sides low .. high can begin on that axis, if no
+    // partner is longer than `longest`.
+    MASKRCNN_INLINE std::pair<T, T> partners(T low, T high, T longest) const {
+        constexpr T kRounding = std::numeric_limits<T>::epsilon() * 8;
+        const T margin = kRounding * (std::abs(low) + std::abs(high) + longest);
+        const T overlap = (high - low) * shrink;
+        return {low + overlap - longest - margin, high - overlap + margin};
+    }
+};
+
 // Sides of one class differ by less than a factor of 4.
 constexpr int kClasses = 16;
 
 // The boxes of one class of widths and heights, indexed by their upper left corner.
 template <typename T>
 struct Shelf {
-    int64_t boxes = 0, kept = 0;
+    int64_t boxes = 0, added = 0;
     T widest = 0, highest = 0;
     T x1 = std::numeric_limits<T>::infinity(), y1 = x1, x2 = -x1, y2 = -x1;  // of the corners
     AxisCells<T> columns, rows;
@@ -109,11 +142,7 @@ template <typename T>
 class Shelves {
   public:
     Shelves(const Box<T>* boxes, int64_t count, T threshold)
-        : threshold_(threshold),
-          shrink_(threshold * T(1 - 1e-5)),
-          grow_(1 / shrink_),
-          shelf_of_(count),
-          cell_of_(count) {
+        : threshold_(threshold), bounds_(threshold), shelf_of_(count), cell_of_(count) {
         std::vector<int> sides;
         for (int64_t i = 0; i < count; ++i) {
             const Box<T>& b = boxes[i];
@@ -136,32 +165,35 @@ class Shelves {
     // Whether box i takes part at all.
     bool has(int64_t i) const { return shelf_of_[i] != kNone; }
 
-    MASKRCNN_INLINE bool suppresses(const Box<T>& box) const {
-        // IoU > t needs both sides of the smaller box to be more than t times the larger box's.
+    // What the boxes added so far say of another: kSuppressed if one that is kept overlaps it, else kOpen if an open
+    // one does.
+    MASKRCNN_INLINE State compare(const Box<T>& box) const {
         const T width = box.x2 - box.x1, height = box.y2 - box.y1;
-        const int w1 = size_class(width * shrink_), w2 = size_class(width * grow_);
-        const int h1 = size_class(height * shrink_), h2 = size_class(height * grow_);
+        const int w1 = size_class(width * bounds_.shrink), w2 = size_class(width * bounds_.grow);
+        const int h1 = size_class(height * bounds_.shrink), h2 = size_class(height * bounds_.grow);
+        State state = kKept;
         for (int w = w1; w <= w2; ++w) {
             for (int h = h1; h <= h2; ++h) {
                 const Shelf<T>& shelf = shelves_[w * kClasses + h];
-                if (shelf.kept && on_shelf(shelf, box, width * shrink_, height * shrink_)) return true;
+                if (shelf.added && on_shelf(shelf, box, state)) return kSuppressed;
             }
         }
-        return false;
+        return state;
     }
 
-    // Keeps box i.
-    void add(int64_t i, const Box<T>& box) {
-        ++shelves_[shelf_of_[i]].kept;
+    // Adds box i, kept or open.
+    void add(int64_t i, const Box<T>& box, State state) {
+        ++shelves_[shelf_of_[i]].added;
+        any_open_ |= state == kOpen;
         Cell& cell = cells_[cell_of_[i]];
-        blocks_[cell.first + cell.kept / Simd<T>::kLanes].set(cell.kept % Simd<T>::kLanes, box);
-        ++cell.kept;
+        blocks_[cell.first + cell.added / Simd<T>::kLanes].set(cell.added % Simd<T>::kLanes, box, state == kOpen);
+        ++cell.added;
     }
 
   private:
     static constexpr int16_t kNone = -1;
     struct Cell {
-        int32_t first = 0, kept = 0;  // its first block, and the boxes in its blocks
+        int32_t first = 0, added = 0;  // its first block, and the boxes in its blocks
     };
 
     // Room for every box in its cell's blocks.
@@ -187,21 +219,29 @@ class Shelves {
         blocks_.reset(new Block<T>[blocks]);  // written before they are read
     }
 
-    // Compares with the boxes whose corner is in the range for an overlap of at least overlap_w x overlap_h.
-    MASKRCNN_INLINE bool on_shelf(const Shelf<T>& shelf, const Box<T>& box, T overlap_w, T overlap_h) const {
-        constexpr T kRounding = std::numeric_limits<T>::epsilon() * 8;
-        const T margin_x = kRounding * (std::abs(box.x1) + std::abs(box.x2) + shelf.widest);
-        const T margin_y = kRounding * (std::abs(box.y1) + std::abs(box.y2) + shelf.highest);
-        const int c1 = shelf.columns.cell(box.x1 + overlap_w - shelf.widest - margin_x);
-        const int c2 = shelf.columns.cell(box.x2 - overlap_w + margin_x);
-        const int r1 = shelf.rows.cell(box.y1 + overlap_h - shelf.highest - margin_y);
-        const int r2 = shelf.rows.cell(box.y2 - overlap_h + margin_y);
+    // Compares with the boxes whose corner is in the range of partners: whether one that is kept overlaps `box`; if an
+    // open one does, `state` becomes kOpen.
+    MASKRCNN_INLINE bool on_shelf(const Shelf<T>& shelf, const Box<T>& box, State& state) const {
+        const auto [left, right] = bounds_.partners(box.x1, box.x2, shelf.widest);
+        const auto [top, bottom] = bounds_.partners(box.y1, box.y2, shelf.highest);
+        const int c1 = shelf.columns.cell(left), c2 = shelf.columns.cell(right);
+        const int r1 = shelf.rows.cell(top), r2 = shelf.rows.cell(bottom);
         for (int r = r1; r <= r2; ++r) {
             for (int c = c1; c <= c2; ++c) {
                 const Cell& cell = cells_[shelf.cell(r, c)];
-                const int64_t blocks = (cell.kept + Simd<T>::kLanes - 1) / Simd<T>::kLanes;
-                if (overlaps(&blocks_[cell.first], blocks, box, threshold_)) return true;
+                const int64_t blocks = (cell.added + Simd<T>::kLanes - 1) / Simd<T>::kLanes;
+                if (!overlaps(&blocks_[cell.first], blocks, box, threshold_)) continue;
+                if (!any_open_ || a_kept_box_overlaps(&blocks_[cell.first], blocks, box)) return true;
+                state = kOpen;
             }
+        }
+        return false;
+    }
+
+    bool a_kept_box_overlaps(const Block<T>* blocks, int64_t count, const Box<T>& box) const {
+        for (int64_t i = 0; i < count; ++i) {
+            const Block<T> kept = blocks[i].without_open();
+            if (overlaps(&kept, 1, box, threshold_)) return true;
         }
         return false;
     }
@@ -216,8 +256,10 @@ class Shelves {
     }
     int size_class(T side) const { return std::clamp(half_log(side) - lowest_, 0, kClasses - 1); }
 
-    T threshold_, shrink_, grow_;  // the IoU, and how much smaller or larger a side may be, with a margin
-    int lowest_ = 0;               // half_log of the sides of class 0
+    T threshold_;
+    PartnerBounds<T> bounds_;
+    int lowest_ = 0;  // half_log of the sides of class 0
+    bool any_open_ = false;
     std::array<Shelf<T>, kClasses * kClasses> shelves_;
     std::vector<int16_t> shelf_of_;
     std::vector<int32_t> cell_of_;

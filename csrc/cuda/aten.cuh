@@ -39,11 +39,6 @@ inline Tensor scatter(const Tensor& index, const Tensor& values) {
     return call<1>("aten::scatter", "src", torch::stable::empty_like(values), int64_t(0), index, values);
 }
 
-// The entries where the mask is true; synchronizes.
-inline Tensor masked_select(const Tensor& tensor, const Tensor& mask) {
-    return call<1>("aten::masked_select", "", tensor, mask);
-}
-
 inline Tensor cumsum(const Tensor& vector) {
     return call<1>("aten::cumsum", "", vector, int64_t(0), std::optional<ScalarType>());
 }

@@ -18,6 +18,8 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
 constexpr int kThreads = 256;
+constexpr int kWarp = 32;
+constexpr unsigned kAllLanes = 0xffffffff;
 
 // Makes a tensor's device the current one during its lifetime, and provides the stream to launch on.
 class Launch {

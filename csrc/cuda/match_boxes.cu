@@ -1,5 +1,7 @@
-// Matches anchors to targets: one thread per anchor, targets in shared memory, memory A + G. Images are processed one
-// after another; anchors are only compared with targets of the same image.
+// Matches anchors to targets: one thread per anchor, the targets near the block's in shared memory, memory A + G.
+// Images are processed one after another; anchors are only compared with targets of the same image.
+#include <cmath>
+#include <limits>
 #include <vector>
 
 #include "../checks.h"
@@ -16,19 +18,61 @@ __device__ void raise_to(double* place, double value) {
               static_cast<unsigned long long>(__double_as_longlong(value)));
 }
 
-// Calls visit(target, IoU) for all targets in order, IoU 0 if it is undefined; every thread of the block must call.
+// The sides of a box that encloses all anchors of the block; coordinates that are not numbers are ignored, as such a
+// box overlaps nothing. Every thread of the block must call.
+template <typename T>
+__device__ Box<T> enclose(Box<T> anchor) {
+    __shared__ Box<T> of_warp[kThreads / kWarp];
+    const auto join = [](Box<T>& a, const Box<T>& b) {
+        a = {std::fmin(a.x1, b.x1), std::fmin(a.y1, b.y1), std::fmax(a.x2, b.x2), std::fmax(a.y2, b.y2)};
+    };
+    for (int step = kWarp / 2; step > 0; step /= 2) {
+        join(anchor, {__shfl_xor_sync(kAllLanes, anchor.x1, step), __shfl_xor_sync(kAllLanes, anchor.y1, step),
+                      __shfl_xor_sync(kAllLanes, anchor.x2, step), __shfl_xor_sync(kAllLanes, anchor.y2, step)});
+    }
+    if (threadIdx.x % kWarp == 0) of_warp[threadIdx.x / kWarp] = anchor;
+    __syncthreads();
+    for (const Box<T>& other : of_warp) join(anchor, other);
+    return anchor;
+}
+
+template <typename T>
+__device__ bool touch(const Box<T>& a, const Box<T>& b) {
+    return !(a.x1 >= b.x2 || b.x1 >= a.x2 || a.y1 >= b.y2 || b.y1 >= a.y2);
+}
+
+// Calls visit(target, IoU) for the targets that may overlap the anchor, in order; every thread of the block must call.
+// Neighbouring anchors are neighbours in the image: most targets touch no anchor of the block, and are left out at
+// once.
 template <typename T, typename Visit>
 __device__ void visit_targets(const Box<T>* targets, int64_t target_count, const Box<T>& anchor, const Visit& visit) {
     __shared__ Box<T> staged[kThreads];
+    __shared__ int64_t index[kThreads];
+    __shared__ unsigned found[kThreads / kWarp];
+    const Box<T> all_anchors = enclose(anchor);
     const T area = anchor.area();
+    const unsigned lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
     for (int64_t base = 0; base < target_count; base += kThreads) {
-        const int have = static_cast<int>(min(static_cast<int64_t>(kThreads), target_count - base));
+        const int64_t mine = base + threadIdx.x;
+        const Box<T> target = mine < target_count ? targets[mine] : Box<T>{};
+        const bool near = mine < target_count && touch(target, all_anchors);
+        const unsigned bits = __ballot_sync(kAllLanes, near);
+        if (lane == 0) found[warp] = bits;
         __syncthreads();
-        if (static_cast<int>(threadIdx.x) < have) staged[threadIdx.x] = targets[base + threadIdx.x];
+        int have = 0, at = __popc(bits & ((1u << lane) - 1));
+        for (unsigned w = 0; w < kThreads / kWarp; ++w) {
+            if (w == warp) at += have;
+            have += __popc(found[w]);
+        }
+        if (near) {
+            staged[at] = target;
+            index[at] = mine;
+        }
         __syncthreads();
         for (int g = 0; g < have; ++g) {
+            if (!touch(staged[g], anchor)) continue;
             const T iou = box_iou(staged[g], staged[g].area(), anchor, area);
-            visit(base + g, iou > T(0) ? iou : T(0));
+            visit(index[g], iou > T(0) ? iou : T(0));
         }
     }
 }
@@ -39,7 +83,8 @@ __global__ void match_to_best(const Box<T>* anchors, int64_t count, const Box<T>
                               int64_t first_target, T high, T low, T* best_of_target, int64_t* nearest,
                               int64_t* matches) {
     const int64_t a = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-    const Box<T> anchor = a < count ? anchors[a] : Box<T>{};
+    constexpr T kNone = std::numeric_limits<T>::quiet_NaN();
+    const Box<T> anchor = a < count ? anchors[a] : Box<T>{kNone, kNone, kNone, kNone};
     T value = 0;
     int64_t which = 0;
     visit_targets(targets, target_count, anchor, [&](int64_t target, T iou) {
@@ -47,7 +92,9 @@ __global__ void match_to_best(const Box<T>* anchors, int64_t count, const Box<T>
             value = iou;
             which = target;
         }
-        if (best_of_target && iou > T(0) && iou > best_of_target[target]) raise_to(best_of_target + target, iou);
+        if (!best_of_target) return;
+        const volatile T* best = best_of_target + target;  // only grows: an old value costs an atomic operation
+        if (iou > *best) raise_to(best_of_target + target, iou);
     });
     if (a >= count) return;
     nearest[a] = first_target + which;
@@ -59,8 +106,14 @@ template <typename T>
 __global__ void match_low_quality(const Box<T>* anchors, int64_t count, const Box<T>* targets, int64_t target_count,
                                   const T* best_of_target, const int64_t* nearest, int64_t* matches) {
     const int64_t a = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-    const Box<T> anchor = a < count ? anchors[a] : Box<T>{};
+    constexpr T kNone = std::numeric_limits<T>::quiet_NaN();
+    const Box<T> anchor = a < count ? anchors[a] : Box<T>{kNone, kNone, kNone, kNone};
+    // A target that overlaps no anchor has a highest IoU of 0, as every anchor has with it.
     bool reached = false;
+    for (int64_t base = 0; base < target_count && !reached; base += kThreads) {
+        const int64_t target = base + threadIdx.x;
+        reached = __syncthreads_or(target < target_count && best_of_target[target] == T(0));
+    }
     visit_targets(targets, target_count, anchor,
                   [&](int64_t target, T iou) { reached = reached || iou == best_of_target[target]; });
     if (a < count && reached) matches[a] = nearest[a];

@@ -1,8 +1,12 @@
-// Non-maximum suppression on the device, without a copy to the host before the last step, with memory linear in N.
+// Non-maximum suppression on the device, which the host never waits for, with memory linear in N, in two launches
+// whatever N and the groups are.
 //
-// Boxes are sorted by descending score (in each group) and processed in tiles: one block finds the survivors of the
-// tile from a bit matrix of the tile only; then every later box is compared with the survivors. The matrix of all
-// pairs, N * N / 8 bytes, is never made: those of the tiles take 128 bytes per box.
+// Boxes are sorted by descending score (in each group) and divided into tiles. A block finds the survivors of one tile
+// from a bit matrix of the tile only, after it has compared the tile's boxes with the survivors of the earlier tiles,
+// as those become known. It only waits for tiles that have a group in common with its own, so that groups are processed
+// at the same time. The matrix of all pairs, N * N / 8 bytes, is never made: those of the tiles take 64 bytes per box.
+#include <tuple>
+
 #include "../checks.h"
 #include "../geometry.h"
 #include "aten.cuh"
@@ -11,21 +15,12 @@
 namespace maskrcnn {
 namespace {
 
-constexpr int kTile = 1024;
-constexpr int kWord = 64;  // boxes in a word of the bit matrix
-constexpr int kWords = kTile / kWord;
-static_assert(kTile % kThreads == 0);
-constexpr int kWarp = 32;
-constexpr unsigned kAllLanes = 0xffffffff;
-
-// The boxes of one tile that survived.
-struct Survivors {
-    int count;
-    int32_t position[kTile];  // in the order of the boxes
-};
+constexpr int kWord = 64;                 // boxes in a word of the bit matrix
+constexpr int kWords = kThreads / kWarp;  // of a tile: one for each warp
+constexpr int kTile = kWords * kWord;
 
 template <typename T>
-__device__ bool overlaps(const Box<T>& a, const Box<T>& b, T threshold) {
+__device__ bool suppresses(const Box<T>& a, const Box<T>& b, T threshold) {
     // Most pairs do not overlap: their IoU is 0 or undefined, and no division is needed, unless the threshold is below
     // 0.
     const bool apart = a.x1 >= b.x2 || b.x1 >= a.x2 || a.y1 >= b.y2 || b.y1 >= a.y2;
@@ -51,85 +46,154 @@ __global__ void compare_within_tiles(const Box<T>* boxes, const int64_t* group, 
     const int later = static_cast<int>(max(int64_t(0), i + 1 - first));
     const int end = static_cast<int>(min(int64_t(kWord), count - first));
     uint64_t bits = 0;
-    for (int j = later; j < end; ++j) {
-        const bool suppresses = same_group(group, i, first + j) && overlaps(box, column[j], threshold);
-        if (suppresses) bits |= uint64_t(1) << j;
+    for (int j = later; j < end && same_group(group, i, first + j); ++j) {
+        if (suppresses(box, column[j], threshold)) bits |= uint64_t(1) << j;
     }
     matrix[tile * kWords + blockIdx.y * kTile + i - tile] = bits;
 }
 
-// One block with one warp per word of the tile. For each word in order, its warp suppresses boxes within the word, then
-// the warps of later words remove the boxes that the survivors suppress.
-__global__ void settle_tile(const uint64_t* matrix, int count, int64_t first, bool* keep, Survivors* survivors) {
-    __shared__ uint64_t alive_of[kWords];
+// The bits of a word that stand for box `begin` of the tile and later ones.
+__device__ uint64_t bits_from(int begin, int word) {
+    const int bit = begin - word * kWord;
+    return bit <= 0 ? ~uint64_t(0) : bit < kWord ? ~uint64_t(0) << bit : 0;
+}
+
+// Finds the survivors among the boxes that are alive, which are in words first .. last - 1. Each warp has a word, which
+// all its lanes know, here and as the result; survivors_of is that of all. Every thread of the block must call.
+__device__ uint64_t settle(const uint64_t* matrix, uint64_t alive, int first, int last, uint64_t* survivors_of) {
     const int lane = threadIdx.x % kWarp, mine = threadIdx.x / kWarp;
-    const int low = mine * kWord + lane, high = low + kWarp;  // the boxes of this thread
-    const uint64_t alive_low = __ballot_sync(kAllLanes, low < count && keep[low]);
-    const uint64_t alive_high = __ballot_sync(kAllLanes, high < count && keep[high]);
-    uint64_t alive = alive_low | alive_high << kWarp;  // all lanes of a warp know the whole word
-    const int words = (count + kWord - 1) / kWord;
-    for (int w = 0; w < words; ++w) {
-        uint64_t row_low = 0, row_high = 0;  // read before the barrier, so that waiting for one hides the other
-        if (w <= mine && mine < words) {
-            row_low = matrix[mine * kTile + w * kWord + lane];
-            row_high = matrix[mine * kTile + w * kWord + kWarp + lane];
-        }
+    const bool takes_part = first <= mine && mine < last;
+    const uint64_t* rows = matrix + mine * kTile + lane;
+    const uint64_t own_low = takes_part ? rows[mine * kWord] : 0;  // long before they are needed
+    const uint64_t own_high = takes_part ? rows[mine * kWord + kWarp] : 0;
+    __syncthreads();  // survivors_of may still be read
+    // For each word in order, its warp suppresses boxes within the word, then the warps of later words remove the boxes
+    // that the survivors suppress.
+    for (int w = first; w < last; ++w) {
+        const bool later = takes_part && w < mine;  // read before the barrier, so that waiting for one hides the other
+        const uint64_t row_low = later ? rows[w * kWord] : 0, row_high = later ? rows[w * kWord + kWarp] : 0;
         if (w == mine) {
             for (int j = 0; j < kWord; ++j) {
-                const uint64_t suppressed = __shfl_sync(kAllLanes, j < kWarp ? row_low : row_high, j % kWarp);
+                const uint64_t suppressed = __shfl_sync(kAllLanes, j < kWarp ? own_low : own_high, j % kWarp);
                 if (alive >> j & 1) alive &= ~suppressed;
             }
-            if (lane == 0) alive_of[w] = alive;
+            if (lane == 0) survivors_of[w] = alive;
         }
         __syncthreads();
-        if (w < mine) {
-            uint64_t suppressed = alive_of[w] >> lane & 1 ? row_low : 0;
-            if (alive_of[w] >> (kWarp + lane) & 1) suppressed |= row_high;
+        if (later) {
+            uint64_t suppressed = survivors_of[w] >> lane & 1 ? row_low : 0;
+            if (survivors_of[w] >> (kWarp + lane) & 1) suppressed |= row_high;
             for (int step = kWarp / 2; step > 0; step /= 2) {
                 suppressed |= __shfl_xor_sync(kAllLanes, suppressed, step);
             }
             alive &= ~suppressed;
         }
     }
-    int before = 0, total = 0;
-    for (int w = 0; w < words; ++w) {
-        if (w < mine) before += __popcll(alive_of[w]);
-        total += __popcll(alive_of[w]);
-    }
-    if (threadIdx.x == 0) survivors->count = total;
-    for (int bit = lane; bit < kWord && mine * kWord + bit < count; bit += kWarp) {
-        const bool kept = alive >> bit & 1;
-        const uint64_t earlier = alive & ((uint64_t(1) << bit) - 1);
-        keep[mine * kWord + bit] = kept;
-        if (kept) survivors->position[before + __popcll(earlier)] = static_cast<int32_t>(first + mine * kWord + bit);
-    }
+    return alive;
 }
 
-// One thread per later box; blockIdx.y selects the kThreads survivors that it is compared with.
-template <typename T>
-__global__ void suppress_later(const Box<T>* boxes, const int64_t* group, int64_t begin, int64_t count, T threshold,
-                               const Survivors* survivors, bool* keep) {
-    __shared__ Box<T> kept[kThreads];
-    __shared__ bool matters[kThreads];
-    const int64_t i = begin + static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-    const int base = blockIdx.y * kThreads, have = min(kThreads, survivors->count - base);
-    // Groups are sorted: a later box can only be in the group of the tile's last box.
-    const bool open = have > 0 && i < count && keep[i] && same_group(group, i, begin - 1);
-    if (!__syncthreads_or(open)) return;
-    if (static_cast<int>(threadIdx.x) < have) {
-        const int position = survivors->position[base + threadIdx.x];
-        kept[threadIdx.x] = boxes[position];
-        matters[threadIdx.x] = same_group(group, position, begin - 1);
+// What the tiles tell one another. The host sets all to 0.
+struct Progress {
+    int started;       // tiles
+    int survivors[1];  // of each tile, in its last group, plus 1; 0 while they are not known
+};
+
+// Waits until the survivors of a tile are known, and returns how many there are; every thread of the block must call.
+__device__ int wait_for(const Progress* progress, int64_t tile) {
+    __shared__ int known;
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        const volatile int* survivors = progress->survivors + tile;
+        while ((known = *survivors) == 0) __nanosleep(100);
+        __threadfence();
     }
     __syncthreads();
-    if (!open) return;
-    const Box<T> box = boxes[i];
-    for (int k = 0; k < have; ++k) {
-        if (matters[k] && overlaps(kept[k], box, threshold)) {
-            keep[i] = false;
-            return;
-        }
+    return known - 1;
+}
+
+// The first tile that has boxes of this tile's first group; every thread of the block must call.
+__device__ int64_t first_of_group(const int64_t* group, int64_t tile) {
+    if (!group) return 0;
+    int64_t others = 0;  // tiles that begin with another group
+    for (int64_t base = 0; base < tile; base += kThreads) {
+        const int64_t earlier = base + threadIdx.x;
+        others += __syncthreads_count(earlier < tile && group[earlier * kTile] != group[tile * kTile]);
     }
+    return others > 0 && group[others * kTile - 1] == group[tile * kTile] ? others - 1 : others;
+}
+
+// One tile per block. Its boxes have two parts: the head is of the group that the tile before ends with; the groups of
+// the body begin here, so that it needs no other tile. kept: room for the surviving boxes of each tile.
+template <typename T>
+__global__ void __launch_bounds__(kThreads)
+    settle_tiles(const Box<T>* boxes, const int64_t* group, int64_t all, T threshold, const uint64_t* matrix,
+                 Box<T>* kept, Progress* progress, bool* keep) {
+    __shared__ uint64_t survivors_of[kWords];
+    __shared__ Box<T> staged[kThreads];
+    __shared__ int next;
+    // Tiles are taken in order, whatever the order of blocks: those that a block waits for have begun before it.
+    if (threadIdx.x == 0) next = atomicAdd(&progress->started, 1);
+    __syncthreads();
+    const int64_t tile = next, first = tile * kTile;
+    const int count = static_cast<int>(min(int64_t(kTile), all - first)), words = (count + kWord - 1) / kWord;
+    const int lane = threadIdx.x % kWarp, mine = threadIdx.x / kWarp;
+    const int low = mine * kWord + lane, high = low + kWarp;  // the boxes of this thread
+    matrix += first * kWords;
+    int head = 0, of_last = 0;  // boxes in the head, and in the last group
+    for (const int i : {low, high}) {
+        head += __syncthreads_count(i < count && first > 0 && same_group(group, first - 1, first + i));
+        of_last += __syncthreads_count(i < count && same_group(group, first + i, first + count - 1));
+    }
+    const auto publish = [&](uint64_t alive) {
+        const int begin = count - of_last;
+        int before = 0, total = 0;
+        for (int w = begin / kWord; w < words; ++w) {
+            const int survivors = __popcll(survivors_of[w] & bits_from(begin, w));
+            if (w < mine) before += survivors;
+            total += survivors;
+        }
+        alive &= bits_from(begin, mine);
+        for (int bit = lane; bit < kWord; bit += kWarp) {
+            const uint64_t earlier = alive & ((uint64_t(1) << bit) - 1);
+            if (alive >> bit & 1) kept[first + before + __popcll(earlier)] = boxes[first + mine * kWord + bit];
+        }
+        __syncthreads();
+        if (threadIdx.x == 0) {
+            __threadfence();
+            *static_cast<volatile int*>(progress->survivors + tile) = total + 1;
+        }
+    };
+    const uint64_t present = ~bits_from(count, mine);
+    uint64_t survivors = settle(matrix, present & bits_from(head, mine), head / kWord, words, survivors_of);
+    if (head < count) publish(survivors);
+    if (head > 0) {
+        bool alive_low = low < head, alive_high = high < head;
+        const Box<T> box_low = alive_low ? boxes[first + low] : Box<T>{};
+        const Box<T> box_high = alive_high ? boxes[first + high] : Box<T>{};
+        for (int64_t earlier = first_of_group(group, tile); earlier < tile; ++earlier) {
+            const int known = wait_for(progress, earlier);
+            for (int base = 0; base < known; base += kThreads) {
+                const int have = min(kThreads, known - base);
+                if (static_cast<int>(threadIdx.x) < have) {
+                    staged[threadIdx.x] = kept[earlier * kTile + base + threadIdx.x];
+                }
+                __syncthreads();
+                for (int k = 0; k < have && alive_low; ++k) {
+                    alive_low = !suppresses(staged[k], box_low, threshold);
+                }
+                for (int k = 0; k < have && alive_high; ++k) {
+                    alive_high = !suppresses(staged[k], box_high, threshold);
+                }
+                __syncthreads();
+            }
+        }
+        const uint64_t in_low = __ballot_sync(kAllLanes, alive_low), in_high = __ballot_sync(kAllLanes, alive_high);
+        const uint64_t of_head = settle(matrix, in_low | in_high << kWarp, 0, (head + kWord - 1) / kWord, survivors_of);
+        if (head == count) publish(of_head);
+        survivors |= of_head;
+    }
+    if (low < count) keep[first + low] = survivors >> lane & 1;
+    if (high < count) keep[first + high] = survivors >> (kWarp + lane) & 1;
 }
 
 // keep: which of the sorted boxes are kept.
@@ -140,43 +204,35 @@ void suppress(const Tensor& boxes, const std::optional<Tensor>& group, double io
     const T threshold = round_down<T>(iou_threshold);
     const auto* box = static_cast<const Box<T>*>(boxes.const_data_ptr());
     const auto* id = group ? static_cast<const int64_t*>(group->const_data_ptr()) : nullptr;
-    auto* kept = static_cast<bool*>(keep.mutable_data_ptr());
-    Tensor matrix = torch::stable::new_empty(boxes, {tiles * kTile * kWords}, ScalarType::Long);
-    Tensor list = torch::stable::new_empty(boxes, {static_cast<int64_t>(sizeof(Survivors))}, ScalarType::Byte);
+    const Tensor matrix = torch::stable::new_empty(boxes, {tiles * kTile * kWords}, ScalarType::Long);
+    const Tensor kept = torch::stable::empty_like(boxes);
+    const Tensor counts = torch::stable::new_zeros(boxes, {1 + tiles}, ScalarType::Int);
     auto* bits = static_cast<uint64_t*>(matrix.mutable_data_ptr());
-    auto* survivors = static_cast<Survivors*>(list.mutable_data_ptr());
-    STD_CUDA_CHECK(cudaMemsetAsync(kept, 1, count, launch.stream()));
     const dim3 words(static_cast<unsigned>((count + kWord - 1) / kWord), kWords);
     compare_within_tiles<T><<<words, kWord, 0, launch.stream()>>>(box, id, count, threshold, bits);
     STD_CUDA_KERNEL_LAUNCH_CHECK();
-    for (int64_t first = 0; first < count; first += kTile) {
-        const int tile = static_cast<int>(std::min<int64_t>(kTile, count - first));
-        settle_tile<<<1, kWords * kWarp, 0, launch.stream()>>>(bits + first * kWords, tile, first, kept + first,
-                                                               survivors);
-        STD_CUDA_KERNEL_LAUNCH_CHECK();
-        const int64_t next = first + tile;
-        if (next == count) break;
-        const dim3 later(static_cast<unsigned>((count - next + kThreads - 1) / kThreads), kTile / kThreads);
-        suppress_later<T><<<later, kThreads, 0, launch.stream()>>>(box, id, next, count, threshold, survivors, kept);
-        STD_CUDA_KERNEL_LAUNCH_CHECK();
-    }
+    settle_tiles<T><<<static_cast<unsigned>(tiles), kThreads, 0, launch.stream()>>>(
+        box, id, count, threshold, bits, static_cast<Box<T>*>(kept.mutable_data_ptr()),
+        static_cast<Progress*>(counts.mutable_data_ptr()), static_cast<bool*>(keep.mutable_data_ptr()));
+    STD_CUDA_KERNEL_LAUNCH_CHECK();
 }
 
-Tensor nms(const Tensor& boxes, const Tensor& scores, const std::optional<Tensor>& idxs, double threshold) {
+std::tuple<Tensor, Tensor> nms(const Tensor& boxes, const Tensor& scores, const std::optional<Tensor>& idxs,
+                               double threshold) {
     check_nms(boxes, scores, idxs);
     Tensor keep = torch::stable::new_empty(boxes, {boxes.size(0)}, ScalarType::Bool);
-    if (boxes.size(0) == 0) return torch::stable::new_empty(boxes, {0}, ScalarType::Long);
+    if (boxes.size(0) == 0) return {torch::stable::new_empty(boxes, {0}, ScalarType::Long), keep};
     const auto run = boxes.scalar_type() == ScalarType::Double ? suppress<double> : suppress<float>;
     const Tensor order = aten::stable_order(scores, true);
     if (!idxs) {
         run(aten::index_select(boxes, order), std::nullopt, threshold, keep);
-        return aten::masked_select(order, keep);
+        return {order, keep};
     }
     const Tensor group = aten::index_select(*idxs, order);
     const Tensor by_group = aten::stable_order(group, false);  // from high to low score in each group
     run(aten::index_select(boxes, aten::index_select(order, by_group)), aten::index_select(group, by_group), threshold,
         keep);
-    return aten::masked_select(order, aten::scatter(by_group, keep));
+    return {order, aten::scatter(by_group, keep)};
 }
 
 }  // namespace

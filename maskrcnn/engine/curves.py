@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from maskrcnn.engine.log import TOTAL
 from maskrcnn.evaluation.coco_ap import MAX_DETECTIONS
-from maskrcnn.evaluation.plots import COLORS, save_figure
+from maskrcnn.evaluation.plots import COLORS, new_figure, save_figure
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 def plot_metrics(rows: list[dict[str, Any]], path: Path, title: str) -> None:
     """Plot the losses (smoothed over about 2 % of the run) and, below, the validation scores against steps."""
     steps = [row for row in rows if TOTAL in row]
     validations = [row for row in rows if "mask/AP" in row]
-    figure = Figure(figsize=(8, 6.5 if validations else 4), layout="constrained")
+    figure = new_figure((8, 6.5 if validations else 4))
     axes = figure.subplots(2 if validations else 1, 1, squeeze=False, sharex=True)[:, 0]
     x = np.array([row["step"] for row in steps])
     window = max(1, len(steps) // 50)

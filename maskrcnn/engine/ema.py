@@ -1,34 +1,35 @@
-"""Exponential moving average of a network's weights, by :class:`torch.optim.swa_utils.AveragedModel`."""
+"""Exponential moving average of a network's weights."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
 
 import torch
-from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
+from torch import nn
 
 
-def build_ema(model: nn.Module, decay: float) -> AveragedModel:
-    """Build an exponential moving average (EMA) of the weights of ``model`` (Tarvainen & Valpola 2017, Mean teachers,
-    section 2): after step t, average <- d * average + (1 - d) * weights.
+class MovingAverage:
+    """Exponential moving average (EMA) of a network's weights (Tarvainen & Valpola 2017, Mean teachers, section 2):
+    after step t, average <- d * average + (1 - d) * weights.
 
     d = min(decay, (1 + t) / (10 + t)), and 0 after the first step, so that the weights of the first steps have little
     influence. The warm-up is that of TensorFlow's ``tf.train.ExponentialMovingAverage`` with ``num_updates`` (its API
-    documentation).
+    documentation). ``torch.optim.swa_utils.AveragedModel`` would copy its count to the GPU at every step, and wait.
 
-    Returns:
-        A module with the average in ``module``, to be updated by ``update_parameters(model)`` after each step; buffers
-        are those of the network.
+    Attributes:
+        module: the network with the averaged weights; its buffers are those of the network.
+        updates: number of updates.
     """
 
-    @torch.no_grad()
-    def update(averages: Sequence[Tensor], weights: Sequence[Tensor], updates: Tensor | int) -> None:
-        steps = torch.as_tensor(updates)
-        current_decay = ((1 + steps) / (10 + steps)).clamp(max=decay)
-        for average, weight in zip(averages, weights, strict=True):
-            average.lerp_(weight, (1 - current_decay).to(average.dtype))
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.module = copy.deepcopy(model).requires_grad_(False)
+        self.decay, self.updates = decay, 0
 
-    averaged = AveragedModel(model, multi_avg_fn=update)
-    averaged.requires_grad_(False)
-    return averaged
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        """Include the weights of ``model``, after a step."""
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates)) if self.updates else 0.0
+        torch._foreach_lerp_(list(self.module.parameters()), list(model.parameters()), 1 - decay)
+        for average, value in zip(self.module.buffers(), model.buffers(), strict=True):
+            average.copy_(value)
+        self.updates += 1

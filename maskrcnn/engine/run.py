@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.optim.swa_utils import AveragedModel
 
 from maskrcnn import distributed
 from maskrcnn.checkpoint import load_model_state, load_optimizer_state, save_checkpoint
 from maskrcnn.device import Precision
+from maskrcnn.engine.ema import MovingAverage
 from maskrcnn.errors import InputError
 from maskrcnn.evaluation.coco_ap import MAX_DETECTIONS
 from maskrcnn.model import MaskRCNN
@@ -48,7 +48,7 @@ class Run:
     model: MaskRCNN
     network: nn.Module
     optimizer: torch.optim.Optimizer
-    ema: AveragedModel | None = None
+    ema: MovingAverage | None = None
     epoch: int = 0
     step_in_epoch: int = 0
     step: int = 0
@@ -66,7 +66,7 @@ class Run:
         """Write ``last.pt`` in process 0; all processes wait for it."""
         average = None
         if self.ema is not None:
-            average = {"model": self.scored_model.state_dict(), "updates": int(self.ema.n_averaged)}
+            average = {"model": self.scored_model.state_dict(), "updates": self.ema.updates}
         contents = {
             **self.description,
             "model": self.model.state_dict(),
@@ -95,7 +95,7 @@ class Run:
                     f"{path}: no moving average of the weights found; expected ema, as in the run's options"
                 )
             load_model_state(self.scored_model, state["ema"]["model"], path)
-            self.ema.n_averaged.fill_(state["ema"]["updates"])
+            self.ema.updates = state["ema"]["updates"]
         load_optimizer_state(self.optimizer, state["optimizer"], path)
         self.epoch, self.step_in_epoch = state["epoch"], state["step_in_epoch"]
         self.step = state["step"]

@@ -47,7 +47,7 @@ def train_step(run: Run, batches: Sequence[Batch], lr: float, clip_norm: float) 
     run.optimizer.zero_grad(set_to_none=True)
     rows = []
     for number, batch in enumerate(batches, start=1):
-        batch = batch.to(run.device)
+        batch = batch.to(run.device, non_blocking=True)  # from page-locked memory: build_loader
         images = batch.images.contiguous(memory_format=torch.channels_last)
         with _maybe_no_sync(run.network, number < len(batches)):
             with autocast(run.precision, run.device):
@@ -57,13 +57,13 @@ def train_step(run: Run, batches: Sequence[Batch], lr: float, clip_norm: float) 
         rows.append(torch.stack([loss, *losses.values()]).detach())
     norm = nn.utils.clip_grad_norm_(run.model.parameters(), clip_norm or math.inf)
     local = torch.stack(rows).mean(0)
-    values = torch.cat([distributed.mean(local), norm[None]]).tolist()  # the only synchronization with a GPU per step
+    values = torch.cat([distributed.mean(local), norm[None]]).tolist()
     row = dict(zip([TOTAL, *losses, GRAD_NORM], values, strict=True))
     if not all(map(math.isfinite, values)):
         raise NonFiniteLossError(_not_finite_message(run.step + 1, row, local, batches))
     run.optimizer.step()
     if run.ema is not None:
-        run.ema.update_parameters(run.model)
+        run.ema.update(run.model)
     run.step += 1
     return row
 

@@ -17,7 +17,7 @@ from maskrcnn.device import choose_device, default_workers
 from maskrcnn.engine.config import TrainConfig
 from maskrcnn.engine.curves import plot_metrics
 from maskrcnn.engine.datasets import Datasets, build_datasets
-from maskrcnn.engine.ema import build_ema
+from maskrcnn.engine.ema import MovingAverage
 from maskrcnn.engine.loader import EpochSampler, batches, build_loader
 from maskrcnn.engine.log import TOTAL, MetricsLog
 from maskrcnn.engine.resume import check_pictures, check_resumed, last_checkpoint
@@ -97,7 +97,7 @@ def start_run(
         model,
         distributed.data_parallel(model, device),
         build_optimizer(model, optim),
-        None if optim.ema is None else build_ema(model, optim.ema),
+        None if optim.ema is None else MovingAverage(model, optim.ema),
         validated=0 if config.from_ is None else -1,
     )
     if saved is not None:
@@ -153,7 +153,7 @@ def train_epochs(run: Run, config: TrainConfig, datasets: Datasets, stop: Stop, 
 
 def _stop_if_requested(run: Run, stop: Stop) -> None:
     """Save and raise KeyboardInterrupt if a stop was requested in any process."""
-    if not distributed.any_process(stop.requested, run.device):
+    if not distributed.any_process(stop.requested):
         return
     run.save()
     if distributed.is_main():

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from maskrcnn.files import atomic_write
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # Okabe & Ito's palette for colour-blind readers, without yellow, which is too pale for lines
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -24,7 +27,7 @@ def plot_precision_recall(precision: np.ndarray, class_names: Sequence[str], lim
         limit: maximum number of detections per picture, for the title.
         path: a PNG file.
     """
-    figure = Figure(figsize=(10, 5.1 + 0.25 * -(-len(class_names) // 2)), layout="constrained")
+    figure = new_figure((10, 5.1 + 0.25 * -(-len(class_names) // 2)))
     recall = np.linspace(0, 1, precision.shape[1])
     for axis, (iou, index) in zip(figure.subplots(1, 2, sharey=True), ((0.5, 0), (0.75, 5)), strict=True):
         for k, name in enumerate(class_names):
@@ -75,7 +78,7 @@ def plot_classes(metrics: dict[str, float], class_names: Sequence[str], cells: S
     ]
     if len(class_names) > 1:
         groups.append((f"mean of classes\n{sum(cells):,} cells", ""))
-    figure = Figure(figsize=(max(6.5, 1.2 + 1.75 * len(groups)), 4.6), layout="constrained")
+    figure = new_figure((max(6.5, 1.2 + 1.75 * len(groups)), 4.6))
     axis = figure.subplots()
     width = 0.8 / len(bars)
     for position, (key, label) in enumerate(bars):
@@ -95,6 +98,13 @@ def plot_classes(metrics: dict[str, float], class_names: Sequence[str], cells: S
     figure.suptitle("Validation: scores of masks by class")
     figure.legend(loc="outside lower center", ncols=2 if len(groups) < 4 else 4, frameon=False, fontsize="small")
     save_figure(figure, path)
+
+
+def new_figure(size: tuple[float, float]) -> Figure:
+    """An empty figure of ``size`` (width, height) in inches."""
+    from matplotlib.figure import Figure  # a sixth of the time in which commands start that plot nothing
+
+    return Figure(figsize=size, layout="constrained")
 
 
 def save_figure(figure: Figure, path: Path) -> None:

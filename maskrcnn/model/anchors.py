@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
-class AnchorGenerator:
+class AnchorGenerator(nn.Module):
     """Generates boxes of given sizes and aspect ratios at every position of every feature map.
 
     Args:
@@ -23,44 +23,49 @@ class AnchorGenerator:
             raise ValueError(f"sizes is {sizes}; expected at least one size above 0 for each level")
         if not ratios or min(ratios) <= 0:
             raise ValueError(f"ratios is {ratios}; expected ratios above 0")
-        self.cells = [cell_anchors(level, ratios, rounded) for level in sizes]
+        super().__init__()
+        self._levels = len(sizes)
+        for level, level_sizes in enumerate(sizes):  # on the network's device, so that no call copies them there
+            self.register_buffer(f"cell{level}", cell_anchors(level_sizes, ratios, rounded), persistent=False)
         self._cache: dict[tuple[object, ...], Tensor] = {}
+
+    @property
+    def cells(self) -> list[Tensor]:
+        """The anchors of one position, centred at the origin, for every level: float32 [k, 4]."""
+        return [self.get_buffer(f"cell{level}").float() for level in range(self._levels)]
 
     @property
     def per_position(self) -> list[int]:
         """Number of anchors per position, for every level."""
         return [len(cell) for cell in self.cells]
 
-    def __call__(self, features: Sequence[Tensor], image_size: tuple[int, int]) -> Tensor:
+    def forward(self, features: Sequence[Tensor], image_size: tuple[int, int]) -> Tensor:
         """All anchors of an image.
 
         Args:
-            features: the feature maps [B, C, H_l, W_l] of the levels; only their sizes and device are used.
+            features: the feature maps [B, C, H_l, W_l] of the levels; only their sizes are used.
             image_size: (H, W) of the padded images in pixels; the stride of a level is (H // H_l, W // W_l).
 
         Returns:
             float32 [A, 4], xyxy; ordered by level, row, column, size, ratio. Position (y, x) of a map is at
             (y, x) * stride in the image. The tensor is cached: do not modify it.
         """
-        if len(features) != len(self.cells):
-            raise ValueError(f"features: {len(features)} levels, expected {len(self.cells)}")
+        if len(features) != self._levels:
+            raise ValueError(f"features: {len(features)} levels, expected {self._levels}")
         shapes = tuple((f.shape[-2], f.shape[-1]) for f in features)
         if torch.compiler.is_compiling():
-            return self._all_anchors(shapes, image_size, features[0].device)
+            return self._all_anchors(shapes, image_size)
         key = (shapes, image_size, features[0].device)
         anchors = self._cache.get(key)
         if anchors is None:
-            anchors = self._all_anchors(*key)
+            anchors = self._all_anchors(shapes, image_size)
             if len(self._cache) >= 16:  # the anchors of each image size can take megabytes
                 self._cache.clear()
             self._cache[key] = anchors
         return anchors
 
-    def _all_anchors(
-        self, shapes: Sequence[tuple[int, int]], image_size: tuple[int, int], device: torch.device
-    ) -> Tensor:
-        grids = [_grid(cell, shape, image_size) for cell, shape in zip(self.cells, shapes, strict=True)]
-        return torch.cat(grids).to(device)
+    def _all_anchors(self, shapes: Sequence[tuple[int, int]], image_size: tuple[int, int]) -> Tensor:
+        return torch.cat([_grid(cell, shape, image_size) for cell, shape in zip(self.cells, shapes, strict=True)])
 
 
 def cell_anchors(sizes: Sequence[float], ratios: Sequence[float], rounded: bool = False) -> Tensor:
@@ -75,7 +80,7 @@ def cell_anchors(sizes: Sequence[float], ratios: Sequence[float], rounded: bool 
 
 def _grid(cell: Tensor, shape: tuple[int, int], image_size: tuple[int, int]) -> Tensor:
     (rows, columns), (height, width) = shape, image_size
-    y = torch.arange(rows, dtype=torch.float32) * (height // rows)
-    x = torch.arange(columns, dtype=torch.float32) * (width // columns)
+    y = torch.arange(rows, dtype=torch.float32, device=cell.device) * (height // rows)
+    x = torch.arange(columns, dtype=torch.float32, device=cell.device) * (width // columns)
     shifts = torch.stack(torch.meshgrid(y, x, indexing="ij")[::-1], dim=-1).repeat(1, 1, 2)
     return (shifts.reshape(-1, 1, 4) + cell).reshape(-1, 4)

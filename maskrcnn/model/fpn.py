@@ -33,8 +33,10 @@ class FPN(nn.Module):
         top_down = self.inner_blocks[-1](features[-1])
         outputs = [self.layer_blocks[-1](top_down)]
         for level in range(len(features) - 2, -1, -1):
-            lateral = self.inner_blocks[level](features[level])
-            top_down = lateral + F.interpolate(top_down, size=lateral.shape[-2:], mode="nearest")
+            upsampled = F.interpolate(top_down, size=features[level].shape[-2:], mode="nearest")
+            conv, *norm = self.inner_blocks[level].children()
+            lateral = conv(features[level])
+            top_down = norm[0](lateral, upsampled) if norm else lateral + upsampled
             outputs.insert(0, self.layer_blocks[level](top_down))
         # the last level is only used by the RPN: "simply a stride two subsampling of P5" (section 4.1, footnote)
         outputs.append(F.max_pool2d(outputs[-1], kernel_size=1, stride=2))

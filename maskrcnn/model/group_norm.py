@@ -5,42 +5,43 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from maskrcnn import ops
+
 GROUPS = 32
 
 
 class GroupNorm(nn.GroupNorm):
-    """``nn.GroupNorm(32, channels)`` that can use means and variances of other inputs.
+    """``nn.GroupNorm(32, channels)``, with ReLU in the same pass, that can use means and variances of other inputs.
 
     GroupNorm computes its statistics over a whole feature map (Wu & He 2018, equation 7). A tile of a picture would
     therefore be normalized differently from the same region in the whole picture.
     :meth:`maskrcnn.MaskRCNN.with_statistics_of` makes a network whose norms have fixed statistics.
 
+    Args:
+        channels: a multiple of 32.
+        eps: added to the variances.
+        relu: whether :meth:`forward` ends with a ReLU.
+
     Attributes:
-        fixed: scale and shift [1, C, 1, 1] that replace the input's own statistics; None: plain GroupNorm.
+        fixed: means and variances [2, 1, 32] that replace the input's own; None: plain GroupNorm.
         recording: whether :meth:`forward` sets ``fixed`` from its input.
     """
 
-    def __init__(self, channels: int, eps: float = 1e-5) -> None:
+    def __init__(self, channels: int, eps: float = 1e-5, relu: bool = False) -> None:
         super().__init__(GROUPS, channels, eps)
-        self.fixed: tuple[Tensor, Tensor] | None = None
+        self.relu = relu
+        self.fixed: Tensor | None = None
         self.recording = False
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, C, H, W] -> the same shape."""
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """[B, C, H, W] -> the same shape and dtype, channels_last; ``residual`` is added before the ReLU."""
         if self.recording:
-            self.fixed = self._scale_and_shift(x)
-        if self.fixed is None:
-            return super().forward(x)
-        scale, shift = self.fixed
-        to_float32 = x.device.type == "cuda" and torch.is_autocast_enabled("cuda")  # as autocast does for group_norm
-        return torch.addcmul(shift, x.float(), scale).to(torch.float32 if to_float32 else x.dtype)
+            self.fixed = _of_all(ops.group_statistics(x, self.num_groups))
+        return ops.group_norm(x, self.num_groups, self.weight, self.bias, self.eps, self.relu, residual, self.fixed)
 
-    def _scale_and_shift(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Scale and shift, [1, C, 1, 1] each, that normalize all maps of the batch ``x`` together."""
-        variances, means = torch.var_mean(x.float(), dim=(0, 2, 3), correction=0)
-        means, variances = means.view(self.num_groups, -1), variances.view(self.num_groups, -1)
-        mean = means.mean(1, keepdim=True)
-        variance = (variances + (means - mean).square()).mean(1, keepdim=True)
-        scale = self.weight.view(self.num_groups, -1) * (variance + self.eps).rsqrt()
-        shift = self.bias.view(self.num_groups, -1) - mean * scale
-        return scale.view(1, -1, 1, 1), shift.view(1, -1, 1, 1)
+
+def _of_all(statistics: Tensor) -> Tensor:
+    """Means and variances of maps of one size, [2, B, groups], to those of all maps together, [2, 1, groups]."""
+    means, variances = statistics
+    mean = means.mean(0, keepdim=True)
+    return torch.stack([mean, (variances + (means - mean).square()).mean(0, keepdim=True)])

@@ -7,17 +7,20 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from maskrcnn import ops
 from maskrcnn.distributed import mean_count
 from maskrcnn.model.conv import Conv3x3
-from maskrcnn.model.group_norm import GROUPS
+from maskrcnn.model.group_norm import GroupNorm
 from maskrcnn.model.losses import MaskLoss, mask_loss
 from maskrcnn.model.roi_heads import RoIPool, SampledRoIs
 from maskrcnn.structures import InstanceLabels
 
 CHUNK = 128
 """RoIs per forward pass in inference, so that a tile of 1,000 cells needs no more memory than one of 128."""
+RECOMPUTED = 64
+"""RoIs whose last maps are computed together again in the backward pass."""
 
 
 class MaskHead(nn.Module):
@@ -68,8 +71,19 @@ class MaskHead(nn.Module):
 
     def _logits(self, features: Sequence[Tensor], rois: Tensor, classes: Tensor, image_size: tuple[int, int]) -> Tensor:
         x = self.convs(self.pool(features, rois, image_size))
+        if not torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return self._predict(x, classes)
+        # What conv5_mask computes is as large as what the four convolutions before it compute together. It is computed
+        # again in the backward pass, some RoIs at a time, so that neither it nor its gradient is ever there as a whole.
+        parts = zip(x.split(RECOMPUTED), classes.split(RECOMPUTED), strict=True)
+        return torch.cat(
+            [checkpoint(self._predict, *part, use_reentrant=False, preserve_rng_state=False) for part in parts]
+        )
+
+    def _predict(self, x: Tensor, classes: Tensor) -> Tensor:
+        """What :attr:`convs` computed [R, C, 14, 14] and classes [R] -> mask logits [R, 28, 28], in float32."""
         logits = self.mask_fcn_logits(F.relu(self.conv5_mask(x), inplace=True))
-        return logits[torch.arange(rois.shape[0], device=rois.device), classes].float()
+        return logits[torch.arange(classes.shape[0], device=classes.device), classes].float()
 
     def losses(
         self,
@@ -135,5 +149,4 @@ def _conv(channels: int, group_norm: bool) -> nn.Sequential:
     if conv.bias is not None:
         nn.init.zeros_(conv.bias)
         return nn.Sequential(conv, nn.ReLU(inplace=True))
-    # not model.GroupNorm: a RoI is never divided into tiles, and always normalized by its own statistics
-    return nn.Sequential(conv, nn.GroupNorm(GROUPS, channels), nn.ReLU(inplace=True))
+    return nn.Sequential(conv, GroupNorm(channels, relu=True))

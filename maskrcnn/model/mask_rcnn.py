@@ -17,6 +17,7 @@ from maskrcnn.model.losses import MaskLoss
 from maskrcnn.model.mask_head import MaskHead
 from maskrcnn.model.resnet import Norm, ResNet
 from maskrcnn.model.roi_heads import BoxHead, RoIPool
+from maskrcnn.model.rois import join_rois, read_counts
 from maskrcnn.model.rpn import RegionProposalNetwork, RPNHead
 from maskrcnn.options import Fraction, Range, checked
 from maskrcnn.structures import Detections, InstanceLabels
@@ -101,7 +102,8 @@ class MaskRCNN(nn.Module):
         weights = {id(tensor): tensor for tensor in (*self.parameters(), *self.buffers())}
         parts = {name: copy.deepcopy(getattr(self, name), dict(weights)) for name in ("backbone", "neck")}
         network._modules = {**self._modules, **parts}
-        norms = [module for module in network.modules() if isinstance(module, GroupNorm)]
+        # not the mask head's: a RoI is never divided into tiles
+        norms = [module for part in parts.values() for module in part.modules() if isinstance(module, GroupNorm)]
         for norm in norms:
             norm.recording = True
         if norms:
@@ -166,17 +168,18 @@ class MaskRCNN(nn.Module):
         limits: Limits,
     ) -> list[Detections]:
         proposals, _ = self.rpn(features, image_size, sizes, limits=limits)
-        logits, deltas = self.box_head(features, proposals, image_size)
-        rois, scores, labels = self.box_head.detect(logits, deltas, proposals, sizes, limits)
+        logits, deltas = self.box_head(features, join_rois(proposals).flatten(0, 1), image_size)
+        *padded, num_detections = self.box_head.detect(logits, deltas, proposals, sizes, limits)
+        counts = read_counts(num_detections)
+        rois, scores, labels = (
+            torch.cat([rows[:count] for rows, count in zip(values, counts, strict=True)]) for values in padded
+        )
         if with_masks:
             masks = self.mask_head(features, rois, labels, image_size).sigmoid()
         else:
             masks = scores.new_empty(scores.shape[0], 0, 0)
-        detections = []
-        for image, (height, width) in enumerate(sizes):
-            index = torch.nonzero(rois[:, 0] == image).squeeze(1)
-            detections.append(Detections(rois[index, 1:], scores[index], labels[index], masks[index], (height, width)))
-        return detections
+        parts = (values.split(counts) for values in (rois[:, 1:], scores, labels, masks))
+        return [Detections(*part) for part in zip(*parts, sizes, strict=True)]
 
     def _check(
         self, images: Tensor, sizes: Sequence[tuple[int, int]], targets: Sequence[InstanceLabels] | None

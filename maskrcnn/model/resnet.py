@@ -14,13 +14,13 @@ from maskrcnn.model.conv import Conv3x3
 from maskrcnn.model.group_norm import GROUPS, GroupNorm
 
 Norm = Literal["group", "batch", "frozen_batch"]
-NormLayer = Callable[[int], nn.Module]
+NormLayer = Callable[..., nn.Module]
 
 _BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
 
 
 class FrozenBatchNorm2d(nn.Module):
-    """Batch normalization with constant statistics and affine parameters.
+    """Batch normalization with constant statistics and affine parameters; see :func:`make_norm` for the arguments.
 
     For fine-tuning with batches that are too small for batch statistics. The parameter names are those of
     ``nn.BatchNorm2d``, so that its weights can be loaded.
@@ -31,29 +31,51 @@ class FrozenBatchNorm2d(nn.Module):
     running_mean: Tensor
     running_var: Tensor
 
-    def __init__(self, num_features: int, eps: float = 1e-5) -> None:
+    def __init__(self, num_features: int, eps: float = 1e-5, relu: bool = False) -> None:
         super().__init__()
-        self.eps = eps
+        self.eps, self.relu = eps, relu
         self.register_buffer("weight", torch.ones(num_features))
         self.register_buffer("bias", torch.zeros(num_features))
         self.register_buffer("running_mean", torch.zeros(num_features))
         self.register_buffer("running_var", torch.ones(num_features))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, C, H, W] -> the same shape."""
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """[B, C, H, W] -> the same shape; ``residual`` is added before the ReLU."""
         scale = self.weight * (self.running_var + self.eps).rsqrt()
         shift = self.bias - self.running_mean * scale
-        return x * scale.to(x.dtype).view(1, -1, 1, 1) + shift.to(x.dtype).view(1, -1, 1, 1)
+        out = x * scale.to(x.dtype).view(1, -1, 1, 1) + shift.to(x.dtype).view(1, -1, 1, 1)
+        return _finish(out, residual, self.relu)
 
 
-def make_norm(norm: Norm, channels: int, eps: float = 1e-5) -> nn.Module:
-    """The normalization layer called ``norm`` for ``channels`` channels; GroupNorm has 32 groups (Wu & He 2018)."""
+class BatchNorm2d(nn.BatchNorm2d):
+    """``nn.BatchNorm2d``; see :func:`make_norm` for the arguments."""
+
+    def __init__(self, num_features: int, eps: float = 1e-5, relu: bool = False) -> None:
+        super().__init__(num_features, eps)
+        self.relu = relu
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """[B, C, H, W] -> the same shape; ``residual`` is added before the ReLU."""
+        return _finish(super().forward(x), residual, self.relu)
+
+
+def _finish(out: Tensor, residual: Tensor | None, relu: bool) -> Tensor:
+    if residual is not None:
+        out = out + residual
+    return F.relu(out, inplace=True) if relu else out
+
+
+def make_norm(norm: Norm, channels: int, eps: float = 1e-5, relu: bool = False) -> nn.Module:
+    """The normalization layer called ``norm`` for ``channels`` channels; GroupNorm has 32 groups (Wu & He 2018).
+
+    Its ``forward(x, residual=None)`` adds the residual, if there is one, and ends with a ReLU if ``relu``.
+    """
     if norm == "group":
-        return GroupNorm(channels, eps)
+        return GroupNorm(channels, eps, relu)
     if norm == "batch":
-        return nn.BatchNorm2d(channels, eps)
+        return BatchNorm2d(channels, eps, relu)
     if norm == "frozen_batch":
-        return FrozenBatchNorm2d(channels, eps)
+        return FrozenBatchNorm2d(channels, eps, relu)
     raise ValueError(f"norm is {norm!r}; expected group, batch or frozen_batch")
 
 
@@ -65,16 +87,15 @@ class BasicBlock(nn.Module):
     def __init__(self, inputs: int, width: int, stride: int, norm: NormLayer, stride_in_1x1: bool = False) -> None:
         super().__init__()
         self.conv1 = _conv3x3(inputs, width, stride)
-        self.bn1 = norm(width)
+        self.bn1 = norm(width, relu=True)
         self.conv2 = Conv3x3(width, width, bias=False)
-        self.bn2 = norm(width)
+        self.bn2 = norm(width, relu=True)
         self.downsample = _shortcut(inputs, width, stride, norm)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, inputs, H, W] -> [B, width, H/stride, W/stride]."""
-        out = F.relu(self.bn1(self.conv1(x)), inplace=True)
-        out = self.bn2(self.conv2(out))
-        return F.relu(out + (x if self.downsample is None else self.downsample(x)), inplace=True)
+        out = self.bn1(self.conv1(x))
+        return self.bn2(self.conv2(out), x if self.downsample is None else self.downsample(x))
 
 
 class Bottleneck(nn.Module):
@@ -90,19 +111,17 @@ class Bottleneck(nn.Module):
         super().__init__()
         first, second = (stride, 1) if stride_in_1x1 else (1, stride)
         self.conv1 = nn.Conv2d(inputs, width, 1, first, bias=False)
-        self.bn1 = norm(width)
+        self.bn1 = norm(width, relu=True)
         self.conv2 = _conv3x3(width, width, second)
-        self.bn2 = norm(width)
+        self.bn2 = norm(width, relu=True)
         self.conv3 = nn.Conv2d(width, width * self.expansion, 1, bias=False)
-        self.bn3 = norm(width * self.expansion)
+        self.bn3 = norm(width * self.expansion, relu=True)
         self.downsample = _shortcut(inputs, width * self.expansion, stride, norm)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, inputs, H, W] -> [B, 4 * width, H/stride, W/stride]."""
-        out = F.relu(self.bn1(self.conv1(x)), inplace=True)
-        out = F.relu(self.bn2(self.conv2(out)), inplace=True)
-        out = self.bn3(self.conv3(out))
-        return F.relu(out + (x if self.downsample is None else self.downsample(x)), inplace=True)
+        out = self.bn2(self.conv2(self.bn1(self.conv1(x))))
+        return self.bn3(self.conv3(out), x if self.downsample is None else self.downsample(x))
 
 
 def _conv3x3(inputs: int, outputs: int, stride: int) -> nn.Conv2d:
@@ -159,7 +178,7 @@ class ResNet(nn.Module):
         self.depth, self.norm, self.stages = depth, norm, stages
         self.conv1 = nn.Conv2d(3, width, 7, 2, 3, bias=False)
         norm_layer = partial(make_norm, norm, eps=norm_eps)
-        self.bn1 = norm_layer(width)
+        self.bn1 = norm_layer(width, relu=True)
         self.maxpool = nn.MaxPool2d(3, 2, 1)
         inputs = width
         for stage, count in enumerate(_BLOCKS[depth][:stages]):
@@ -182,7 +201,7 @@ class ResNet(nn.Module):
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """[B, 3, H, W] -> C2..C5, [B, C, H/4, W/4] to [B, C, H/32, W/32], or the first ``stages`` of them."""
-        x = self.maxpool(F.relu(self.bn1(self.conv1(x)), inplace=True))
+        x = self.maxpool(self.bn1(self.conv1(x)))
         features = []
         for stage in range(1, self.stages + 1):
             x = self.get_submodule(f"layer{stage}")(x)

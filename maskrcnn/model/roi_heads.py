@@ -10,12 +10,13 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from maskrcnn import ops
 from maskrcnn.distributed import mean_count
 from maskrcnn.model.box_coder import BoxCoder
 from maskrcnn.model.limits import Limits
-from maskrcnn.model.rois import best_of_each_image, clip_boxes, join_rois
+from maskrcnn.model.rois import best_of_each_image, clip_boxes, has_area, join_rois, read_counts
 from maskrcnn.model.sampler import sample_balanced
 from maskrcnn.structures import InstanceLabels
 
@@ -134,28 +135,33 @@ class BoxHead(nn.Module):
     def sample(self, proposals: Tensor, targets: Sequence[InstanceLabels]) -> SampledRoIs:
         """Match proposals and ground-truth boxes to the instances, and sample RoIs for training.
 
+        The number of samples is read, so that the heads need not compute padding.
+
         Args:
-            proposals: RoIs float32 [R, 5] (image index, xyxy in pixels).
+            proposals: boxes float32 [B, R, 4] (xyxy in pixels), padded with boxes without area.
             targets: the instances of each image.
         """
-        num_images, true_boxes = len(targets), torch.cat([target.boxes for target in targets])
-        target_counts = [len(target) for target in targets]
-        target_image = torch.repeat_interleave(torch.tensor(target_counts)).to(true_boxes.device)
-        candidates = torch.cat([proposals, join_rois(target_image, true_boxes)])
-        image, order = candidates[:, 0].long().sort(stable=True)
-        candidates = candidates[order]
-        counts = torch.bincount(image, minlength=num_images).tolist()  # synchronizes, once for all images
-        iou = self.foreground_iou
-        matches = ops.match_boxes(candidates[:, 1:], true_boxes, iou, iou, False, counts, target_counts)
-        positive, negative = sample_balanced(
-            matches + 1, image, num_images, self.batch_per_image, self.positive_fraction
+        true_boxes = torch.cat([target.boxes for target in targets])
+        candidates = torch.cat([proposals, pad_sequence([target.boxes for target in targets], batch_first=True)], dim=1)
+        images, count = candidates.shape[:2]
+        counts, iou = ([count] * images, [len(target) for target in targets]), self.foreground_iou
+        matches = ops.match_boxes(candidates.flatten(0, 1), true_boxes, iou, iou, False, *counts).view(images, count)
+        labels = torch.where(has_area(candidates), matches + 1, -1)
+        index, sampled = sample_balanced(labels, self.batch_per_image, self.positive_fraction)
+        is_positive = sampled & (labels.gather(1, index) > 0)
+        index = index + count * torch.arange(images, device=index.device)[:, None]  # in all candidates
+        chosen, positive = (
+            index.where(mask, images * count).flatten().sort().values for mask in (sampled, is_positive)
         )
-        instances = matches[positive]
-        classes = torch.zeros_like(matches)
+        num_chosen, num_positive = read_counts(torch.stack([sampled.sum(), is_positive.sum()]))
+        chosen, positive = chosen[:num_chosen], positive[:num_positive]
+        instances = matches.flatten()[positive]
+        positive = torch.searchsorted(chosen, positive)
+        classes = torch.zeros_like(chosen)
         classes[positive] = torch.cat([target.classes for target in targets])[instances]
-        chosen = torch.cat([positive, negative]).sort().values
-        index = torch.searchsorted(chosen, positive)
-        return SampledRoIs(candidates[chosen], classes[chosen], index, instances, true_boxes[instances])
+        return SampledRoIs(
+            join_rois(candidates).flatten(0, 1)[chosen], classes, positive, instances, true_boxes[instances]
+        )
 
     def losses(self, logits: Tensor, deltas: Tensor, sampled: SampledRoIs) -> dict[str, Tensor]:
         """Fast R-CNN's equation 1: cross-entropy of all RoIs, and smooth L1 of the true class's deltas of positives;
@@ -176,27 +182,30 @@ class BoxHead(nn.Module):
         proposals: Tensor,
         sizes: Sequence[tuple[int, int]],
         limits: Limits | None = None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Detections from class logits and deltas. A proposal may become a detection of several classes; NMS is per
         class.
 
         Args:
-            logits, deltas: [R, K + 1] and [R, K + 1, 4], of the proposals.
-            proposals: RoIs [R, 5].
+            logits, deltas: [B * R, K + 1] and [B * R, K + 1, 4], of the proposals.
+            proposals: boxes [B, R, 4] (xyxy in pixels), padded with boxes without area.
             sizes: (H, W) of each image in pixels.
             limits: limits of the detections; default: those of the head.
 
         Returns:
-            RoIs float32 [D, 5] (image index, xyxy in pixels), scores [D] and classes int64 [D] (1..K); ordered by
-            image, then by descending score.
+            RoIs float32 [B, D, 5] (image index, xyxy in pixels), scores [B, D] and classes int64 [B, D] (1..K), by
+            descending score; and how many of each image are detections, int64 [B]. The others are padding.
         """
         used: Limits | BoxHead = self if limits is None else limits
-        scores = logits.softmax(dim=1)[:, 1:]
-        row, column = torch.nonzero(scores > used.score_threshold, as_tuple=True)
-        score, image = scores[row, column], proposals[row, 0].long()
-        boxes = clip_boxes(self.coder.decode(deltas[row, column + 1], proposals[row, 1:]), image, sizes)
-        group = image * self.num_classes + column
-        keep = best_of_each_image(
-            boxes, score, image, group, used.nms_threshold, self.min_size, used.detections_per_image
+        images, count = proposals.shape[:2]
+        scores = logits.softmax(dim=1)[:, 1:].unflatten(0, (images, count))
+        valid = (scores > used.score_threshold) & has_area(proposals)[..., None]
+        scores = scores.masked_fill(~valid, -torch.inf).flatten(1)
+        boxes = self.coder.decode(deltas[:, 1:].unflatten(0, (images, count)), proposals[:, :, None])
+        boxes = clip_boxes(boxes, sizes).flatten(1, 2)
+        category = torch.arange(self.num_classes, device=scores.device).repeat(images, count)
+        index, kept = best_of_each_image(
+            boxes, scores, category, used.nms_threshold, self.min_size, used.detections_per_image
         )
-        return join_rois(image[keep], boxes[keep]), score[keep], column[keep] + 1
+        rois = join_rois(boxes.gather(1, index[..., None].expand(-1, -1, 4)))
+        return rois, scores.gather(1, index), category.gather(1, index) + 1, kept.sum(dim=1)

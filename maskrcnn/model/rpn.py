@@ -14,7 +14,7 @@ from maskrcnn.model.anchors import AnchorGenerator
 from maskrcnn.model.box_coder import BoxCoder
 from maskrcnn.model.conv import Conv3x3
 from maskrcnn.model.limits import Limits
-from maskrcnn.model.rois import best_of_each_image, clip_boxes, join_rois
+from maskrcnn.model.rois import best_of_each_image, clip_boxes
 from maskrcnn.model.sampler import sample_balanced
 from maskrcnn.structures import InstanceLabels
 
@@ -113,8 +113,8 @@ class RegionProposalNetwork(nn.Module):
             limits: limits of the proposals in inference; default: those of the RPN.
 
         Returns:
-            RoIs float32 [R, 5] (image index, xyxy in pixels), ordered by image, then by descending score; and
-            ``loss_objectness`` and ``loss_rpn_box_reg`` if targets are given.
+            Boxes float32 [B, R, 4] (xyxy in pixels) by descending score, padded with zeros; and ``loss_objectness`` and
+            ``loss_rpn_box_reg`` if targets are given.
         """
         objectness, deltas = self.head(features)
         anchors = self.anchors(features, image_size)
@@ -141,7 +141,7 @@ class RegionProposalNetwork(nn.Module):
             limits: see :meth:`forward`.
 
         Returns:
-            RoIs [R, 5], see :meth:`forward`.
+            Boxes [B, R, 4], see :meth:`forward`.
         """
         if limits is None:
             pre_nms, post_nms = (pair[0 if self.training else 1] for pair in (self.pre_nms, self.post_nms))
@@ -156,12 +156,10 @@ class RegionProposalNetwork(nn.Module):
             boxes.append(self.coder.decode(chosen, references[index]))
             scores.append(best.sigmoid())
             levels.append(torch.full_like(index, level))
-        score, box, box_level = (torch.cat(parts, 1).flatten(0, 1) for parts in (scores, boxes, levels))
-        image = torch.arange(len(sizes), device=box.device).repeat_interleave(len(box) // len(sizes))
-        box = clip_boxes(box, image, sizes)
-        group = image * len(objectness) + box_level
-        keep = best_of_each_image(box, score, image, group, self.nms_threshold, self.min_size, post_nms)
-        return join_rois(image[keep], box[keep])
+        score, box, box_level = (torch.cat(parts, 1) for parts in (scores, boxes, levels))
+        box = clip_boxes(box, sizes)
+        index, kept = best_of_each_image(box, score, box_level, self.nms_threshold, self.min_size, post_nms)
+        return box.gather(1, index[..., None].expand(-1, -1, 4)).where(kept[..., None], 0)
 
     def losses(
         self, objectness: Tensor, deltas: Tensor, anchors: Tensor, targets: Sequence[InstanceLabels]
@@ -176,23 +174,27 @@ class RegionProposalNetwork(nn.Module):
         """
         num_images = len(targets)
         true_boxes = torch.cat([target.boxes for target in targets])
-        references = anchors.repeat(num_images, 1)
-        image = torch.arange(num_images, device=anchors.device).repeat_interleave(len(anchors))
         counts = [len(anchors)] * num_images, [len(target) for target in targets]
-        matches = ops.match_boxes(references, true_boxes, self.high, self.low, True, *counts)
-        positive, negative = sample_balanced(
-            matches + 1, image, num_images, self.batch_per_image, self.positive_fraction
+        matches = ops.match_boxes(anchors.repeat(num_images, 1), true_boxes, self.high, self.low, True, *counts)
+        matches = matches.view(num_images, -1)
+        index, sampled = sample_balanced(matches + 1, self.batch_per_image, self.positive_fraction)
+        match = matches.gather(1, index).where(sampled, -1)
+        is_positive = match >= 0
+        logits = objectness.gather(1, index).float()
+        objectness_loss = F.binary_cross_entropy_with_logits(
+            logits, is_positive.float(), weight=sampled.float(), reduction="sum"
         )
-        true_deltas = self.coder.encode(true_boxes[matches[positive]], references[positive])
-        sampled = torch.cat([positive, negative])
-        is_positive = torch.zeros(len(sampled), device=sampled.device)
-        is_positive[: len(positive)] = 1
-        box_loss = F.smooth_l1_loss(
-            deltas.flatten(0, 1)[positive].float(), true_deltas, beta=self.smooth_l1_beta, reduction="sum"
+        references = anchors[index]
+        # what is not positive has its own anchor for a true box; the box that is added serves pictures without cells
+        matched = F.pad(true_boxes, (0, 0, 0, 1))[match.clamp(min=0)].where(is_positive[..., None], references)
+        box_losses = F.smooth_l1_loss(
+            deltas.gather(1, index[..., None].expand(-1, -1, 4)).float(),
+            self.coder.encode(matched, references),
+            beta=self.smooth_l1_beta,
+            reduction="none",
         )
-        logits = objectness.flatten()[sampled].float()
-        count = mean_count(len(sampled), anchors.device)
+        count = mean_count(sampled.sum(), anchors.device)
         return {
-            "loss_objectness": F.binary_cross_entropy_with_logits(logits, is_positive, reduction="sum") / count,
-            "loss_rpn_box_reg": box_loss / count,
+            "loss_objectness": objectness_loss / count,
+            "loss_rpn_box_reg": (box_losses * is_positive[..., None]).sum() / count,
         }

@@ -5,37 +5,34 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from maskrcnn.model.rois import rank_in_group
 
-
-def sample_balanced(
-    labels: Tensor, image: Tensor, num_images: int, count: int, positive_fraction: float
-) -> tuple[Tensor, Tensor]:
+def sample_balanced(labels: Tensor, count: int, positive_fraction: float) -> tuple[Tensor, Tensor]:
     """Sample at most ``count`` examples per image, at most the fraction ``positive_fraction`` of them positive.
 
     Args:
-        labels: int64 [N]: above 0 positive, 0 negative, below 0 never sampled.
-        image: int64 [N], the image of each example, 0..num_images - 1.
-        num_images: number of images.
+        labels: int64 [B, N]: above 0 positive, 0 negative, below 0 never sampled.
         count: number of examples per image; fewer if there are not enough. Missing positives are replaced by negatives.
         positive_fraction: maximum fraction of positives.
 
     Returns:
-        int64 indices of the positives and of the negatives, each ascending; drawn with torch's global generator.
+        Int64 indices [B, S] into each row, positives first, and whether each of them is sampled, bool [B, S]: the
+        shape is the same for all labels, and what is not sampled is some other index. Drawn with torch's global
+        generator.
     """
-    # three kinds per image: never sampled, negative, positive
-    kind = labels.clamp(-1, 1).add_(1).add_(image, alpha=3)
-    available = torch.bincount(kind, minlength=3 * num_images).view(num_images, 3)
-    positives = available[:, 2].clamp(max=int(count * positive_fraction))
-    limits = torch.stack([torch.zeros_like(positives), count - positives, positives], dim=1)
-    # Of each kind, the examples with the smallest random keys are sampled. Sorting all keys would take most of the
-    # time, so only keys below a bound are sorted: on average 2 * limit + 64 of the kind, or all if there are fewer. The
-    # probability that fewer than the limit are below the bound is less than 1e-21 (Chernoff bound).
-    bound = ((2 * limits + 64) / available).flatten()
-    keys = torch.rand(len(labels), device=labels.device)
-    small = torch.nonzero(keys < bound.index_select(0, kind)).squeeze(1)  # index_select: 4 times as fast as bound[kind]
-    small = small[keys[small].argsort()]
-    kind = kind[small]
-    chosen = small[rank_in_group(kind) < limits.flatten()[kind]].sort().values
-    is_positive = labels[chosen] > 0
-    return chosen[is_positive], chosen[~is_positive]
+    # Of each kind, the examples with the smallest random keys are sampled.
+    keys = torch.rand(labels.shape, device=labels.device)
+    most = labels.shape[1]
+    positive_keys, positives = _smallest(
+        keys.masked_fill(labels <= 0, torch.inf), min(int(count * positive_fraction), most)
+    )
+    negative_keys, negatives = _smallest(keys.masked_fill(labels != 0, torch.inf), min(count, most))
+    is_positive = positive_keys < torch.inf
+    left = count - is_positive.sum(dim=1, keepdim=True)
+    is_negative = (negative_keys < torch.inf) & (torch.arange(negatives.shape[1], device=labels.device) < left)
+    return torch.cat([positives, negatives], dim=1), torch.cat([is_positive, is_negative], dim=1)
+
+
+def _smallest(keys: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The ``count`` smallest keys of each row, ascending, and their indices."""
+    smallest, index = keys.topk(count, dim=1, largest=False)
+    return smallest, index

@@ -37,3 +37,12 @@ def check_range(name: str, value: float, allowed: Range) -> None:
 def at_least_float32(tensor: Tensor) -> Tensor:
     """float16 and bfloat16 tensors as float32: boxes and sums need more digits than those types have."""
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+
+
+def refuse_any(bad: Tensor, message: str, *values: Tensor) -> None:
+    """Raise RuntimeError if a row of the bool tensor ``bad`` has a True: ``message`` with the number of the first such
+    row, and its entry in each of ``values``, in place of its braces."""
+    rows = bad.flatten(1).any(1) if bad.dim() > 1 else bad
+    if rows.any():
+        row = int(rows.int().argmax())
+        raise RuntimeError(message.format(row, *(each[row].item() for each in values)))

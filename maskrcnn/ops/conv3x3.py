@@ -8,8 +8,9 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.grad import conv2d_weight
 
-from maskrcnn.ops import library  # noqa: F401 (registers the kernels)
+from maskrcnn.ops.library import reference
 
 PANEL = 16
 """Channels must be a multiple of this."""
@@ -58,6 +59,22 @@ def can_conv3x3(map_: Tensor, weight: Tensor) -> bool:
 def conv3x3_reference(maps: Sequence[Tensor], weight: Tensor, bias: Tensor | None = None) -> list[Tensor]:
     """:func:`conv3x3` by direct convolution, in any float type."""
     return [F.conv2d(map_, weight, bias, padding=1) for map_ in maps]
+
+
+@reference("conv3x3")
+def _(maps: Sequence[Tensor], weight: Tensor, bias: Tensor | None, transposed: bool) -> list[Tensor]:
+    weight = weight.transpose(0, 1).flip(2, 3) if transposed else weight
+    outputs = conv3x3_reference([map_.permute(0, 3, 1, 2) for map_ in maps], weight, bias)
+    # copies: autograd does not let views be changed in place that a function returns in a list
+    return [out.permute(0, 2, 3, 1).clone(memory_format=torch.contiguous_format) for out in outputs]
+
+
+@reference("conv3x3_weight_gradient")
+def _(maps: Sequence[Tensor], grads: Sequence[Tensor]) -> Tensor:
+    size = (grads[0].shape[3], maps[0].shape[3], 3, 3)
+    pairs = [(map_.permute(0, 3, 1, 2), grad.permute(0, 3, 1, 2)) for map_, grad in zip(maps, grads, strict=True)]
+    parts = [conv2d_weight(map_, size, grad, padding=1) for map_, grad in pairs]
+    return torch.stack(parts).sum(0).permute(0, 2, 3, 1).contiguous()
 
 
 @torch.library.register_fake("maskrcnn::conv3x3")

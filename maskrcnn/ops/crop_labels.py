@@ -6,9 +6,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from maskrcnn.ops import library  # noqa: F401 (registers the kernels)
-from maskrcnn.ops.checks import check_boxes, check_device, check_vector
-from maskrcnn.ops.roi_align import roi_align_reference
+from maskrcnn.ops.checks import check_boxes, check_device, check_vector, refuse_any
+from maskrcnn.ops.library import reference
+from maskrcnn.ops.roi_taps import roi_taps
 
 
 def crop_labels(
@@ -52,11 +52,13 @@ def crop_labels(
 def crop_labels_reference(
     planes: Tensor, rois: Tensor, plane: Tensor, ids: Tensor, size: int, binary: bool = False, aligned: bool = True
 ) -> Tensor:
-    """:func:`crop_labels` with one full-size mask per RoI, in pure PyTorch and in the float type of ``rois``."""
+    """:func:`crop_labels` by its definition, one RoI at a time, in pure PyTorch and in the float type of ``rois``."""
     _check(planes, rois, plane, ids)
-    masks = (planes[plane] == ids[:, None, None]).to(rois.dtype)[:, None]
-    boxes = torch.cat([torch.arange(len(rois), dtype=rois.dtype)[:, None], rois], dim=1)
-    fractions = roi_align_reference(masks, boxes, size, aligned=aligned)[:, 0]
+    fractions = rois.new_zeros(len(rois), size, size)
+    for k, (own, cell, box) in enumerate(zip(plane.tolist(), ids.tolist(), rois.cpu(), strict=True)):
+        y, rows, x, columns = roi_taps(box, 1.0, (size, size), planes.shape[1:], -1, aligned)
+        mask = (planes[own, y, x].cpu().long() == cell).to(rois.dtype)
+        fractions[k] = rows @ mask @ columns.T
     return (fractions >= 0.5).to(rois.dtype) if binary else fractions
 
 
@@ -70,6 +72,14 @@ def _check(planes: Tensor, rois: Tensor, plane: Tensor, ids: Tensor) -> None:
             raise ValueError(f"{name} has dtype {values.dtype}; expected int64")
         check_device(name, values, "planes", planes)
     check_device("rois", rois, "planes", planes)
+
+
+@reference("crop_labels")
+def _(planes: Tensor, rois: Tensor, plane: Tensor, ids: Tensor, size: int, binary: bool, aligned: bool) -> Tensor:
+    refuse_any(~rois.isfinite(), "rois: roi {} has a coordinate that is not finite")
+    outside = (plane < 0) | (plane >= len(planes))
+    refuse_any(outside, f"plane: {{1}} of roi {{0}} is not one of the {len(planes)} planes", plane)
+    return crop_labels_reference(planes, rois, plane, ids, size, binary, aligned)
 
 
 @torch.library.register_fake("maskrcnn::crop_labels")

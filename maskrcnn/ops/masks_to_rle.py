@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from pycocotools import mask as coco_mask
 from torch import Tensor
 
-from maskrcnn.ops import library  # noqa: F401 (registers the kernels)
-from maskrcnn.ops.checks import check_boxes, check_device
+from maskrcnn.ops.checks import check_boxes, check_device, refuse_any
+from maskrcnn.ops.library import reference
 
 PADDING = 1
 """Width of the zeros around each mask before it is enlarged, so that its outline can end inside the box."""
@@ -97,16 +97,17 @@ def masks_to_rle_reference(
     for mask, (x1, y1, x2, y2) in zip(masks.double(), boxes.double().tolist(), strict=True):
         full = np.zeros(size, dtype=np.uint8, order="F")
         if x2 > x1 and y2 > y1:
-            rows = _interpolation_weights(size[0], y1, y2, len(mask))
-            columns = _interpolation_weights(size[1], x1, x2, len(mask))
+            rows = _aligned_weights(range(size[0]), y1, y2, len(mask))
+            columns = _aligned_weights(range(size[1]), x1, x2, len(mask))
             full[:] = (rows @ mask @ columns.T).float() > threshold
         results.append(coco_mask.encode(full))
     return results
 
 
-def _interpolation_weights(pixels: int, low: float, high: float, mask_size: int) -> Tensor:
+def _aligned_weights(pixels: range, low: float, high: float, mask_size: int) -> Tensor:
     """Weight of each mask entry in each pixel along one axis of the box, float64 [pixels, mask_size]."""
-    position = (torch.arange(pixels, dtype=torch.float64) + 0.5 - low) * mask_size / (high - low) - 0.5
+    pixel = torch.arange(pixels.start, pixels.stop, dtype=torch.float64)
+    position = (pixel + 0.5 - low) * mask_size / (high - low) - 0.5
     return (1 - (position[:, None] - torch.arange(mask_size)).abs()).clamp(min=0)
 
 
@@ -125,6 +126,65 @@ def _paste_like_torchvision(
             full[top:bottom, left:right] = enlarged[top - y1 : bottom - y1, left - x1 : right - x1] > threshold
         results.append(coco_mask.encode(full))
     return results
+
+
+def _axis_weights(low: float, high: float, mask_size: int, size: int, aligned: bool) -> tuple[int, Tensor]:
+    """The first pixel of the picture that a box reaches along one axis, and :func:`_aligned_weights` from it on, or
+    those of ``F.interpolate`` from the box in whole pixels."""
+    if aligned:
+        reach = (high - low) / (2 * mask_size) + 1
+        pixels = range(int(min(max(low - reach, 0), size)), int(min(max(high + reach + 1, 0), size)))
+        return pixels.start, _aligned_weights(pixels if high > low else range(0), low, high, mask_size)
+    (begin, last), entries = (
+        _pixel_boxes(torch.tensor([[low, low, high, high]]), mask_size)[0, 1:3].tolist(),
+        mask_size + 2 * PADDING,
+    )
+    pixels = range(min(max(begin, 0), size), min(max(last + 1, 0), size)) if last >= begin else range(0)
+    per_pixel = torch.tensor(entries / max(last - begin + 1, 1)).double()  # rounded to float32, as there
+    pixel = torch.arange(pixels.start, pixels.stop, dtype=torch.float64)
+    position = ((pixel - begin + 0.5) * per_pixel - 0.5).float().clamp(0, entries - 1).double()
+    weights = (1 - (position[:, None] - torch.arange(entries)).abs()).clamp(min=0)
+    return pixels.start, weights[:, PADDING:-PADDING]
+
+
+@reference("mask_runs")
+def _(masks: Tensor, boxes: Tensor, height: int, width: int, threshold: float, aligned: bool) -> tuple[Tensor, Tensor]:
+    refuse_any(~boxes.isfinite(), "boxes: a coordinate of box {} is not finite")
+    runs, ends = [torch.empty(0, dtype=torch.int64)], []
+    for mask, (x1, y1, x2, y2) in zip(masks.cpu().double(), boxes.tolist(), strict=True):
+        left, columns = _axis_weights(x1, x2, len(mask), width, aligned)
+        top, rows = _axis_weights(y1, y2, len(mask), height, aligned)
+        inside = (columns @ mask.T @ rows.T).float() > threshold  # [x, y]: pixels count down the columns
+        column, row = inside.nonzero(as_tuple=True)
+        pixel = (left + column) * height + top + row
+        follows = pixel[1:] == pixel[:-1] + 1
+        edge = torch.ones(min(1, len(pixel)), dtype=torch.bool)
+        starts, stops = pixel[torch.cat([edge, ~follows])], pixel[torch.cat([~follows, edge])] + 1
+        edges = [torch.zeros(1, dtype=torch.int64), torch.stack([starts, stops], dim=1).flatten()]
+        if not len(stops) or stops[-1] < height * width:
+            edges.append(torch.tensor([height * width]))
+        runs.append(torch.cat(edges).diff())
+        ends.append(len(runs[-1]))
+    return torch.cat(runs).to(masks.device), torch.tensor(ends, dtype=torch.int64).cumsum(0).to(masks.device)
+
+
+@reference("encode_runs")
+def _(runs: Tensor, ends: Tensor) -> tuple[Tensor, Tensor]:
+    numbers, stops, text, text_stops, start = runs.tolist(), ends.tolist(), bytearray(), [], 0
+    for stop in stops:
+        if not start <= stop <= len(numbers):
+            raise RuntimeError(f"ends: {stop} after {start} of {len(numbers)} runs")
+        for index in range(start, stop):
+            value = numbers[index] - (numbers[index - 2] if index - start > 2 else 0)
+            more = True
+            while more:
+                bits = value & 0x1F
+                value >>= 5
+                more = value != (-1 if bits & 0x10 else 0)
+                text.append((bits | (0x20 if more else 0)) + 48)
+        start = stop
+        text_stops.append(len(text))
+    return torch.frombuffer(text or bytearray(1), dtype=torch.uint8)[: len(text)].clone(), ends.new_tensor(text_stops)
 
 
 @torch.library.register_fake("maskrcnn::mask_runs")

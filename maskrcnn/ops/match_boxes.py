@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from maskrcnn.ops import library  # noqa: F401 (registers the kernels)
-from maskrcnn.ops.checks import check_boxes, check_device
+from maskrcnn.ops.checks import check_boxes, check_device, refuse_any
+from maskrcnn.ops.library import reference
 
 BELOW_LOW = -1
 BETWEEN = -2
@@ -64,21 +64,24 @@ def match_boxes(
 
 
 def match_boxes_reference(anchors: Tensor, targets: Tensor, high: float, low: float, allow_low_quality: bool) -> Tensor:
-    """:func:`match_boxes` for one image with the full IoU matrix, in pure PyTorch."""
+    """:func:`match_boxes` for one image by its definition, one target after the other, in pure PyTorch."""
     _check(anchors, targets, high, low)
+    best = torch.zeros(len(anchors), dtype=torch.int64, device=anchors.device)
+    value = torch.zeros(len(anchors), dtype=torch.promote_types(anchors.dtype, targets.dtype), device=anchors.device)
+    best_of_a_target = torch.zeros_like(best, dtype=torch.bool)
     if len(targets) == 0 or len(anchors) == 0:
-        return torch.full((len(anchors),), BELOW_LOW, dtype=torch.int64, device=anchors.device)
-    side = torch.minimum(targets[:, None, 2:], anchors[:, 2:]) - torch.maximum(targets[:, None, :2], anchors[:, :2])
-    intersection = side.clamp(min=0).prod(2)
-    area_targets, area_anchors = ((b[:, 2:] - b[:, :2]).prod(1) for b in (targets, anchors))
-    iou = intersection / (area_targets[:, None] + area_anchors - intersection)
-    iou = iou.nan_to_num(nan=0.0)
-    value, best = iou.max(dim=0)
+        return torch.full_like(best, BELOW_LOW)
+    area = (anchors[:, 2:] - anchors[:, :2]).prod(1)
+    for index, target in enumerate(targets):
+        side = torch.minimum(target[2:], anchors[:, 2:]) - torch.maximum(target[:2], anchors[:, :2])
+        intersection = side.clamp(min=0).prod(1)
+        iou = intersection / ((target[2:] - target[:2]).prod() + area - intersection)
+        iou = iou.nan_to_num(nan=0.0)
+        best_of_a_target |= iou == iou.max()
+        best[iou > value] = index
+        value = torch.maximum(value, iou)
     matches = torch.where(value < low, BELOW_LOW, torch.where(value < high, BETWEEN, best))
-    if allow_low_quality:
-        best_of_a_target = (iou == iou.max(dim=1, keepdim=True).values).any(dim=0)
-        matches = torch.where(best_of_a_target, best, matches)
-    return matches
+    return torch.where(best_of_a_target, best, matches) if allow_low_quality else matches
 
 
 def _check(anchors: Tensor, targets: Tensor, high: float, low: float) -> None:
@@ -87,6 +90,26 @@ def _check(anchors: Tensor, targets: Tensor, high: float, low: float) -> None:
     check_device("targets", targets, "anchors", anchors)
     if not low <= high:
         raise ValueError(f"low is {low}, high {high}; expected low <= high")
+
+
+@reference("match_boxes")
+def _(
+    anchors: Tensor,
+    targets: Tensor,
+    anchor_counts: Sequence[int],
+    target_counts: Sequence[int],
+    high: float,
+    low: float,
+    allow_low_quality: bool,
+) -> Tensor:
+    for name, boxes in (("anchors", anchors), ("targets", targets)):
+        refuse_any(~boxes.isfinite(), name + ": a coordinate of box {} is not finite")
+    matches, first = [], 0
+    for own, cells in zip(anchors.split(list(anchor_counts)), targets.split(list(target_counts)), strict=True):
+        match = match_boxes_reference(own, cells, high, low, allow_low_quality)
+        matches.append(torch.where(match >= 0, match + first, match))
+        first += len(cells)
+    return torch.cat(matches) if matches else torch.empty(0, dtype=torch.int64, device=anchors.device)
 
 
 @torch.library.register_fake("maskrcnn::match_boxes")

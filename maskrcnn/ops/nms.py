@@ -7,8 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from maskrcnn.ops import library  # noqa: F401 (registers the kernels)
-from maskrcnn.ops.checks import at_least_float32, check_boxes, check_device, check_range, check_vector
+from maskrcnn.ops.checks import at_least_float32, check_boxes, check_device, check_range, check_vector, refuse_any
+from maskrcnn.ops.library import reference
 from maskrcnn.options import Range
 
 ANY = Range(-math.inf, math.inf)
@@ -33,7 +33,8 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
         RuntimeError: for a NaN coordinate (on the CPU; on a GPU such a box is kept and suppresses nothing).
     """
     _check(boxes, scores, scores)
-    return _kernel(boxes, scores, None, iou_threshold)
+    order, is_kept = _kernel(boxes, scores, None, iou_threshold)
+    return order.masked_select(is_kept)
 
 
 def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: float) -> Tensor:
@@ -55,13 +56,26 @@ def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: floa
         ValueError: for a wrong shape, dtype or device, or a threshold that is NaN.
         RuntimeError: for a NaN coordinate (on the CPU; on a GPU such a box is kept and suppresses nothing).
     """
+    order, is_kept = ranked_nms(boxes, scores, idxs, iou_threshold)
+    return order.masked_select(is_kept)
+
+
+def ranked_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: float) -> tuple[Tensor, Tensor]:
+    """:func:`batched_nms` with results of fixed size, so that the host need not wait for a GPU.
+
+    Args, errors: see :func:`batched_nms`.
+
+    Returns:
+        int64 [N], the indices of all boxes, highest score first, equal scores in the given order; and bool [N], whether
+        each of them, in this order, is kept.
+    """
     _check(boxes, scores, idxs)
     if idxs.is_floating_point() or idxs.is_complex():
         raise ValueError(f"idxs has dtype {idxs.dtype}; expected an integer type")
     return _kernel(boxes, scores, idxs.to(torch.int64).contiguous(), iou_threshold)
 
 
-def _kernel(boxes: Tensor, scores: Tensor, idxs: Tensor | None, iou_threshold: float) -> Tensor:
+def _kernel(boxes: Tensor, scores: Tensor, idxs: Tensor | None, iou_threshold: float) -> tuple[Tensor, Tensor]:
     check_range("iou_threshold", iou_threshold, ANY)
     boxes, scores = (at_least_float32(t.detach()).contiguous() for t in (boxes, scores))
     return torch.ops.maskrcnn.nms(boxes, scores, idxs, float(iou_threshold))
@@ -96,10 +110,21 @@ def _check(boxes: Tensor, scores: Tensor, idxs: Tensor) -> None:
     check_device("idxs", idxs, "boxes", boxes)
 
 
+@reference("nms")
+def _(boxes: Tensor, scores: Tensor, idxs: Tensor | None, iou_threshold: float) -> tuple[Tensor, Tensor]:
+    refuse_any(boxes.isnan(), "boxes: a coordinate of box {} is NaN")
+    keep = torch.zeros(len(boxes), dtype=torch.bool, device=boxes.device)
+    group_of = torch.zeros_like(scores, dtype=torch.int64) if idxs is None else idxs
+    for group in group_of.unique():
+        members = (group_of == group).nonzero()[:, 0]
+        keep[members[nms_reference(boxes[members], scores[members], iou_threshold)]] = True
+    order = scores.argsort(descending=True, stable=True)
+    return order, keep[order]
+
+
 @torch.library.register_fake("maskrcnn::nms")
-def _(boxes: Tensor, scores: Tensor, idxs: Tensor | None, iou_threshold: float) -> Tensor:
-    kept = torch.library.get_ctx().new_dynamic_size()
-    return torch.empty(kept, dtype=torch.int64, device=boxes.device)
+def _(boxes: Tensor, scores: Tensor, idxs: Tensor | None, iou_threshold: float) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(scores, dtype=torch.int64), torch.empty_like(scores, dtype=torch.bool)
 
 
 for _device in ("cpu", "cuda"):  # boxes in bfloat16 would be wrong by pixels

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from maskrcnn.ops import library  # noqa: F401 (registers the kernels)
-from maskrcnn.ops.checks import at_least_float32, check_boxes, check_device, check_range
+from maskrcnn.ops.checks import at_least_float32, check_boxes, check_device, check_range, refuse_any
+from maskrcnn.ops.library import reference
+from maskrcnn.ops.roi_taps import roi_taps
 from maskrcnn.options import Range
 
 SCALE = Range(0, 1_000_000, open_low=True)
@@ -119,31 +120,13 @@ def roi_align_reference(
 ) -> Tensor:
     """:func:`roi_align` by its definition, in pure PyTorch, one RoI at a time and in any float type."""
     rois = _as_rois(boxes, input)
-    bins_h, bins_w = (output_size, output_size) if isinstance(output_size, int) else output_size
+    bins = (output_size, output_size) if isinstance(output_size, int) else output_size
     results = []
     for roi in rois:
-        image, (x1, y1, x2, y2) = int(roi[0]), (roi[1:] * spatial_scale - (0.5 if aligned else 0.0)).tolist()
-        height, width = y2 - y1, x2 - x1
-        if not aligned:
-            height, width = max(height, 1.0), max(width, 1.0)
-        rows = _axis_weights(y1, height, bins_h, input.shape[2], sampling_ratio, input)
-        columns = _axis_weights(x1, width, bins_w, input.shape[3], sampling_ratio, input)
-        results.append(torch.einsum("yh,chw,xw->cyx", rows, input[image], columns))
-    return torch.stack(results) if results else input.new_zeros(0, input.shape[1], bins_h, bins_w)
-
-
-def _axis_weights(start: float, length: float, bins: int, size: int, sampling_ratio: int, like: Tensor) -> Tensor:
-    """Weight of each pixel in each bin along one axis, [bins, size]: the mean of its points' bilinear weights."""
-    points = sampling_ratio if sampling_ratio > 0 else max(0, int(-(-length // bins)))
-    if points == 0:
-        return like.new_zeros(bins, size)
-    fraction = (torch.arange(bins * points, dtype=like.dtype, device=like.device) + 0.5) / points
-    position = start + fraction * (length / bins)
-    inside = (position >= -1) & (position <= size)
-    pixel = torch.arange(size, dtype=like.dtype, device=like.device)
-    distance = (position.clamp(0, size - 1)[:, None] - pixel).abs()
-    weights = (1 - distance).clamp(min=0) * inside[:, None]
-    return weights.view(bins, points, size).mean(1)
+        y, rows, x, columns = roi_taps(roi[1:], spatial_scale, bins, input.shape[2:], sampling_ratio, aligned)
+        values = input[int(roi[0]), :, y, x]
+        results.append(torch.einsum("yh,chw,xw->cyx", rows.to(input.dtype), values, columns.to(input.dtype)))
+    return torch.stack(results) if results else input.new_zeros(0, input.shape[1], *bins)
 
 
 def _as_rois(boxes: Tensor | Sequence[Tensor], input: Tensor) -> Tensor:
@@ -177,6 +160,67 @@ def _pyramid_align(
     out = torch.ops.maskrcnn.roi_align(maps, rois, level, scales, size[0], size[1], max(0, sampling_ratio), aligned)
     out = out.permute(0, 3, 1, 2)
     return out if channels_last else out.contiguous()
+
+
+@reference("roi_align")
+def _(
+    features: Sequence[Tensor],
+    rois: Tensor,
+    level: Tensor,
+    scales: Sequence[float],
+    size_h: int,
+    size_w: int,
+    sampling_ratio: int,
+    aligned: bool,
+) -> Tensor:
+    out = features[0].new_empty(len(rois), size_h, size_w, features[0].shape[3])
+    sizes = [map_.shape[1:3] for map_ in features]
+    of_image, batch = rois[:, 0], len(features[0])
+    refuse_any(
+        (of_image < 0) | (of_image >= batch), f"rois: roi {{}} is of image {{:.0f}}, the batch has {batch}", of_image
+    )
+    for k, own, image, y, rows, x, columns in _each(
+        rois, level, scales, (size_h, size_w), sizes, sampling_ratio, aligned
+    ):
+        out[k] = torch.einsum("yh,hwc,xw->yxc", rows, features[own][image, y, x].to(rois.dtype), columns)
+    return out
+
+
+@reference("roi_align_backward")
+def _(
+    grad: Tensor,
+    rois: Tensor,
+    level: Tensor,
+    scales: Sequence[float],
+    batch: int,
+    heights: Sequence[int],
+    widths: Sequence[int],
+    sampling_ratio: int,
+    aligned: bool,
+    deterministic: bool,
+) -> list[Tensor]:
+    sizes, bins = list(zip(heights, widths, strict=True)), grad.shape[1:3]
+    sums = [rois.new_zeros(batch, *size, grad.shape[3]) for size in sizes]
+    for k, own, image, y, rows, x, columns in _each(rois, level, scales, bins, sizes, sampling_ratio, aligned):
+        sums[own][image, y, x] += torch.einsum("yh,yxc,xw->hwc", rows, grad[k].to(rois.dtype), columns)
+    return [total.to(grad.dtype) for total in sums]
+
+
+def _each(
+    rois: Tensor,
+    level: Tensor,
+    scales: Sequence[float],
+    bins: Sequence[int],
+    sizes: Sequence[Sequence[int]],
+    sampling_ratio: int,
+    aligned: bool,
+) -> Iterator[tuple[int, int, int, slice, Tensor, slice, Tensor]]:
+    """Number, level and image of each RoI, and what :func:`roi_taps` says."""
+    refuse_any(~rois.isfinite(), "rois: roi {} has a coordinate that is not finite")
+    images, coordinates = rois[:, 0].long().tolist(), rois[:, 1:].cpu()
+    for k, (own, image) in enumerate(zip(level.tolist(), images, strict=True)):
+        y, rows, x, columns = roi_taps(coordinates[k], scales[own], bins, sizes[own], sampling_ratio, aligned)
+        yield k, own, image, y, rows.to(rois.device), x, columns.to(rois.device)
 
 
 @torch.library.register_fake("maskrcnn::roi_align")

@@ -84,9 +84,27 @@ class Detector:
             detections = self.model(*self._batch(images), masks=masks, limits=limits)
         if masks and not self.model.aligned:
             detections = [replace(cells, masks=align_masks(cells.masks, cells.boxes)) for cells in detections]
-        return [replace(cells, mask_threshold=self.mask_threshold).to("cpu") for cells in detections]
+        return _on_host([replace(cells, mask_threshold=self.mask_threshold) for cells in detections])
 
     def _batch(self, images: Sequence[Tensor]) -> tuple[Tensor, list[tuple[int, int]]]:
         """The network's input: the images in one tensor on the device, and their sizes."""
-        batch = pad_images(images).to(self.device).contiguous(memory_format=torch.channels_last)
+        batch = pad_images(images)
+        if self.device.type == "cuda":
+            batch = batch.pin_memory()  # from there, copies do not wait for the GPU
+        batch = batch.to(self.device, non_blocking=True).contiguous(memory_format=torch.channels_last)
         return batch, [(image.shape[0], image.shape[1]) for image in images]
+
+
+def _on_host(detections: Sequence[Detections]) -> list[Detections]:
+    """The detections of a batch on the CPU; waits for a GPU once, not for every tensor."""
+    device = detections[0].boxes.device
+    if device.type == "cpu":
+        return list(detections)
+    names = ("boxes", "scores", "labels", "masks")
+    copies = [{name: getattr(cells, name).to("cpu", non_blocking=True) for name in names} for cells in detections]
+    torch.cuda.current_stream(device).synchronize()
+    # these copies are in page-locked memory, which is scarce: results may be kept for long
+    return [
+        replace(cells, **{name: values.clone() for name, values in copied.items()})
+        for cells, copied in zip(detections, copies, strict=True)
+    ]

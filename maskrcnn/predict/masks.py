@@ -26,7 +26,7 @@ def resample_masks(
     sides, centers = boxes[:, 2:] - boxes[:, :2], (boxes[:, 2:] + boxes[:, :2]) / 2
     new_sides, new_centers = new_boxes[:, 2:] - new_boxes[:, :2], (new_boxes[:, 2:] + new_boxes[:, :2]) / 2
     transform = torch.zeros(len(masks), 2, 3, device=boxes.device)
-    transform[:, [0, 1], [0, 1]] = new_sides / sides
+    transform[:, 0, 0], transform[:, 1, 1] = (new_sides / sides).unbind(1)
     transform[:, :, 2] = 2 * (new_centers - centers) / sides
     grid = F.affine_grid(transform, [len(masks), 1, *masks.shape[1:]], align_corners=False)
     return F.grid_sample(masks[:, None].float(), grid, padding_mode=padding_mode, align_corners=False)[:, 0]

@@ -96,7 +96,7 @@ class Predictor:
         if len(self.category_ids) != len(class_names):
             count = len(self.category_ids)
             raise InputError(f"category_ids has {count} entries; expected {len(class_names)}, one per class")
-        self.augment: Augment = augment
+        self.augment = augment
         self.diameter, self.resize = diameter, resize
         scores = [score_threshold] * len(class_names) if isinstance(score_threshold, float | int) else score_threshold
         self.score_threshold = tuple(map(float, scores))

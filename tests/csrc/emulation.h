@@ -1,140 +1,83 @@
-// Runs CUDA kernels on the CPU, slowly: the threads of a block take turns, changing over at barriers, and blocks come
-// one after another. What a kernel of csrc/cuda/ uses of CUDA is here, and nothing else.
+// Runs CUDA kernels on the CPU, slowly, and finds data races in them. What a kernel of csrc/cuda/ uses of CUDA is here,
+// and nothing else; emulation.cpp has the scheduler.
+//
+// A few blocks are in progress at a time, started in random order. Their threads take turns, and a thread may be
+// interrupted at any access to memory: the kernels are compiled with -fsanitize=thread, whose calls at each access
+// emulation.cpp answers. It also reports every pair of accesses that neither a barrier nor a fence with a flag orders,
+// whatever came of it.
 #pragma once
 
-#include <ucontext.h>
-
-#include <algorithm>
 #include <bit>
+#include <cstddef>
 #include <cstdint>
-#include <cstdio>
-#include <cstdlib>
 #include <cstring>
 #include <functional>
-#include <memory>
-#include <utility>
-#include <vector>
 
 #define __global__
 #define __device__
 #define __host__
 #define __forceinline__ inline
-#define __shared__ static  // one block at a time: what its threads share may live as long as the program
+#define __launch_bounds__(...)
 #define STD_CUDA_CHECK(call) (void)(call)
 #define STD_CUDA_KERNEL_LAUNCH_CHECK()
+#define EMULATION_UNSEEN __attribute__((no_sanitize("thread")))
 
 struct dim3 {
     unsigned x, y;
     dim3(unsigned x = 1, unsigned y = 1) : x(x), y(y) {}
 };
-inline dim3 threadIdx, blockIdx, blockDim, gridDim;
+extern dim3 threadIdx, blockIdx, blockDim, gridDim;
 
 namespace emulation {
-enum class State { kReady, kAtWarpBarrier, kAtBlockBarrier, kDone };
 constexpr unsigned kWarp = 32;
+constexpr unsigned kResident = 3;  // blocks in progress at a time
 
-struct Thread {
-    ucontext_t context;
-    std::unique_ptr<char[]> stack;
-    State state;
-};
-inline std::vector<Thread> threads;
-inline ucontext_t scheduler;
-inline std::function<void()> body;
-inline uint64_t lanes[1024];
-inline bool any;
+enum class Access { kRead, kWrite, kAtomicRead, kAtomicWrite };
 
-inline void wait(State barrier) {
-    Thread& thread = threads[threadIdx.x];
-    thread.state = barrier;
-    swapcontext(&thread.context, &scheduler);
-}
-
-inline void enter() {
-    body();
-    threads[threadIdx.x].state = State::kDone;
-}
-
-// Lets threads begin .. end go on if all of them, but for those that are done, have reached this barrier.
-inline bool release(unsigned begin, unsigned end, State barrier) {
-    bool found = false;
-    for (unsigned t = begin; t < end; ++t) {
-        if (threads[t].state != barrier && threads[t].state != State::kDone) return false;
-        found = found || threads[t].state == barrier;
-    }
-    for (unsigned t = begin; t < end; ++t) {
-        if (threads[t].state == barrier) threads[t].state = State::kReady;
-    }
-    return found;
-}
-
-inline void run_block() {
-    constexpr size_t kStack = 1 << 16;
-    const unsigned count = blockDim.x;
-    while (threads.size() < count) threads.push_back({{}, std::make_unique<char[]>(kStack), State::kReady});
-    for (unsigned t = 0; t < count; ++t) {
-        Thread& thread = threads[t];
-        getcontext(&thread.context);
-        thread.context.uc_stack.ss_sp = thread.stack.get();
-        thread.context.uc_stack.ss_size = kStack;
-        thread.context.uc_link = &scheduler;
-        thread.state = State::kReady;
-        makecontext(&thread.context, enter, 0);
-    }
-    // From the first to the last thread and back, so that what a missing barrier leaves to chance goes both ways.
-    for (bool forward = true, again = true; again; forward = !forward) {
-        for (unsigned i = 0; i < count; ++i) {
-            const unsigned t = forward ? i : count - 1 - i;
-            if (threads[t].state != State::kReady) continue;
-            threadIdx = dim3(t, 0);
-            swapcontext(&scheduler, &threads[t].context);
-        }
-        again = release(0, count, State::kAtBlockBarrier);
-        for (unsigned t = 0; t < count; t += kWarp) {
-            if (release(t, std::min(t + kWarp, count), State::kAtWarpBarrier)) again = true;
-        }
-    }
-    for (unsigned t = 0; t < count; ++t) {
-        if (threads[t].state == State::kDone) continue;
-        std::fprintf(stderr, "emulation: thread %u waits at a barrier that others do not reach\n", t);
-        std::abort();
-    }
-}
+void launch(const char* name, dim3 grid, dim3 block, std::function<void()> body);
+void wait_for_warp();
+void access(const void* place, size_t bytes, Access access);
+unsigned slot();                                  // of the current block among those in progress
+void begin_shared(void* variable, size_t bytes);  // fills it with rubbish at a block's first use
+uint64_t* lane(unsigned thread);                  // what a thread of the block gives to its warp
 
 template <typename Kernel, typename... Arguments>
-void launch(dim3 grid, dim3 block, Kernel kernel, Arguments... arguments) {
-    gridDim = grid;
-    blockDim = block;
-    body = [=] { kernel(arguments...); };
-    for (unsigned y = 0; y < grid.y; ++y) {
-        for (unsigned x = 0; x < grid.x; ++x) {
-            blockIdx = dim3(x, y);
-            run_block();
-        }
-    }
+void launch(const char* name, dim3 grid, dim3 block, Kernel kernel, Arguments... arguments) {
+    launch(name, grid, block, std::function<void()>([=] { kernel(arguments...); }));
+}
+
+// The current block's own of a __shared__ variable, which has one for each block in progress.
+template <typename T>
+EMULATION_UNSEEN T& shared(char (&of_all)[kResident][sizeof(T)]) {
+    begin_shared(of_all[slot()], sizeof(T));
+    return *reinterpret_cast<T*>(of_all[slot()]);
 }
 
 // What the thread `from` of the warp gives as `value`; every thread of the warp must call.
 template <typename T>
-T exchange(T value, unsigned from) {
-    const unsigned first = threadIdx.x / kWarp * kWarp;
-    std::memcpy(&lanes[threadIdx.x], &value, sizeof(T));
-    wait(State::kAtWarpBarrier);
-    std::memcpy(&value, &lanes[first + from], sizeof(T));
-    wait(State::kAtWarpBarrier);
+EMULATION_UNSEEN T exchange(T value, unsigned from) {
+    std::memcpy(lane(threadIdx.x), &value, sizeof(T));
+    wait_for_warp();
+    std::memcpy(&value, lane(threadIdx.x / kWarp * kWarp + from), sizeof(T));
+    wait_for_warp();
     return value;
+}
+
+template <typename T, typename Change>
+EMULATION_UNSEEN T change(T* place, const Change& change) {
+    access(place, sizeof(T), Access::kAtomicWrite);
+    const T before = *place;
+    *place = change(before);
+    return before;
 }
 }  // namespace emulation
 
-inline void __syncthreads() { emulation::wait(emulation::State::kAtBlockBarrier); }
-inline bool __syncthreads_or(bool value) {
-    __syncthreads();
-    emulation::any = false;
-    __syncthreads();
-    if (value) emulation::any = true;
-    __syncthreads();
-    return emulation::any;
-}
+void __syncthreads();
+int __syncthreads_or(int value);
+int __syncthreads_count(int value);
+void __threadfence();
+void __nanosleep(unsigned);
+
 template <typename T>
 T __shfl_sync(unsigned, T value, int lane) {
     return emulation::exchange(value, lane);
@@ -149,12 +92,22 @@ inline unsigned __ballot_sync(unsigned, bool value) {
     return bits;
 }
 template <typename T>
-T atomicAdd(T* place, T value) {
-    return std::exchange(*place, *place + value);
+EMULATION_UNSEEN T atomicAdd(T* place, T value) {
+    return emulation::change(place, [=] EMULATION_UNSEEN(T before) { return before + value; });
 }
 template <typename T>
-T atomicMax(T* place, T value) {
-    return std::exchange(*place, std::max(*place, value));
+EMULATION_UNSEEN T atomicMax(T* place, T value) {
+    return emulation::change(place, [=] EMULATION_UNSEEN(T before) { return before > value ? before : value; });
+}
+struct alignas(16) float4 {
+    float x, y, z, w;
+};
+inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
+// As on the device, the four are atomic one by one.
+inline float4 atomicAdd(float4* place, float4 value) {
+    if (reinterpret_cast<uintptr_t>(place) % alignof(float4)) __builtin_trap();
+    return {atomicAdd(&place->x, value.x), atomicAdd(&place->y, value.y), atomicAdd(&place->z, value.z),
+            atomicAdd(&place->w, value.w)};
 }
 template <typename A, typename B>
 auto min(A a, B b) {
@@ -164,7 +117,9 @@ template <typename A, typename B>
 auto max(A a, B b) {
     return a > b ? a : b;
 }
+inline int __popc(unsigned bits) { return std::popcount(bits); }
 inline int __popcll(uint64_t bits) { return std::popcount(bits); }
+inline float __uint_as_float(unsigned bits) { return std::bit_cast<float>(bits); }
 inline int __float_as_int(float value) { return std::bit_cast<int>(value); }
 inline long long __double_as_longlong(double value) { return std::bit_cast<long long>(value); }
 

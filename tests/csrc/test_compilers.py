@@ -17,6 +17,7 @@ COMPILERS = {
     "g++-11": "x86-64",
     "clang++-14": "x86-64",
     "clang++-19": "x86-64",
+    "clang++-22": "x86-64",
     "aarch64-linux-gnu-g++": "arm64",
 }
 SETS = {"x86-64": ("baseline", "avx2", "avx512"), "arm64": ("baseline",)}

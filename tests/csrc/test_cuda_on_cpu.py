@@ -1,74 +1,65 @@
 """Tests of the CUDA kernels without a GPU: their sources, compiled for the CPU with a few CUDA keywords emulated
-thread by thread, must give what the CPU kernels give. Speed, races between blocks and the real compiler's arithmetic
-are for a GPU to show (``pytest -m cuda``)."""
+thread by thread, must give what the CPU kernels give, without a data race. Speed and the real compiler's arithmetic are
+for a GPU to show (``pytest -m cuda``)."""
 
 from __future__ import annotations
 
-import re
-import shutil
-import subprocess
-from pathlib import Path
+from collections.abc import Iterator
 
 import pytest
 import torch
 from torch import Tensor
 
 from maskrcnn import ops  # noqa: F401 (loads the CPU kernels)
-from tests.conftest import ROOT
+from tests.csrc.emulator import Emulator, build_emulator
 from tests.ops.test_crop_labels import random_arguments
 from tests.ops.test_masks_to_rle import boxes_over, smooth_masks
 from tests.ops.test_nms import random_boxes, random_scores
 from tests.ops.test_roi_align import random_map, random_rois
 
 pytestmark = pytest.mark.slow
-CSRC = ROOT / "csrc"
-LAUNCH = re.compile(r"(\w+(?:<[\w, ]+>)?)\s*<<<(.*?), 0, launch\.stream\(\)>>>\(", re.DOTALL)
-
-
-def _for_the_cpu(source: str) -> str:
-    """A ``.cu`` file as C++: launches become calls, and the ops are registered for CPU tensors as ``emulated::*``."""
-    source = source.replace("STABLE_TORCH_LIBRARY_IMPL(maskrcnn, CUDA", "STABLE_TORCH_LIBRARY_IMPL(emulated, CPU")
-
-    def call(match: re.Match[str]) -> str:
-        kernel, configuration = match.groups()
-        depths = [configuration[:i].count("(") - configuration[:i].count(")") for i in range(len(configuration))]
-        comma = next(i for i, c in enumerate(configuration) if c == "," and depths[i] == 0)
-        return f"emulation::launch({configuration[:comma]}, {configuration[comma + 1 :]}, {kernel}, "
-
-    converted = LAUNCH.sub(call, source)
-    assert "<<<" not in converted
-    return converted
-
-
-def _launch_header(source: str) -> str:
-    """``launch.cuh`` without device and stream."""
-    constructor = re.compile(r"explicit Launch\(const Tensor& tensor\).*?\n    }\n", re.DOTALL)
-    source = constructor.sub("explicit Launch(const Tensor&) {}\n", source)
-    source = source.replace("torch::stable::accelerator::DeviceGuard guard_;", "")
-    source = source.replace("cudaStream_t stream_;", "cudaStream_t stream_ = nullptr;")
-    return source.replace("#include <cuda_runtime.h>", '#include "../emulation.h"')
 
 
 @pytest.fixture(scope="module")
-def emulated(tmp_path_factory: pytest.TempPathFactory) -> object:
-    folder = tmp_path_factory.mktemp("emulated")
-    (folder / "cuda").mkdir()
-    for header in (*CSRC.glob("*.h"), Path(__file__).parent / "emulation.h"):
-        shutil.copy(header, folder)
-    for header in (CSRC / "cuda").glob("*.cuh"):
-        text = header.read_text()
-        (folder / "cuda" / header.name).write_text(_launch_header(text) if header.name == "launch.cuh" else text)
-    (folder / "ops.cpp").write_text((CSRC / "ops.cpp").read_text().replace("LIBRARY(maskrcnn", "LIBRARY(emulated"))
-    for path in (CSRC / "cuda").glob("*.cu"):
-        (folder / "cuda" / f"{path.stem}.cpp").write_text(_for_the_cpu(path.read_text()))
-    include = Path(torch.__file__).parent / "include"
-    flags = f"-std=c++20 -O1 -fPIC -w -ffp-contract=off -DTORCH_TARGET_VERSION=0x020b000000000000 -isystem {include}"
-    sources = [str(folder / "ops.cpp"), *map(str, (folder / "cuda").glob("*.cpp"))]
-    library = folder / "libemulated.so"
-    torch_libraries = [f"-L{Path(torch.__file__).parent / 'lib'}", "-ltorch_cpu", "-lc10", "-lpthread"]
-    subprocess.run(["g++", *flags.split(), "-shared", *sources, "-o", str(library), *torch_libraries], check=True)
-    torch.ops.load_library(library)
-    return torch.ops.emulated
+def emulator(tmp_path_factory: pytest.TempPathFactory) -> Emulator:
+    return build_emulator(tmp_path_factory.mktemp("emulated"))
+
+
+@pytest.fixture
+def emulated(emulator: Emulator) -> Iterator[object]:
+    """The ops; a data race in one of their kernels fails the test."""
+    yield emulator.ops
+    assert emulator.race() == ""
+
+
+@pytest.mark.parametrize(
+    ("which", "race", "result"),
+    [
+        (0, "another block", None),  # an addition that is not atomic
+        (1, "", 2048),
+        (2, "the same block", None),  # no barrier
+        (3, "", 0),
+        (4, "the same block", None),  # a barrier for a warp, where there are two
+        (5, "", 0),
+        (6, "another block", None),  # no fence before and after an atomic counter
+        (7, "", 20),
+        (8, "another block", None),  # nobody waits for the flag
+        (9, "", 7),
+        (10, "", 0),  # neighbouring bytes
+        (11, "", 2),  # one launch after another
+    ],
+)
+def test_races_are_found(emulator: Emulator, which: int, race: str, result: int | None) -> None:
+    found = emulator.run_racy(which)
+    assert (race in emulator.race()) if race else (emulator.race() == "")
+    if result is not None:
+        assert found == result
+
+
+def test_blocks_and_threads_interrupt_one_another(emulator: Emulator) -> None:
+    """Additions that are not atomic get lost, as on a GPU."""
+    assert 0 < emulator.run_racy(0) < 2048
+    emulator.race()
 
 
 @pytest.mark.parametrize("count", [0, 1, 63, 64, 65, 1024, 2500])
@@ -80,7 +71,7 @@ def test_nms(emulated, count: int, dtype: torch.dtype) -> None:  # type: ignore[
     for idxs in (None, groups):
         for threshold in (0.0, 0.3, 0.7):
             expected = torch.ops.maskrcnn.nms(boxes, scores, idxs, threshold)
-            assert torch.equal(emulated.nms(boxes, scores, idxs, threshold), expected)
+            assert all(map(torch.equal, emulated.nms(boxes, scores, idxs, threshold), expected))
 
 
 def test_nms_of_what_is_rare(emulated) -> None:  # type: ignore[no-untyped-def]
@@ -90,14 +81,34 @@ def test_nms_of_what_is_rare(emulated) -> None:  # type: ignore[no-untyped-def]
     for idxs in (None, groups, groups.flip(0)):
         for threshold in (-0.1, 0.5, 1.0):  # below 0, boxes suppress one another that do not touch
             expected = torch.ops.maskrcnn.nms(boxes, scores, idxs, threshold)
-            assert torch.equal(emulated.nms(boxes, scores, idxs, threshold), expected)
+            assert all(map(torch.equal, emulated.nms(boxes, scores, idxs, threshold), expected))
     boxes[5, 2], boxes[6] = torch.nan, torch.nan
-    kept = emulated.nms(boxes, scores, None, 0.1).tolist()
+    kept = _kept(emulated.nms(boxes, scores, None, 0.1))
     assert {5, 6} <= set(kept)  # the host cannot look: a box that is not a number is kept, and suppresses nothing
     others = torch.tensor([i for i in range(700) if i not in (5, 6)])
-    assert [i for i in kept if i not in (5, 6)] == others[
-        emulated.nms(boxes[others], scores[others], None, 0.1)
-    ].tolist()
+    kept_of_others = _kept(emulated.nms(boxes[others], scores[others], None, 0.1))
+    assert [i for i in kept if i not in (5, 6)] == others[kept_of_others].tolist()
+
+
+def _kept(result: tuple[Tensor, Tensor]) -> list[int]:
+    order, is_kept = result
+    return order[is_kept].tolist()
+
+
+def test_nms_of_many_groups(emulator: Emulator, emulated) -> None:  # type: ignore[no-untyped-def]
+    """Groups of all sizes are settled at the same time: no block waits for one of another group."""
+    sizes = [600] * 6 + [1] * 40 + [1300, 512, 3, 512]
+    groups = torch.cat([torch.full((size,), i * 2**33) for i, size in enumerate(sizes)])
+    count = len(groups)
+    shuffled = torch.randperm(count, generator=torch.Generator().manual_seed(0))
+    boxes, scores = random_boxes(count, 100, 30, seed=0), random_scores(count, 0, levels=400)
+    before = [emulator.launches(kernel) for kernel in ("compare_within_tiles", "settle_tiles")]
+    ours = emulated.nms(boxes, scores, groups[shuffled], 0.4)
+    after = [emulator.launches(kernel) for kernel in ("compare_within_tiles", "settle_tiles")]
+    assert [b - a for a, b in zip(before, after, strict=True)] == [1, 1]
+    assert all(map(torch.equal, ours, torch.ops.maskrcnn.nms(boxes, scores, groups[shuffled], 0.4)))
+    assert count > 5000  # 11 tiles
+    assert 2 <= emulator.depth() <= 4  # 1300 boxes are in up to 4 tiles
 
 
 @pytest.mark.parametrize("allow_low_quality", [False, True])
@@ -142,6 +153,57 @@ def test_roi_align(emulated, channels: int, ratio: int, aligned: bool, dtype: to
     expected = torch.ops.maskrcnn.roi_align_backward(*backward, False)
     for deterministic in (False, True):
         torch.testing.assert_close(emulated.roi_align_backward(*backward, deterministic), expected)
+
+
+# One window of taps is not enough, or one block: many points, bins, pixels, channels
+LARGE = {
+    "points": ((9, 9), (3, 2), 300, False, 4),
+    "points_per_pixel": ((300, 3), (20, 1), 0, True, 4),
+    "rows": ((9, 9), (70, 2), 2, False, 4),
+    "columns": ((9, 40), (2, 300), 2, True, 1),
+    "columns_of_blocks": ((9, 9), (2, 40), 3, True, 36),
+    "channels": ((9, 9), (2, 3), 2, True, 700),
+    "a_pixel_of_many_bins": ((2, 2), (9, 33), 2, False, 8),
+}
+
+
+@pytest.mark.parametrize("case", LARGE)
+def test_roi_align_of_much(emulated, case: str) -> None:  # type: ignore[no-untyped-def]
+    (height, width), (size_h, size_w), ratio, aligned, channels = LARGE[case]
+    maps, rois = [random_map(1, height, width, channels)], random_rois(4, 1, max(height, width))
+    rois[1, 1:] = torch.tensor([-2.0, -3, width + 1, height + 4])
+    forward = (rois, torch.zeros(4, dtype=torch.int64), [1.0])
+    ours = emulated.roi_align(maps, *forward, size_h, size_w, ratio, aligned)
+    expected = torch.ops.maskrcnn.roi_align(maps, *forward, size_h, size_w, ratio, aligned)
+    torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-5)
+    backward = (random_map(*ours.shape), *forward, 1, [height], [width], ratio, aligned)
+    expected = torch.ops.maskrcnn.roi_align_backward(*backward, False)
+    for deterministic in (False, True):
+        torch.testing.assert_close(
+            emulated.roi_align_backward(*backward, deterministic), expected, rtol=1e-5, atol=1e-4
+        )
+
+
+def test_roi_align_backward_is_deterministic(emulated) -> None:  # type: ignore[no-untyped-def]
+    """Whatever the order of blocks and threads, which differs from call to call."""
+    rois = random_rois(260, 1, 6)
+    backward = (random_map(260, 2, 2, 4), rois, torch.zeros(260, dtype=torch.int64), [1.0], 1, [6], [6], 2, True)
+    first = emulated.roi_align_backward(*backward, True)[0]
+    assert torch.equal(emulated.roi_align_backward(*backward, True)[0], first)
+    assert not torch.equal(emulated.roi_align_backward(*backward, False)[0], first)
+
+
+@pytest.mark.parametrize(("side", "fewer"), [(7, 8), (14, 3), (21, 1.5)])
+def test_roi_align_backward_adds_each_pixel_once(emulator: Emulator, emulated, side: float, fewer: float) -> None:  # type: ignore[no-untyped-def]
+    """A RoI of so many pixels, in 7 x 7 bins of 2 x 2 points with 4 pixels each."""
+    roi = torch.tensor([[0.0, 3.3, 4.1, 3.3 + side, 4.1 + side]])
+    before = emulator.atomics()
+    emulated.roi_align_backward(
+        random_map(1, 7, 7, 4), roi, torch.zeros(1, dtype=torch.int64), [1.0], 1, [40], [40], 2, True, False
+    )
+    pixels = 7 * 7 * 2 * 2 * 4
+    # others: one for each column, to list it
+    assert (emulator.atomics() - before - (side + 1)) / 4 <= pixels / fewer
 
 
 @pytest.mark.parametrize("channels", [16, 12, 5])  # two vectors, one in the gradient alone, none
@@ -217,3 +279,55 @@ def test_mask_runs_of_what_is_rare(emulated, aligned: bool) -> None:  # type: ig
     )
     assert torch.equal(ours, expected)
     assert ours.sum() == (2**31 - 1) ** 2
+
+
+# 96 channels: some threads own nothing; 33: no vectors; 2,100: more vectors than a block has threads
+@pytest.mark.parametrize(
+    ("shape", "groups"),
+    [((2, 33, 17, 64), 32), ((1, 1, 1, 32), 4), ((3, 30, 31, 96), 4), ((2, 5, 7, 33), 3), ((1, 3, 2, 2100), 3)],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+def test_group_norm(emulated, shape: tuple[int, ...], groups: int, dtype: torch.dtype) -> None:  # type: ignore[no-untyped-def]
+    maps, residual, grad = (random_map(*shape, seed=seed).to(dtype) + 3 * (seed == 0) for seed in range(3))
+    kind = torch.float64 if dtype == torch.float64 else torch.float32
+    weight, bias = (random_map(shape[3], seed=seed).to(kind) for seed in (3, 4))
+    close = {"rtol": 2 * torch.finfo(dtype).eps, "atol": 2e-5}
+    given = torch.rand(2, shape[0], groups, generator=torch.Generator().manual_seed(0)).to(kind)
+    for statistics in (None, given):
+        for added in (None, residual):
+            for relu in (False, True):
+                arguments = (weight, bias, statistics, added, groups, 1e-5, relu)
+                ours = emulated.group_norm(maps, *arguments)
+                expected = torch.ops.maskrcnn.group_norm(maps, *arguments)
+                torch.testing.assert_close(ours[0], expected[0], **close)
+                torch.testing.assert_close(ours[1], expected[1], rtol=1e-5, atol=1e-6)
+                if added is None:
+                    moved = emulated.group_norm(_off_its_place(maps), *arguments)[0]
+                    torch.testing.assert_close(moved, expected[0], **close)
+        for relu in (False, True):
+            arguments = (weight, bias, expected[1], 1e-5, relu, statistics is not None)
+            ours = emulated.group_norm_backward(grad, maps, *arguments)
+            expected_gradients = torch.ops.maskrcnn.group_norm_backward(grad, maps, *arguments)
+            for a, b in zip(ours, expected_gradients, strict=True):
+                torch.testing.assert_close(a, b, rtol=max(close["rtol"], 1e-4), atol=1e-4 * float(1 + b.abs().max()))
+
+
+def test_group_norm_far_from_0(emulated) -> None:  # type: ignore[no-untyped-def]
+    maps = random_map(1, 60, 50, 64, dtype=torch.float64) + 1000
+    maps[:, :5] = 0  # the first pixels are no guide to the mean
+    weight, bias = torch.ones(64), torch.zeros(64)
+    ours = emulated.group_norm(maps.float(), weight, bias, None, None, 32, 1e-5, False)
+    variance, mean = torch.var_mean(maps.view(1, -1, 32, 2), dim=(1, 3), correction=0)
+    torch.testing.assert_close(ours[1].double(), torch.stack([mean, variance]), rtol=1e-5, atol=0)
+
+
+def test_group_norm_of_nothing(emulated) -> None:  # type: ignore[no-untyped-def]
+    weight = torch.ones(64)
+    for shape in ((0, 4, 4, 64), (2, 0, 4, 64)):
+        maps = torch.ones(shape)
+        out, statistics = emulated.group_norm(maps, weight, weight, None, None, 32, 1e-5, True)
+        assert out.shape == shape
+        gradients = emulated.group_norm_backward(maps, maps, weight, weight, statistics, 1e-5, True, False)
+        assert gradients[0].shape == shape
+        assert not gradients[1].any()
+        assert not gradients[2].any()

@@ -6,7 +6,9 @@ import json
 import math
 from pathlib import Path
 
-from maskrcnn.engine.log import MetricsLog, read_metrics
+import pytest
+
+from maskrcnn.engine.log import TENSORBOARD, MetricsLog, read_metrics
 
 
 def test_numbers_without_a_notation_become_null_and_come_back_as_nan(tmp_path: Path) -> None:
@@ -31,3 +33,23 @@ def test_logs_of_earlier_versions_are_read(tmp_path: Path) -> None:
     """They may hold Infinity and NaN."""
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "epoch": 1, "loss": 1.5, "grad_norm": Infinity}\n')
     assert read_metrics(tmp_path / "metrics.jsonl") == [{"step": 1, "epoch": 1, "loss": 1.5, "grad_norm": math.inf}]
+
+
+def test_tensorboard_shows_what_the_log_holds(tmp_path: Path) -> None:
+    """Also after a run that was stopped after step 3 is resumed from step 1."""
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    path = tmp_path / "metrics.jsonl"
+    log = MetricsLog(path)
+    for step in (1, 2, 3):
+        log.write({"step": step, "epoch": 1, "loss": float(step), "lr": 0.5})
+    log.write({"step": 3, "epoch": 1, "mask/AP": 0.25})
+    resumed = MetricsLog(path, (1, 0))
+    resumed.write({"step": 2, "epoch": 1, "loss": 20.0, "lr": math.nan})
+    resumed.write({"step": 2, "epoch": 1, "mask/AP": 0.5})
+    events = EventAccumulator(str(tmp_path / TENSORBOARD))
+    events.Reload()
+    assert set(events.Tags()["scalars"]) == {"loss", "lr", "mask/AP"}
+    assert [(event.step, event.value) for event in events.Scalars("loss")] == [(1, 1.0), (2, 20.0)]
+    assert [(event.step, event.value) for event in events.Scalars("mask/AP")] == [(2, 0.5)]

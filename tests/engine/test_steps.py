@@ -15,7 +15,7 @@ from torch import nn
 
 from maskrcnn import distributed
 from maskrcnn.data.sample import Batch
-from maskrcnn.engine.ema import build_ema
+from maskrcnn.engine.ema import MovingAverage
 from maskrcnn.engine.loader import EpochSampler, batches
 from maskrcnn.engine.run import Run
 from maskrcnn.engine.steps import NonFiniteLossError, seed_step, train_step
@@ -96,7 +96,7 @@ def test_a_step_that_is_not_finite_leaves_the_weights(
 ) -> None:
     """Also where the loss is finite and its gradient alone is not, as at the square root of 0."""
     run = _run()
-    run.ema = build_ema(run.model, 0.9)
+    run.ema = MovingAverage(run.model, 0.9)
 
     def forward(*args: object) -> dict[str, torch.Tensor]:
         weight = run.model.layer.weight  # type: ignore[union-attr]
@@ -109,7 +109,7 @@ def test_a_step_that_is_not_finite_leaves_the_weights(
     with pytest.raises(NonFiniteLossError, match=rf"the {what} is not finite at step 1 .* on the pictures a, b$"):
         train_step(run, _batches(1), lr=0.1, clip_norm=clip_norm)
     assert all(torch.equal(p, old) for p, old in zip(run.model.parameters(), before, strict=True))
-    assert (run.step, int(run.ema.n_averaged)) == (0, 0)
+    assert (run.step, run.ema.updates) == (0, 0)
 
 
 def test_processes_draw_differently_and_the_first_as_a_single_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,12 +130,12 @@ def test_processes_draw_differently_and_the_first_as_a_single_one(monkeypatch: p
 @pytest.mark.parametrize("decay", [0.2, 0.9])
 def test_the_average_is_that_of_its_definition(decay: float) -> None:
     run = _run()
-    run.ema = build_ema(run.model, decay)
+    run.ema = MovingAverage(run.model, decay)
     weight: Any = run.model.layer.weight  # type: ignore[union-attr]
     expected, used = weight.detach().double().clone(), []
     for t in range(30):
         weight.data.normal_()
-        run.ema.update_parameters(run.model)
+        run.ema.update(run.model)
         used.append(min(decay, (1 + t) / (10 + t)) if t else 0.0)
         expected = used[-1] * expected + (1 - used[-1]) * weight.detach().double()
     assert (used[-1] == decay) == (decay == 0.2)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from maskrcnn.model.mask_head import CHUNK, MaskHead
+from maskrcnn.model.mask_head import CHUNK, RECOMPUTED, MaskHead
 from maskrcnn.model.roi_heads import RoIPool, SampledRoIs
 from maskrcnn.structures import InstanceLabels
 
@@ -71,6 +71,30 @@ def test_many_rois_in_chunks(group_norm: bool) -> None:
     head.conv5_mask.register_forward_hook(lambda module, inputs, output: sizes.append(len(output)))
     head(features, rois, classes, PADDED)
     assert sizes == [CHUNK, CHUNK, 3]
+
+
+def test_what_is_computed_again_has_the_same_gradients() -> None:
+    """In training, the largest maps are not kept, but computed again, some RoIs at a time."""
+    head, features = _head(group_norm=True), _pyramid(2)
+    corners = 40 * torch.rand(RECOMPUTED + 3, 2)
+    rois = torch.cat([torch.zeros(len(corners), 1), corners, corners + 20], dim=1)
+    classes = torch.arange(len(rois)) % 3 + 1
+    kept: list[int] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept.append(tensor.numel())
+        return tensor
+
+    results = []
+    for run in (head, lambda *arguments: head._predict(head.convs(head.pool(*arguments[:2], PADDED)), arguments[2])):
+        kept.clear()
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            logits = run(features, rois, classes, PADDED)
+        gradients = torch.autograd.grad(logits.square().sum(), list(head.parameters()))
+        results.append((logits.detach(), *gradients))
+        assert any(numel == len(rois) * 32 * 28 * 28 for numel in kept) == (run is not head)
+    for own, other in zip(*results, strict=True):
+        torch.testing.assert_close(own, other, atol=1e-4 * float(other.abs().max()), rtol=1e-4)
 
 
 @pytest.mark.parametrize("group_norm", [False, True])

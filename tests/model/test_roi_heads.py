@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from maskrcnn.model.roi_heads import BoxHead, RoIPool, SampledRoIs
+from maskrcnn.model.rois import has_area
 from maskrcnn.structures import InstanceLabels
 
 
@@ -68,9 +69,14 @@ def test_sample_by_hand() -> None:
     second = _labels([(5, 5, 15, 15)], [3])
     proposals = torch.tensor(
         [
-            [0.0, 0.0, 0.0, 10.0, 8.0],  # IoU 0.8 with the cell of class 2
-            [0.0, 50.0, 50.0, 60.0, 60.0],  # 0
-            [1.0, 5.0, 5.0, 15.0, 9.0],  # 0.4: background
+            [
+                [0.0, 0.0, 10.0, 8.0],  # IoU 0.8 with the cell of class 2
+                [50.0, 50.0, 60.0, 60.0],  # 0
+            ],
+            [
+                [5.0, 5.0, 15.0, 9.0],  # 0.4: background
+                [0.0, 0.0, 0.0, 0.0],  # padding
+            ],
         ]
     )
     sampled = head.sample(proposals, [first, second])
@@ -104,8 +110,7 @@ def test_sample_is_bounded() -> None:
     near = torch.tensor([0.0, 0.0, 10.0, 10.0]) + torch.rand(50, 4)
     far = torch.tensor([30.0, 30.0, 40.0, 40.0]) + torch.rand(50, 4)
     one = torch.cat([near, far])
-    image = torch.tensor([0.0, 1.0]).repeat_interleave(100)[:, None]
-    sampled = head.sample(torch.cat([image, one.repeat(2, 1)], dim=1), [label] * 2)
+    sampled = head.sample(one.repeat(2, 1, 1), [label] * 2)
     assert len(sampled.rois) == 32
     assert len(sampled.positive) == len(sampled.boxes) == len(sampled.instances) == 8
     assert (sampled.classes > 0).sum() == 8
@@ -113,15 +118,17 @@ def test_sample_is_bounded() -> None:
 
 
 def _batch(seed: int = 0) -> tuple[Tensor, list[InstanceLabels]]:
-    """Proposals in no order of five images: image 1 has neither proposals nor cells, image 2 no cells, image 3 no
+    """Proposals of five images, padded: image 1 has neither proposals nor cells, image 2 no cells, image 3 no
     proposals; the cells of images 0 and 4 lie in the same places."""
     generator = torch.Generator().manual_seed(seed)
     cells = [(0, 0, 10, 10), (20, 20, 40, 40), (45, 5, 60, 30)]
     empty = InstanceLabels.empty(64, 64)
     labels = [_labels(cells, [2, 1, 3]), empty, empty, _labels(cells[:1], [3]), _labels(cells[1:], [3, 1])]
-    image = torch.tensor([0.0, 2.0, 4.0])[torch.randint(0, 3, (90,), generator=generator)]
-    boxes = torch.tensor(cells, dtype=torch.float32).repeat(30, 1) + torch.randn(90, 4, generator=generator) * 2
-    return torch.cat([image[:, None], boxes], dim=1), labels
+    proposals = torch.zeros(5, 40, 4)
+    for image, count in ((0, 30), (2, 20), (4, 40)):
+        boxes = torch.tensor(cells, dtype=torch.float32).repeat(14, 1)[:count]
+        proposals[image, :count] = boxes + torch.randn(count, 4, generator=generator) * 2
+    return proposals, labels
 
 
 def _rows(sampled: SampledRoIs, image: int) -> list[tuple]:
@@ -140,9 +147,8 @@ def test_samples_of_a_batch_are_those_of_its_images() -> None:
     assert sampled.rois[:, 0].tolist() == sorted(sampled.rois[:, 0].tolist())
     first = 0
     for image, label in enumerate(labels):
-        own = proposals[proposals[:, 0] == image]
-        own[:, 0] = 0
-        alone = head.sample(own, [label])
+        own = proposals[image, has_area(proposals[image])]
+        alone = head.sample(own[None], [label])
         rows = [(image, *row[1:6], row[6] + first if row[5] else -1, *row[7:]) for row in _rows(alone, 0)]
         assert _rows(sampled, image) == rows
         assert len(rows) == len(own) + len(label)
@@ -154,11 +160,11 @@ def test_samples_of_a_batch_are_those_of_its_images() -> None:
 def test_sample_without_cells_or_proposals() -> None:
     head = _head()
     empty = InstanceLabels.empty(64, 64)
-    sampled = head.sample(torch.tensor([[0.0, 0.0, 0.0, 5.0, 5.0]]), [empty, empty])
+    sampled = head.sample(torch.tensor([[[0.0, 0.0, 5.0, 5.0]], [[0.0, 0.0, 0.0, 0.0]]]), [empty, empty])
     assert sampled.rois.tolist() == [[0, 0, 0, 5, 5]]
     assert sampled.classes.tolist() == [0]
     assert sampled.boxes.shape == (0, 4)
-    nothing = head.sample(torch.zeros(0, 5), [empty])
+    nothing = head.sample(torch.zeros(1, 3, 4), [empty])
     logits, deltas = head(_pyramid(1, 64, 64), nothing.rois, (64, 64))
     losses = head.losses(logits, deltas, nothing)
     sum(losses.values()).backward()
@@ -187,26 +193,37 @@ def test_losses_by_hand() -> None:
     assert losses["loss_box_reg"].item() == pytest.approx(expected, rel=1e-5)
 
 
+def _detect(
+    head: BoxHead, logits: Tensor, deltas: Tensor, proposals: Tensor, sizes: list[tuple[int, int]]
+) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """The boxes, scores and classes of each image, without padding."""
+    rois, scores, labels, counts = head.detect(logits.flatten(0, 1), deltas.flatten(0, 1), proposals, sizes)
+    assert len(rois) == len(scores) == len(labels) == len(sizes)
+    assert torch.equal(rois[..., 0], torch.arange(float(len(sizes)))[:, None].expand(scores.shape))
+    return [(rois[i, :n, 1:], scores[i, :n], labels[i, :n]) for i, n in enumerate(counts.tolist())]
+
+
 def test_detect_by_hand() -> None:
     """One proposal may become detections of two classes; NMS is within a class; the best of each image stay."""
     head = _head(num_classes=2, score_threshold=0.2, nms_threshold=0.5, detections_per_image=3)
-    proposals = torch.tensor(
+    proposals = torch.zeros(2, 4, 4)
+    proposals[0] = torch.tensor(
+        [[0.0, 0.0, 10.0, 10.0], [0.0, 0.0, 10.0, 9.0], [20.0, 20.0, 30.0, 30.0], [0.0, 40.0, 8.0, 48.0]]
+    )
+    proposals[1, 0] = torch.tensor([-4.0, -4.0, 6.0, 6.0])
+    probabilities = torch.tensor(
         [
-            [0.0, 0.0, 0.0, 10.0, 10.0],
-            [0.0, 0.0, 0.0, 10.0, 9.0],
-            [0.0, 20.0, 20.0, 30.0, 30.0],
-            [0.0, 0.0, 40.0, 8.0, 48.0],
-            [1.0, -4.0, -4.0, 6.0, 6.0],
+            [[0.1, 0.5, 0.4], [0.3, 0.6, 0.1], [0.1, 0.1, 0.8], [0.65, 0.1, 0.25]],
+            [[0.0, 0.05, 0.95], [0.0, 0.5, 0.5], [0.0, 0.5, 0.5], [0.0, 0.5, 0.5]],  # the last three: padding
         ]
     )
-    probabilities = torch.tensor(
-        [[0.1, 0.5, 0.4], [0.3, 0.6, 0.1], [0.1, 0.1, 0.8], [0.65, 0.1, 0.25], [0.0, 0.05, 0.95]]
-    )
-    rois, scores, labels = head.detect(probabilities.log(), torch.zeros(5, 3, 4), proposals, [(64, 64), (64, 64)])
+    first, second = _detect(head, probabilities.log(), torch.zeros(2, 4, 3, 4), proposals, [(64, 64), (64, 64)])
     # 0.8 (class 2), 0.6 (class 1, over the 0.5 of the first proposal), 0.4 (class 2); 0.25 is the fourth
-    assert scores.tolist() == pytest.approx([0.8, 0.6, 0.4, 0.95])
-    assert labels.tolist() == [2, 1, 2, 2]
-    assert rois.tolist() == [[0, 20, 20, 30, 30], [0, 0, 0, 10, 9], [0, 0, 0, 10, 10], [1, 0, 0, 6, 6]]
+    assert first[0].tolist() == [[20, 20, 30, 30], [0, 0, 10, 9], [0, 0, 10, 10]]
+    assert first[1].tolist() == pytest.approx([0.8, 0.6, 0.4])
+    assert first[2].tolist() == [2, 1, 2]
+    assert second[0].tolist() == [[0, 0, 6, 6]]
+    assert (second[1].tolist(), second[2].tolist()) == (pytest.approx([0.95]), [2])
 
 
 def test_detections_of_a_batch_are_those_of_its_images() -> None:
@@ -215,20 +232,15 @@ def test_detections_of_a_batch_are_those_of_its_images() -> None:
     head = _head(score_threshold=0.2, nms_threshold=0.4, detections_per_image=15)
     proposals, _ = _batch()
     sizes = [(64, 64), (64, 64), (40, 30), (64, 64), (32, 64)]
-    logits, deltas = torch.randn(90, 4), torch.randn(90, 4, 4)
-    logits[proposals[:, 0] == 2, 0] = 9.0
-    rois, scores, labels = head.detect(logits, deltas, proposals, sizes)
-    counts = []
+    logits, deltas = torch.randn(5, 40, 4), torch.randn(5, 40, 4, 4)
+    logits[2, :, 0] = 9.0
+    found = _detect(head, logits, deltas, proposals, sizes)
     for image, size in enumerate(sizes):
-        own, found = proposals[:, 0] == image, rois[:, 0] == image
-        alone = proposals[own]
-        alone[:, 0] = 0
-        expected = head.detect(logits[own], deltas[own], alone, [size])
-        assert torch.equal(rois[found, 1:], expected[0][:, 1:])
-        assert torch.equal(scores[found], expected[1])
-        assert torch.equal(labels[found], expected[2])
-        counts.append(int(found.sum()))
-    assert rois[:, 0].tolist() == sorted(rois[:, 0].tolist())
+        own = has_area(proposals[image])
+        alone = (values[image, own][None] for values in (logits, deltas, proposals))
+        for ours, expected in zip(found[image], _detect(head, *alone, [size])[0], strict=True):
+            assert torch.equal(ours, expected)
+    counts = [len(scores) for _, scores, _ in found]
     assert counts[1:] == [0, 0, 0, 15]
     assert 5 < counts[0] <= 15  # the limit holds for an image, not for the batch
 
@@ -236,30 +248,30 @@ def test_detections_of_a_batch_are_those_of_its_images() -> None:
 def test_images_do_not_suppress_one_another() -> None:
     """Neither in the same class nor in the next one."""
     head = _head(num_classes=2)
-    proposals = torch.tensor([[1.0, 0, 0, 9, 9], [0.0, 0, 0, 9, 9], [0.0, 0, 0, 9, 9]])
+    proposals = torch.tensor([[[0.0, 0, 9, 9], [0.0, 0, 9, 9]], [[0.0, 0, 9, 9], [0.0, 0, 0, 0]]])
     for label in (1, 2):
-        logits = torch.full((3, 3), -9.0)
-        logits[0, 1], logits[1, label], logits[2, label] = 0.0, 1.0, 2.0
-        rois, scores, labels = head.detect(logits, torch.zeros(3, 3, 4), proposals, [(64, 64), (64, 64)])
-        assert rois[:, 0].tolist() == [0, 1]
-        assert labels.tolist() == [label, 1]
-        assert torch.equal(scores, logits.softmax(1)[[2, 0], [label, 1]])
+        logits = torch.full((2, 2, 3), -9.0)
+        logits[0, 0, label], logits[0, 1, label], logits[1, 0, 1] = 1.0, 2.0, 0.0
+        first, second = _detect(head, logits, torch.zeros(2, 2, 3, 4), proposals, [(64, 64), (64, 64)])
+        assert (first[2].tolist(), second[2].tolist()) == ([label], [1])
+        assert torch.equal(first[1], logits[0].softmax(1)[1:, label])
+        assert torch.equal(second[1], logits[1].softmax(1)[:1, 1])
 
 
 def test_detect_uses_the_deltas_of_the_class() -> None:
     head = _head(num_classes=2)
-    deltas = torch.zeros(1, 3, 4)
-    deltas[0, 1, 0], deltas[0, 2, 1] = 10.0, 20.0  # weights 10: right by one width; down by two heights
-    logits = torch.tensor([[0.0, 1.0, 2.0]])
-    rois, _, labels = head.detect(logits, deltas, torch.tensor([[0.0, 0.0, 0.0, 10.0, 10.0]]), [(64, 64)])
-    assert dict(zip(labels.tolist(), rois[:, 1:].tolist(), strict=True)) == {1: [10, 0, 20, 10], 2: [0, 20, 10, 30]}
+    deltas = torch.zeros(1, 1, 3, 4)
+    deltas[0, 0, 1, 0], deltas[0, 0, 2, 1] = 10.0, 20.0  # weights 10: right by one width; down by two heights
+    logits = torch.tensor([[[0.0, 1.0, 2.0]]])
+    ((boxes, _, labels),) = _detect(head, logits, deltas, torch.tensor([[[0.0, 0.0, 10.0, 10.0]]]), [(64, 64)])
+    assert dict(zip(labels.tolist(), boxes.tolist(), strict=True)) == {1: [10, 0, 20, 10], 2: [0, 20, 10, 30]}
 
 
 def test_detect_drops_what_is_nothing() -> None:
     head = _head(num_classes=1, score_threshold=0.5)
-    logits = torch.tensor([[5.0, 0.0], [0.0, 5.0], [float("nan"), float("nan")]])
+    logits = torch.tensor([[[5.0, 0.0], [0.0, 5.0], [torch.nan, torch.nan]]])
     # the second is outside
-    proposals = torch.tensor([[0.0, 0.0, 0.0, 5.0, 5.0], [0.0, 70.0, 0.0, 80.0, 9.0], [0.0, 1.0, 1.0, 5.0, 5.0]])
-    rois, scores, labels = head.detect(logits, torch.zeros(3, 2, 4), proposals, [(64, 64)])
-    assert rois.shape == (0, 5)
+    proposals = torch.tensor([[[0.0, 0.0, 5.0, 5.0], [70.0, 0.0, 80.0, 9.0], [1.0, 1.0, 5.0, 5.0]]])
+    ((boxes, scores, labels),) = _detect(head, logits, torch.zeros(1, 3, 2, 4), proposals, [(64, 64)])
+    assert boxes.shape == (0, 4)
     assert scores.shape == labels.shape == (0,)

@@ -46,7 +46,15 @@ def test_head_orders_its_outputs_as_the_anchors() -> None:
 def _propose(rpn: RegionProposalNetwork, anchors: Tensor, logits: list[float], size: tuple[int, int]) -> Tensor:
     """Proposals of one image whose single level holds ``anchors``, not moved."""
     deltas = [torch.zeros(1, len(anchors), 4)]
-    return rpn.propose([torch.tensor([logits])], deltas, anchors, [size])
+    (proposals,) = _unpadded(rpn.propose([torch.tensor([logits])], deltas, anchors, [size]))
+    return proposals
+
+
+def _unpadded(proposals: Tensor) -> list[Tensor]:
+    """The proposals of each image: the rows before those of zeros."""
+    counts = proposals.any(2).sum(1).tolist()
+    assert all(not own[count:].any() for own, count in zip(proposals, counts, strict=True))
+    return [own[:count] for own, count in zip(proposals, counts, strict=True)]
 
 
 def test_proposals_by_hand() -> None:
@@ -61,7 +69,7 @@ def test_proposals_by_hand() -> None:
         ]
     )
     proposals = _propose(rpn, anchors, [2.0, 1.0, 0.0, 3.0, 9.0], (16, 32))
-    assert proposals.tolist() == [[0, 30, 5, 32, 9], [0, 0, 0, 10, 10], [0, 0, 0, 4, 4]]
+    assert proposals.tolist() == [[30, 5, 32, 9], [0, 0, 10, 10], [0, 0, 4, 4]]
 
 
 def test_proposals_are_counted_per_level_and_image() -> None:
@@ -78,7 +86,7 @@ def test_proposals_are_counted_per_level_and_image() -> None:
             for level, start in ((0, 0), (1, 6)):
                 best = objectness[level][image].argsort(descending=True)[:pre_nms]
                 candidates += [(objectness[level][image][i].item(), anchors[start + i].tolist()) for i in best.tolist()]
-            expected += [[image, *box] for _, box in sorted(candidates, reverse=True)[:post_nms]]
+            expected.append([box for _, box in sorted(candidates, reverse=True)[:post_nms]])
         assert proposals.tolist() == expected
 
 
@@ -94,15 +102,12 @@ def test_proposals_of_a_batch_are_those_of_its_images() -> None:
     for level in objectness:
         level[1] = float("nan")
         level[3] = level[2]  # equal scores in two images
-    proposals = rpn.propose(objectness, deltas, anchors, sizes)
-    counts = []
+    proposals = _unpadded(rpn.propose(objectness, deltas, anchors, sizes))
     for image, size in enumerate(sizes):
         one = slice(image, image + 1)
-        alone = rpn.propose([o[one] for o in objectness], [d[one] for d in deltas], anchors, [size])
-        alone[:, 0] = image
-        assert torch.equal(proposals[proposals[:, 0] == image], alone)
-        counts.append(len(alone))
-    assert torch.equal(proposals[:, 0], torch.arange(4.0).repeat_interleave(torch.tensor(counts)))  # by image
+        (alone,) = _unpadded(rpn.propose([o[one] for o in objectness], [d[one] for d in deltas], anchors, [size]))
+        assert torch.equal(proposals[image], alone)
+    counts = [len(own) for own in proposals]
     assert counts[0] == 20  # of some 40: the limit holds for an image, not for the batch
     assert counts[1] == 0
     assert min(counts[2:]) > 5
@@ -112,9 +117,9 @@ def test_equal_boxes_of_different_levels_and_images_all_stay() -> None:
     rpn = _rpn().eval()
     anchors = torch.tensor([[0.0, 0.0, 8.0, 8.0]] * 2)
     objectness, deltas = [torch.tensor([[1.0]]), torch.tensor([[2.0]])], [torch.zeros(1, 1, 4)] * 2
-    assert len(rpn.propose(objectness, deltas, anchors, [(16, 16)])) == 2
+    assert len(_unpadded(rpn.propose(objectness, deltas, anchors, [(16, 16)]))[0]) == 2
     twice = [torch.cat([level] * 2) for level in objectness], [torch.cat([level] * 2) for level in deltas]
-    assert rpn.propose(*twice, anchors, [(16, 16)] * 2)[:, 0].tolist() == [0, 0, 1, 1]
+    assert [len(own) for own in _unpadded(rpn.propose(*twice, anchors, [(16, 16)] * 2))] == [2, 2]
 
 
 def test_outputs_that_are_not_finite_give_no_proposals() -> None:
@@ -122,7 +127,7 @@ def test_outputs_that_are_not_finite_give_no_proposals() -> None:
     rpn = _rpn().eval()
     anchors = torch.tensor([[0.0, 0.0, 8.0, 8.0], [8.0, 8.0, 12.0, 12.0]])
     deltas = [torch.full((1, 2, 4), float("nan"))]
-    assert rpn.propose([torch.full((1, 2), float("nan"))], deltas, anchors, [(16, 16)]).shape == (0, 5)
+    assert not rpn.propose([torch.full((1, 2), float("nan"))], deltas, anchors, [(16, 16)]).any()
     deltas = [torch.tensor([[[0.0, 0.0, math.inf, math.inf], [-math.inf, math.inf, 0.0, 0.0]]])]
     found = rpn.propose([torch.zeros(1, 2)], deltas, anchors, [(16, 16)])
     assert bool(found.isfinite().all())

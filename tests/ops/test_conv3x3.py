@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -81,7 +84,7 @@ def test_the_gradient_has_a_gradient() -> None:
         _assert_close(own, other)
 
 
-@pytest.mark.parametrize("threads", [1, 2, 5])
+@pytest.mark.parametrize("threads", [1, 2, 5, 64])
 def test_any_number_of_threads(threads: int) -> None:
     x, weight, bias = _inputs((3, 64, 32, 50, 41))
     before = torch.get_num_threads()
@@ -92,6 +95,40 @@ def test_any_number_of_threads(threads: int) -> None:
         torch.set_num_threads(before)
     assert torch.equal(first, second)
     _assert_close(first, F.conv2d(x.double(), weight.double(), bias.double(), padding=1))
+
+
+MEMORY = """
+import ctypes
+import torch
+from maskrcnn import ops
+
+def peak(run):
+    ctypes.CDLL(None).malloc_trim(0)
+    open("/proc/self/clear_refs", "w").write("5")
+    before = status("VmRSS")
+    run()
+    return (status("VmHWM") - before) / 1024
+
+def status(key):
+    return int(next(line for line in open("/proc/self/status") if line.startswith(key)).split()[1])
+
+torch.set_num_threads(64)
+x, weight = torch.randn(1, 128, 224, 224).contiguous(memory_format=torch.channels_last), torch.randn(128, 128, 3, 3)
+maps = [x.permute(0, 2, 3, 1)]
+for run in (lambda: ops.conv3x3([x], weight), lambda: torch.ops.maskrcnn.conv3x3_weight_gradient(maps, maps)):
+    run()
+    print(peak(run))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the peak memory from /proc")
+def test_memory_does_not_grow_with_the_number_of_threads() -> None:
+    """48 tiles for each of 64 threads would take 113 MB; 32 MB are allowed, and the result and the transformed weights
+    take 27 MB and 3 MB."""
+    run = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True)
+    forward, gradient = map(float, run.stdout.split())
+    assert forward < 27 + 3 + 32 + 15
+    assert gradient < 3 + 3 + 32 + 15
 
 
 def test_values_that_are_not_finite_stay_in_their_neighbourhood() -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -206,3 +209,82 @@ def test_cuda_equals_cpu(plane: tuple[int, float, float], dtype: torch.dtype) ->
         assert torch.equal(ours.cpu(), ops.nms(boxes, scores, threshold))
         ours = ops.batched_nms(boxes.cuda(), scores.cuda(), groups.cuda(), threshold)
         assert torch.equal(ours.cpu(), ops.batched_nms(boxes, scores, groups, threshold))
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def beside_one_another(part: Tensor, scores: Tensor, copies: int) -> tuple[Tensor, Tensor]:
+    """``copies`` of boxes with whole-numbered corners, in a row, each too far from the next to overlap it."""
+    shift = torch.arange(copies)[:, None] * torch.tensor([2e5, 0.0, 2e5, 0.0])
+    return (part[:, None] + shift).flatten(0, 1), scores.repeat_interleave(copies)
+
+
+def kept_of_copies(kept: Tensor, scores: Tensor, copies: int) -> Tensor:
+    """The result for :func:`beside_one_another` from that for one copy."""
+    index = (kept[:, None] * copies + torch.arange(copies)).flatten().sort().values
+    return index[scores[index].argsort(descending=True, stable=True)]
+
+
+LAYOUTS = ["spread", "crowded", "one row", "outliers", "misleading sample"]
+
+
+@pytest.mark.parametrize("threshold", [0.1, 0.5])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_several_threads_equal_torchvision(layout: str, threshold: float) -> None:
+    """36,000 boxes, with ties: enough that threads share them, tile by tile."""
+    torchvision = pytest.importorskip("torchvision")
+    part, scores = random_boxes(6000, {"crowded": 800.0, "one row": 3e4}.get(layout, 2000.0), 40, seed=5), None
+    if layout == "one row":
+        part[:, 1::2] /= 1000
+    elif layout == "outliers":
+        part[::1000, 2:] += 3000  # larger than a tile
+        part[1::1000] *= 10
+        part[2::1000, 0] = -torch.inf
+        part[3::1000, 2:] = part[3::1000, :2]
+    elif layout == "misleading sample":  # of the boxes in order of score: most others lie where it is cut
+        hidden = torch.arange(6000) % 20 != 0
+        part[hidden] = part[hidden] / 40 + 980
+        scores = torch.linspace(1, 0, 6000)
+    part = part.round()
+    scores = random_scores(6000, seed=5, levels=2000) if scores is None else scores
+    boxes, scores_of_all = beside_one_another(part, scores, copies=6)
+    expected = kept_of_copies(torchvision.ops.nms(part, scores, threshold), scores_of_all, copies=6)
+    for count in (1, 2, 3, 16):
+        with threads(count):
+            assert torch.equal(ops.nms(boxes, scores_of_all, threshold), expected)
+
+
+def test_a_slide_of_one_class_equals_torchvision() -> None:
+    """210,000 boxes: also one thread takes them tile by tile."""
+    torchvision = pytest.importorskip("torchvision")
+    part, scores = random_boxes(3000, 1200, 40, seed=7).round(), random_scores(3000, seed=7, levels=500)
+    boxes, scores_of_all = beside_one_another(part, scores, copies=70)
+    expected = kept_of_copies(torchvision.ops.nms(part, scores, 0.4), scores_of_all, copies=70)
+    for count in (1, 2):
+        with threads(count):
+            assert torch.equal(ops.nms(boxes, scores_of_all, 0.4), expected)
+
+
+def test_large_and_small_groups_equal_torchvision_in_each() -> None:
+    torchvision = pytest.importorskip("torchvision")
+    boxes, scores = random_boxes(60_000, 12_000, 60, seed=9).round(), random_scores(60_000, seed=9, levels=3000)
+    idxs = (
+        torch.randint(0, 100, (60_000,), generator=torch.Generator().manual_seed(9)).sub(60).clamp(min=0)
+    )  # 61 % in 0
+    with threads(2):
+        found = ops.batched_nms(boxes, scores, idxs, 0.3)
+    assert (scores[found].diff() <= 0).all()
+    for group in range(40):
+        (members,) = torch.where(idxs == group)
+        with threads(1):  # not divided into tiles
+            alone = ops.nms if group == 0 else torchvision.ops.nms
+            kept = alone(boxes[members], scores[members], 0.3)
+        assert torch.equal(found[idxs[found] == group], members[kept])

@@ -1,0 +1,1 @@
+"""From a picture to the cells in it: their diameter, tiles, test-time augmentation."""

@@ -14,7 +14,7 @@ LEVELS = (
     ("predict",),
     ("evaluation",),
     ("export", "engine"),
-    ("cli",),
+    ("cli", "napari"),
 )
 """Imports run from the last level to the first; packages of one level do not know each other."""
 

@@ -15,7 +15,7 @@ from maskrcnn.options import Fraction, Range, check_options
 from maskrcnn.predict.augment import Augment
 from maskrcnn.predict.predictor import BatchSize, Diameter, Overlap, TileSide
 
-Format = Literal["coco", "labels", "class-labels", "geojson", "csv", "overlay", "zarr"]
+Format = Literal["coco", "labels", "class-labels", "geojson", "rois", "csv", "overlay", "zarr"]
 
 
 @dataclass(frozen=True)
@@ -34,9 +34,9 @@ class InferConfig:
     """Folder for the results; default: the checkpoint's folder, or predictions/ for a model of the package."""
     format: tuple[Format, ...] = ("coco", "overlay")
     """Results to write. coco: test-results.json and submission.zip; labels: one label TIFF per picture; class-labels:
-    one per class (<name>/class1.tif, ...); geojson: outlines for QuPath; csv: one row of measurements per cell;
-    overlay: outlines drawn on the picture; zarr: a label image in the labels/ group of the OME-Zarr that holds the
-    picture."""
+    one per class (<name>/class1.tif, ...); geojson: outlines for QuPath; rois: outlines for ImageJ and Fiji; csv: one
+    row of measurements per cell; overlay: outlines drawn on the picture; zarr: a label image in the labels/ group of
+    the OME-Zarr that holds the picture."""
     report: bool = False
     """Write report.html: counts, histograms and all pictures with outlines that can be switched on and off."""
     truth: Path | None = None
@@ -49,8 +49,8 @@ class InferConfig:
     pixel_size: Annotated[float, Range(SMALLEST, LARGEST)] | None = None
     """Side of the pixels (of level 0) in micrometres, instead of what the files say."""
     score_threshold: Fraction | None = None
-    """Minimum score of a cell in labels, GeoJSON, tables and overlays (coco and the report contain all cells); default:
-    fitted on validation pictures in training, for each class."""
+    """Minimum score of a cell in labels, GeoJSON, ROIs, tables and overlays (coco and the report contain all cells);
+    default: fitted on validation pictures in training, for each class."""
     box_score_threshold: Fraction | None = None
     """Minimum score of a cell in all results, also coco and the report; default: 0.05. A higher value saves the time
     for masks of cells that the other formats omit, which are most cells of a slide."""

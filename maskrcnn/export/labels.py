@@ -1,9 +1,9 @@
-"""Writes label images as tiled TIFFs, also for pictures larger than the memory."""
+"""Writes label images as TIFFs that ImageJ opens, and as tiled TIFFs for pictures larger than the memory."""
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,12 @@ from maskrcnn.structures import Detections
 from maskrcnn.structures.rle import cell_boxes, cell_window
 
 TILE = 256
-"""Side of a tile in pixels."""
+"""Side of a tile, and rows of a strip, in pixels."""
+
+LARGEST_IN_STRIPS = 2**28
+"""Number of pixels of a picture above which its label image has tiles. ImageJ opens compressed strips, but neither
+tiles nor BigTIFF, and always the whole picture: one of 16384 x 16384 pixels takes 0.5 GiB of its memory (1 GiB of 32
+bits). Programs for larger pictures (QuPath, Bio-Formats in Fiji) read by region, for which tiles are better."""
 
 Ints = npt.NDArray[np.int64]
 
@@ -25,10 +30,12 @@ Ints = npt.NDArray[np.int64]
 def write_labels(path: Path, detections: Detections) -> None:
     """Write all cells into one label image.
 
-    The file is a TIFF of uint32 [H, W]: 0 for background, i + 1 for detection i, the same id as in the table and
-    GeoJSON. Where cells overlap, the higher score wins (of equal scores, the later detection), as in
-    :meth:`Detections.to_labels`; a completely covered cell has no pixels. The TIFF has tiles of 256x256 pixels
-    compressed with zlib, and is a BigTIFF if it may exceed 4 GiB. Only one row of tiles is in memory at a time.
+    The file is a TIFF [H, W]: 0 for background, i + 1 for detection i, the same id as in the table, GeoJSON and ROIs.
+    It is of uint16 for up to 65,535 detections, else of uint32, which ImageJ shows as 32-bit numbers, exact up to 2^24.
+    Where cells overlap, the higher score wins (of equal scores, the later detection), as in
+    :meth:`Detections.to_labels`; a completely covered cell has no pixels. Up to :data:`LARGEST_IN_STRIPS` pixels, the
+    TIFF has strips of 256 rows, above tiles of 256x256 pixels; it is compressed with zlib, and a BigTIFF if it may
+    exceed 4 GiB. Only one strip or row of tiles is in memory at a time.
 
     Args:
         path: the file; replaced when the new one is complete.
@@ -84,48 +91,60 @@ def painting_order(detections: Detections) -> Ints:
 
 
 def _write(path: Path, rles: list[dict[str, Any]], boxes: Ints, order: Ints, size: tuple[int, int]) -> None:
+    dtype = np.dtype(np.uint16 if len(rles) < 2**16 else np.uint32)
+    bands = _bands(rles, boxes, order, size, dtype)
+    tiled = size[0] * size[1] > LARGEST_IN_STRIPS
     with atomic_write(path) as beside:
         tifffile.imwrite(
             beside,
-            _tiles(rles, boxes, order, size),
+            _tiles(bands, size, dtype) if tiled else (zlib.compress(band.tobytes()) for band in bands),
             shape=size,
-            dtype=np.uint32,
-            tile=(TILE, TILE),
+            dtype=dtype,
+            tile=(TILE, TILE) if tiled else None,
+            rowsperstrip=None if tiled else TILE,
             compression="zlib",
             photometric="minisblack",
-            bigtiff=needs_bigtiff(size),
+            bigtiff=tiled and needs_bigtiff(size, dtype),
             metadata=None,
         )
 
 
-def needs_bigtiff(size: tuple[int, int]) -> bool:
+def needs_bigtiff(size: tuple[int, int], dtype: np.dtype[Any]) -> bool:
     """Whether the tiles of a picture of (H, W) pixels might exceed a TIFF's 32-bit offsets.
 
     Assumes that zlib does not compress them, with 32 MiB for its overhead and the tile tables.
     """
     height, width = (-(-side // TILE) * TILE for side in size)
-    return height * width * np.dtype(np.uint32).itemsize > 2**32 - 2**25
+    return height * width * dtype.itemsize > 2**32 - 2**25
 
 
-def _tiles(rles: list[dict[str, Any]], boxes: Ints, order: Ints, size: tuple[int, int]) -> Iterator[bytes]:
-    """The compressed tiles from left to right, row by row; cells are painted in the order ``order``."""
-    columns = -(-size[1] // TILE)
-    background = zlib.compress(bytes(TILE * TILE * np.dtype(np.uint32).itemsize))  # most tiles of a sparse slide
+def _bands(
+    rles: list[dict[str, Any]], boxes: Ints, order: Ints, size: tuple[int, int], dtype: np.dtype[Any]
+) -> Iterator[npt.NDArray[Any]]:
+    """The label image, :data:`TILE` rows at a time; cells are painted in the order ``order``."""
     top, bottom = boxes[order, 0], boxes[order, 2]
     for first in range(0, size[0], TILE):
-        cells = order[(top < first + TILE) & (bottom > first)]
-        if not len(cells):
-            yield from [background] * columns
-            continue
-        band = np.zeros((TILE, columns * TILE), np.uint32)
-        for index in cells:
+        band = np.zeros((min(TILE, size[0] - first), size[1]), dtype)
+        for index in order[(top < first + TILE) & (bottom > first)]:
             _paint(band, first, rles[index], index + 1)
-        for left in range(0, columns * TILE, TILE):
+        yield band
+
+
+def _tiles(bands: Iterable[npt.NDArray[Any]], size: tuple[int, int], dtype: np.dtype[Any]) -> Iterator[bytes]:
+    """The compressed tiles from left to right, row by row."""
+    background = zlib.compress(bytes(TILE * TILE * dtype.itemsize))  # most tiles of a sparse slide
+    for band in bands:
+        for left in range(0, size[1], TILE):
             tile = band[:, left : left + TILE]
-            yield zlib.compress(tile.tobytes()) if tile.any() else background
+            if tile.any():
+                whole = np.zeros((TILE, TILE), dtype)
+                whole[: tile.shape[0], : tile.shape[1]] = tile
+                yield zlib.compress(whole.tobytes())
+            else:
+                yield background
 
 
-def _paint(band: npt.NDArray[np.uint32], first: int, rle: dict[str, Any], value: int) -> None:
+def _paint(band: npt.NDArray[Any], first: int, rle: dict[str, Any], value: int) -> None:
     """Set the cell's pixels to ``value`` in ``band``, which begins at row ``first`` of the picture."""
     top, left, mask = cell_window(rle)
     mask = mask[max(first - top, 0) : first + TILE - top]

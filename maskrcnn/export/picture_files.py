@@ -11,6 +11,7 @@ from maskrcnn.export.jobs import Job
 from maskrcnn.export.labels import write_class_labels, write_labels
 from maskrcnn.export.names import printable
 from maskrcnn.export.overlay import draw_overlay
+from maskrcnn.export.rois import write_rois
 from maskrcnn.export.run_folder import FILES, file_of, record_of
 from maskrcnn.export.table import write_table
 from maskrcnn.export.zarr_labels import write_zarr_labels
@@ -54,6 +55,8 @@ def write_picture(
         write_class_labels(paths["class-labels"], shown, len(class_names))
     if "geojson" in paths:
         write_geojson(paths["geojson"], shown, class_names)
+    if "rois" in paths:
+        write_rois(paths["rois"], shown, class_names)
     if "csv" in paths:
         size = picture.pixel_size
         write_table(paths["csv"], shown, class_names, picture.raw, None if size is None else size.micrometres())

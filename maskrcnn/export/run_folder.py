@@ -26,6 +26,7 @@ FILES: dict[str, str] = {
     "labels": "labels/{}.tif",
     "class-labels": "class-labels/{}",
     "geojson": "geojson/{}.geojson",
+    "rois": "rois/{}.zip",
     "csv": "csv/{}.csv",
     "overlay": "overlays/{}.png",
 }

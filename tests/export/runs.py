@@ -20,7 +20,7 @@ def small_pictures(folder: Path) -> None:
         Image.fromarray(rng.integers(0, 255, (50, 70, 3), dtype=np.uint8)).save(folder / name)
 
 
-ALL: tuple[Any, ...] = ("coco", "labels", "class-labels", "geojson", "csv", "overlay")
+ALL: tuple[Any, ...] = ("coco", "labels", "class-labels", "geojson", "rois", "csv", "overlay")
 
 
 def one_picture(path: Path, seed: int, height: int = 64) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tracemalloc
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import tifffile
 from maskrcnn.errors import InputError
 from maskrcnn.export.geojson import write_geojson
 from maskrcnn.export.labels import write_class_labels, write_labels
+from maskrcnn.export.rois import write_rois
 from maskrcnn.export.table import COLUMNS, write_table
 from maskrcnn.structures import Detections
 from tests.export.cells import (
@@ -43,17 +45,19 @@ def test_half_precision_gives_the_same_cells(tmp_path: Path) -> None:
     write_labels(tmp_path / "a.tif", half)
     np.testing.assert_array_equal(tifffile.imread(tmp_path / "a.tif"), crowd().to_labels().numpy())
     write_geojson(tmp_path / "a.geojson", half, NAMES)
+    write_rois(tmp_path / "a.zip", half, NAMES)
     write_table(tmp_path / "a.csv", half, NAMES, reader_of(picture_of(crowd().size)))
 
 
 def test_a_large_picture_is_never_whole_in_memory(tmp_path: Path) -> None:
-    size = (12_000, 12_000)  # 576 MB of uint32
+    size = (24_000, 12_000)  # 576 MB of uint16
     corners = [(5, 5), (11_900, 11_950), (6_128, 6_130)]
     cells = detections_of([disc(10)] * 3, corners, [0.9, 0.8, 0.7], size)
     picture = np.broadcast_to(np.arange(3, dtype=np.uint8), (*size, 3))
     tracemalloc.start()
     write_labels(tmp_path / "a.tif", cells)
     write_geojson(tmp_path / "a.geojson", cells, NAMES)
+    write_rois(tmp_path / "a.zip", cells, NAMES)
     write_table(tmp_path / "a.csv", cells, NAMES, lambda y, x, h, w: picture[y : y + h, x : x + w])
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
@@ -71,6 +75,7 @@ WRITERS: dict[str, Callable[[Path, Detections], object]] = {
     "a.tif": write_labels,
     "class1.tif": lambda path, cells: write_class_labels(path.parent, cells, 3),
     "a.geojson": lambda path, cells: write_geojson(path, cells, NAMES),
+    "a.zip": lambda path, cells: write_rois(path, cells, NAMES),
     "a.csv": lambda path, cells: write_table(path, cells, NAMES, reader_of(picture_of(cells.size))),
 }
 
@@ -80,8 +85,9 @@ def test_no_cells(tmp_path: Path) -> None:
     for name, write in WRITERS.items():
         write(tmp_path / name, none)
     for name in ("a.tif", "class1.tif", "class2.tif", "class3.tif"):
-        np.testing.assert_array_equal(tifffile.imread(tmp_path / name), np.zeros((33, 86), np.uint32))
+        np.testing.assert_array_equal(tifffile.imread(tmp_path / name), np.zeros((33, 86), np.uint16))
     assert json.loads((tmp_path / "a.geojson").read_text()) == {"type": "FeatureCollection", "features": []}
+    assert zipfile.ZipFile(tmp_path / "a.zip").namelist() == []
     assert (tmp_path / "a.csv").read_text().split() == [",".join(COLUMNS)]
 
 

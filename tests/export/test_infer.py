@@ -98,7 +98,7 @@ def test_every_format_says_the_same(tiny_run: Path, tiny_dataset: Path, tmp_path
         assert [int(row["class"]) for row in rows] == [cell["category_id"] for cell in cells]
         assert [int(row["area"]) for row in rows] == [coco_mask.area(cell["segmentation"]) for cell in cells]
         with_pixels = [row for row in rows if int(row["area"])]
-        assert [str(feature["id"]) for feature in features] == [row["id"] for row in with_pixels]
+        assert [feature["properties"]["name"] for feature in features] == [row["id"] for row in with_pixels]
         planes = [tifffile.imread(tmp_path / "class-labels" / key / f"class{k}.tif") for k in range(1, 5)]
         top = labels[labels > 0]
         assert set(np.unique(top)) <= {int(row["id"]) for row in with_pixels}

@@ -10,7 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 
-from maskrcnn.structures.rle import cell_boxes, cell_window, label_image, label_planes, pixels, run_lengths
+from maskrcnn.structures import rle as rle_module
+from maskrcnn.structures.rle import (
+    cell_boxes,
+    cell_window,
+    column_runs,
+    label_image,
+    label_planes,
+    pixels,
+    run_lengths,
+)
 
 
 def _random_masks(seed: int, count: int = 6) -> np.ndarray:
@@ -111,3 +120,38 @@ def test_the_window_of_a_cell_in_a_large_picture() -> None:
     tracemalloc.stop()
     assert (top, left) == (7, 50_000)
     assert window.tolist() == [[True, True], [True, True], [True, False]]
+
+
+@given(st.integers(0, 10_000), st.booleans())
+def test_the_runs_of_many_cells_are_those_of_each(seed: int, as_text: bool) -> None:
+    masks = _random_masks(seed)
+    rles = [_encode(mask) for mask in masks]
+    if as_text:
+        rles = [{**rle, "counts": rle["counts"].decode()} for rle in rles]
+    cell, column, begin, end = column_runs(rles)
+    assert (np.diff(cell) >= 0).all()
+    for index, mask in enumerate(masks):
+        inside = np.zeros_like(mask)
+        rows = zip(
+            column[cell == index].tolist(), begin[cell == index].tolist(), end[cell == index].tolist(), strict=True
+        )
+        for x, top, bottom in rows:
+            assert bottom > top
+            assert not inside[top:bottom, x].any()
+            inside[top:bottom, x] = True
+        np.testing.assert_array_equal(inside, mask)
+    assert [len(values) for values in column_runs([])] == [0] * 4
+
+
+def test_boxes_of_more_cells_than_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    rles = [_encode(mask) for mask in _random_masks(1, count=11)]
+    together = cell_boxes(rles)
+    monkeypatch.setattr(rle_module, "BATCH", 3)
+    np.testing.assert_array_equal(cell_boxes(rles), together)
+
+
+def test_a_damaged_text_among_others_is_seen() -> None:
+    """Its last number must not go on in the text of the next cell."""
+    good = _encode(np.ones((4, 4), bool))
+    with pytest.raises(ValueError, match="in the middle of a number"):
+        column_runs([good, {"size": [4, 4], "counts": b"0o"}, good])

@@ -121,7 +121,7 @@ def _(
         variance, mean = torch.var_mean(x.unflatten(1, (groups, -1)).flatten(2), 2, correction=0)
         statistics = torch.stack([mean, variance])
     out = group_norm_reference(x, groups, weight, bias, eps, relu, added, statistics)
-    return out.permute(0, 2, 3, 1).to(maps.dtype, memory_format=torch.contiguous_format), statistics.clone()
+    return out.permute(0, 2, 3, 1).to(maps.dtype).contiguous(), statistics.clone()
 
 
 @reference("group_norm_backward")

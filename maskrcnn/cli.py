@@ -50,6 +50,9 @@ class PackConfig:
 
 Config = TrainConfig | InferConfig | EvaluateConfig | PackConfig | DoctorConfig
 
+OF_ONE_RUN = ("command", "versions", "out", "resume")
+"""Entries of ``config.json`` that another run with the same options does not share."""
+
 COMMANDS = {
     "train": (TrainCli, "Train Mask R-CNN on folders of cell pictures."),
     "predict": (InferConfig, "Find, outline and classify the cells in pictures."),
@@ -101,14 +104,16 @@ def _split_config(command: str, options: Sequence[str]) -> tuple[Path | None, li
 
 
 def _read_config(path: Path, kind: Any) -> Config:
-    """Read options by name from a YAML 1.2 file, of which JSON is a part; raises InputError. What else a run's
-    ``config.json`` tells, how the run was started, is left out."""
+    """Read options by name from a YAML 1.2 file, of which JSON is a part; raises InputError.
+
+    Of a run's ``config.json``, :data:`OF_ONE_RUN` is left out.
+    """
     try:
         values = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, YAMLError) as error:
         raise InputError(f"--config {path}: {' '.join(str(error).split())}") from None
-    if isinstance(values, dict):
-        values = {name: value for name, value in values.items() if name not in ("command", "versions")}
+    if isinstance(values, dict) and "command" in values:  # config.json
+        values = {name: value for name, value in values.items() if name not in OF_ONE_RUN}
     try:
         return from_flat(get_args(kind)[0] if get_args(kind) else kind, {} if values is None else values)
     except InputError as error:

@@ -45,7 +45,7 @@ demo: $(VENV)/.built
 	@ls -l $(DEMO)/loss.png $(DEMO)/metrics.jsonl $(DEMO)/submission.zip $(DEMO)/overlays
 
 test: $(VENV)/.built
-	$(PY) -m pytest --ignore tests/csrc/test_compilers.py
+	OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses 2 --dist loadfile --ignore tests/csrc/test_compilers.py
 
 # The extra docs alone: installing the package with it would build the kernels again.
 $(VENV)/.docs: $(VENV)/.installed

@@ -53,7 +53,7 @@ def write_geojson(
         for index, geometry in _geometries(detections.to_rle()):
             feature = {
                 "type": "Feature",
-                "id": str(uuid5(NAMESPACE_URL, f"{path.name}#{index + 1}")),
+                "id": str(uuid5(NAMESPACE_URL, f"{printable(path.name)}#{index + 1}")),
                 "geometry": geometry,
                 "properties": {
                     "objectType": "detection",

@@ -29,6 +29,15 @@ def run_lengths(counts: str | bytes | Ints) -> Ints:
     return counts if isinstance(counts, np.ndarray) else _decode([counts])[0]
 
 
+def _all_run_lengths(counts: Sequence[str | bytes | Ints]) -> tuple[Ints, Ints]:
+    """:func:`run_lengths` of several RLEs, one after another, int64 [R], and the index of each one's RLE, int64 [R]."""
+    texts = [text for text in counts if not isinstance(text, np.ndarray)]
+    if len(texts) == len(counts):
+        return _decode(texts)
+    lengths = [run_lengths(each) for each in counts]
+    return np.concatenate(lengths), np.repeat(np.arange(len(counts)), [len(each) for each in lengths])
+
+
 def _decode(counts: Sequence[str | bytes]) -> tuple[Ints, Ints]:
     """Decode the texts of several RLEs at once, which is far faster than one by one.
 
@@ -92,7 +101,7 @@ def column_runs(rles: Sequence[dict[str, Any]]) -> tuple[Ints, Ints, Ints, Ints]
     if not rles:
         return (np.zeros(0, np.int64),) * 4
     height = rles[0]["size"][0]
-    lengths, cell = _decode([rle["counts"] for rle in rles])
+    lengths, cell = _all_run_lengths([rle["counts"] for rle in rles])
     start, place = _places(cell, len(rles))
     stops = np.cumsum(lengths)
     stops -= np.append(0, stops)[start][cell]

@@ -23,6 +23,7 @@ from maskrcnn.data.picture import Picture
 from maskrcnn.errors import InputError, writing
 from maskrcnn.export.config import InferConfig
 from maskrcnn.export.infer import infer
+from maskrcnn.export.run_folder import FILES
 from tests.export.runs import ALL, command, one_picture, records
 
 
@@ -58,7 +59,7 @@ def test_a_picture_that_breaks_leaves_no_results_of_its_old_self(tiny_run: Path,
     one_picture(tmp_path / "b.png", 1)
     config = InferConfig(tiny_run / "best.pt", images=(tmp_path,), out=out, format=ALL, device="cpu")
     infer(config)
-    assert len(list(out.glob("*/a*"))) == 6  # the record, four files and the folder of classes
+    assert len(list(out.glob("*/a*"))) == 1 + len(FILES)  # the record, and a file or folder of each format
     picture.write_bytes(picture.read_bytes()[:100])
     assert set(infer(config).failures) == {"a"}
     assert not [path for path in out.rglob("*") if path.is_file() and "a" in (path.stem, path.parent.name)]

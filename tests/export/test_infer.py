@@ -165,7 +165,7 @@ def test_processes_divide_the_same_list(
 def test_two_processes_give_the_results_of_one(
     tiny_run: Path, tiny_dataset: Path, results: Path, tmp_path: Path
 ) -> None:
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29517"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     options = ["--checkpoint", tiny_run / "best.pt", "--data", tiny_dataset, "--out", tmp_path, "--device", "cpu"]
     command = [*launcher, "infer.py", *map(str, options)]
     environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}

@@ -99,7 +99,7 @@ def test_pictures_of_any_name_have_results_inside_the_folder(tiny_run: Path, tmp
     assert not infer(config).failures
     out = tmp_path / "run" / "out"
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["out"]
-    expected = {"cells", "labels", "class-labels", "geojson", "csv", "overlays"}
+    expected = {"cells", *(path.split("/")[0] for path in FILES.values())}
     assert {path.name for path in out.iterdir() if path.is_dir()} == expected
     for folder in expected:
         assert len(list((out / folder).iterdir())) == len(NAMES), folder

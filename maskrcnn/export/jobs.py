@@ -92,7 +92,7 @@ def _pictures_in(entry: Path) -> list[Path]:
     except OSError as error:
         raise InputError(f"--images {entry}: cannot be listed: {error.strerror}") from error
     # a broken link counts as a picture, which fails later; a pipe does not
-    files = [path for path in paths if os.path.isfile(path) or not os.path.exists(path)]
+    files = {path for path in paths if os.path.isfile(path) or not os.path.exists(path)}
     found = [path for path in paths if (path in files and path.suffix.lower() in PICTURES) or is_zarr(path)]
     found = found or [path / IMAGE for path in paths if os.path.isfile(path / IMAGE)]
     if not found:

@@ -17,6 +17,13 @@ namespace MASKRCNN_SET {
 using BFloat16 = torch::headeronly::BFloat16;
 using Half = torch::headeronly::Half;
 
+// The instance of a function template for the maps' dtype.
+#define MASKRCNN_FOR_DTYPE(type, function)                 \
+    ((type) == ScalarType::Double     ? function<double>   \
+     : (type) == ScalarType::BFloat16 ? function<BFloat16> \
+     : (type) == ScalarType::Half     ? function<Half>     \
+                                      : function<float>)
+
 // How neighbouring channels, stored as T, are read as numbers of type Sum, and written.
 template <typename T>
 struct Channels {

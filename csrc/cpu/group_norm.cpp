@@ -257,13 +257,6 @@ void backward(const Tensor& grad, const Tensor& maps, const Tensor& weight, cons
     std::copy_n(whole.data() + shape.channels, shape.channels, static_cast<Sum*>(to_weight.mutable_data_ptr()));
 }
 
-// The instance of a function template for the maps' dtype.
-#define MASKRCNN_FOR_DTYPE(type, function)                 \
-    ((type) == ScalarType::Double     ? function<double>   \
-     : (type) == ScalarType::BFloat16 ? function<BFloat16> \
-     : (type) == ScalarType::Half     ? function<Half>     \
-                                      : function<float>)
-
 }  // namespace
 
 std::tuple<Tensor, Tensor> group_norm(const Tensor& maps, const Tensor& weight, const Tensor& bias,

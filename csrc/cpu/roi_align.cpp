@@ -220,13 +220,6 @@ void backward(const Tensor& grad, const Tensor& rois, const Tensor& level, const
     });
 }
 
-// The instance of a function template for the maps' dtype.
-#define MASKRCNN_FOR_DTYPE(type, function)                 \
-    ((type) == ScalarType::Double     ? function<double>   \
-     : (type) == ScalarType::BFloat16 ? function<BFloat16> \
-     : (type) == ScalarType::Half     ? function<Half>     \
-                                      : function<float>)
-
 }  // namespace
 
 Tensor roi_align(std::vector<Tensor> features, const Tensor& rois, const Tensor& level, std::vector<double> scales,

@@ -6,9 +6,6 @@
 // without atomics, and the last one reads the maps again and writes the result. The host waits for none of them.
 //
 // Pixel is the element type of a map, T the type of the arithmetic: float32 over maps of 16 bits.
-#include <torch/headeronly/util/BFloat16.h>
-#include <torch/headeronly/util/Half.h>
-
 #include <cmath>
 #include <initializer_list>
 #include <optional>
@@ -413,21 +410,6 @@ void run_backward(const Tensor& grad, const Tensor& maps, const Tensor& weight, 
         shape, pointer<Pixel>(grad), pointer<Pixel>(maps), pointer<T>(statistics), pointer<T>(weight), pointer<T>(bias),
         static_cast<T>(eps), relu, given ? nullptr : pointer<T>(means), writable<Pixel>(gradient));
     STD_CUDA_KERNEL_LAUNCH_CHECK();
-}
-
-// Calls run(Pixel(), T()) for maps of this type.
-template <typename Run>
-void with_types(ScalarType maps, const Run& run) {
-    switch (maps) {
-        case ScalarType::Half:
-            return run(c10::Half(), float());
-        case ScalarType::BFloat16:
-            return run(c10::BFloat16(), float());
-        case ScalarType::Double:
-            return run(double(), double());
-        default:
-            return run(float(), float());
-    }
 }
 
 std::tuple<Tensor, Tensor> group_norm(const Tensor& maps, const Tensor& weight, const Tensor& bias,

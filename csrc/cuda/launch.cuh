@@ -8,6 +8,8 @@
 #include <torch/csrc/stable/macros.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Half.h>
 
 #include <algorithm>
 #include <cstdint>
@@ -49,6 +51,21 @@ class Launch {
     torch::stable::accelerator::DeviceGuard guard_;
     cudaStream_t stream_;
 };
+
+// Calls run(Pixel(), T()) for maps of this type.
+template <typename Run>
+void with_types(ScalarType maps, const Run& run) {
+    switch (maps) {
+        case ScalarType::Half:
+            return run(c10::Half(), float());
+        case ScalarType::BFloat16:
+            return run(c10::BFloat16(), float());
+        case ScalarType::Double:
+            return run(double(), double());
+        default:
+            return run(float(), float());
+    }
+}
 
 // Loop over the items of a thread, of which there may be more than threads.
 #define MASKRCNN_FOR_EACH(index, count)                                                                \

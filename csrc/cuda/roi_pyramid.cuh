@@ -7,9 +7,6 @@
 // the type of the arithmetic.
 #pragma once
 
-#include <torch/headeronly/util/BFloat16.h>
-#include <torch/headeronly/util/Half.h>
-
 #include <algorithm>
 #include <vector>
 
@@ -124,20 +121,5 @@ struct Shape {
         block = dim3(static_cast<unsigned>((threads + kWarp - 1) / kWarp * kWarp));
     }
 };
-
-// Calls run(Pixel(), T()) for maps of this type.
-template <typename Run>
-void with_types(ScalarType maps, const Run& run) {
-    switch (maps) {
-        case ScalarType::Half:
-            return run(c10::Half(), float());
-        case ScalarType::BFloat16:
-            return run(c10::BFloat16(), float());
-        case ScalarType::Double:
-            return run(double(), double());
-        default:
-            return run(float(), float());
-    }
-}
 
 }  // namespace maskrcnn

@@ -53,6 +53,12 @@ def chosen_channels(count: int, alpha: bool, channels: Sequence[int] | None, pat
     return list(range(colours))
 
 
+def channels_to_read(count: int, channels: Sequence[int] | None, path: Path, colours: bool) -> list[int]:
+    """The channels of a picture without alpha to read: :func:`chosen_channels`, or all where the values are needed as
+    they are stored (``colours`` is False)."""
+    return chosen_channels(count, False, channels, path) if colours else list(range(count))
+
+
 def pick(pixels: Array, channels: Sequence[int]) -> Array:
     """Select ``channels`` of [h, w, c]: one gives [h, w]; to two a black third is added."""
     if len(channels) == 1:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from maskrcnn.data.colours import chosen_channels, pick
+from maskrcnn.data.colours import channels_to_read, pick
 from maskrcnn.data.ome_xml import well_name
 from maskrcnn.data.pixel_size import MICROMETRES, PixelSize
 from maskrcnn.data.stored import Array, Level, ReadRegion, StoredPicture, named, needed, place_of, readable
@@ -34,7 +34,7 @@ def open_czi(path: Path, channels: Sequence[int] | None, colours: bool) -> list[
         colours: False returns all channels with their values as stored.
 
     Raises:
-        InputError: the file is damaged, pylibCZIrw is not installed, or :func:`chosen_channels` raises it.
+        InputError: the file is damaged, pylibCZIrw is not installed, or :func:`channels_to_read` raises it.
     """
     with readable(path):
         reader = needed("pylibCZIrw.czi", "czi", path).CziReader(str(path))
@@ -97,7 +97,7 @@ class _Czi:
         colours: bool,
     ) -> StoredPicture:
         count = sum(self.samples.values())
-        chosen = chosen_channels(count, False, channels, self.path) if colours else list(range(count))
+        chosen = channels_to_read(count, channels, self.path, colours)
         owners: list[tuple[int, int]] = [
             (channel, sample) for channel, number in self.samples.items() for sample in range(number)
         ]

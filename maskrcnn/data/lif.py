@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from maskrcnn.data.colours import chosen_channels, pick
+from maskrcnn.data.colours import channels_to_read, pick
 from maskrcnn.data.pixel_size import MICROMETRES, PixelSize
 from maskrcnn.data.stored import (
     Array,
@@ -44,7 +44,7 @@ def open_lif(path: Path, channels: Sequence[int] | None, colours: bool) -> list[
 
     Raises:
         InputError: the file is damaged or has no image of height and width, liffile is not installed, or
-            :func:`chosen_channels` raises it.
+            :func:`channels_to_read` raises it.
     """
     with readable(path):
         file = needed("liffile", "lif", path).LifFile(path)
@@ -82,7 +82,7 @@ def _pictures(
     sizes = dict(image.sizes)
     size = sizes["Y"], sizes["X"]
     count = sizes.get("C", 1) * sizes.get("S", 1)
-    chosen = chosen_channels(count, False, channels, path) if colours else list(range(count))
+    chosen = channels_to_read(count, channels, path, colours)
     samples = sizes.get("S", 1)
     outer = [axis for axis in image.dims if axis not in ("Y", "X", "S", "C")]
 

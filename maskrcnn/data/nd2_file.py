@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from maskrcnn.data.colours import chosen_channels, pick
+from maskrcnn.data.colours import channels_to_read, pick
 from maskrcnn.data.pixel_size import PixelSize
 from maskrcnn.data.stored import (
     Array,
@@ -44,7 +44,7 @@ def open_nd2(path: Path, channels: Sequence[int] | None, colours: bool) -> list[
         colours: False returns all channels with their values as stored.
 
     Raises:
-        InputError: the file is damaged, nd2 is not installed, or :func:`chosen_channels` raises it.
+        InputError: the file is damaged, nd2 is not installed, or :func:`channels_to_read` raises it.
     """
     with readable(path):
         file = needed("nd2", "nd2", path).ND2File(path)
@@ -54,7 +54,7 @@ def open_nd2(path: Path, channels: Sequence[int] | None, colours: bool) -> list[
         sizes = file.sizes
         size = sizes["Y"], sizes["X"]
         count = sizes.get("C", 1) * sizes.get("S", 1)
-        chosen = chosen_channels(count, False, channels, path) if colours else list(range(count))
+        chosen = channels_to_read(count, channels, path, colours)
 
         def frame(index: int) -> Array:
             """A frame as [Y, X, channels]; a view where the file is mapped."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from maskrcnn.data.colours import chosen_channels, pick
+from maskrcnn.data.colours import channels_to_read, pick
 from maskrcnn.data.ngff import ZarrImage, open_images, pixel_size_of
 from maskrcnn.data.stored import Array, BlockCache, Level, ReadRegion, StoredPicture, check_type, named, readable
 
@@ -23,7 +23,7 @@ def open_zarr(path: Path, channels: Sequence[int] | None, colours: bool) -> list
 
     Raises:
         InputError: the folder is no OME-Zarr, its metadata are invalid, zarr is not installed, or
-            :func:`chosen_channels` raises it.
+            :func:`channels_to_read` raises it.
     """
     with readable(path):
         cache = BlockCache()
@@ -37,7 +37,7 @@ def _pictures(
     shape, axes = image.arrays[0].shape, image.axes
     check_type(path, image.arrays[0].dtype)
     count = shape[axes.index("c")] if "c" in axes else 1
-    chosen = chosen_channels(count, False, channels, image.folder) if colours else list(range(count))
+    chosen = channels_to_read(count, channels, image.folder, colours)
     pixel_size = pixel_size_of(image)
 
     def reader(array: Any, plane: dict[str, int]) -> ReadRegion:

@@ -55,6 +55,8 @@ def waits_for(device: str) -> Iterator[list[str]]:
         mock.patch.object(FakeTensor, "tolist", Tensor.tolist),  # not element by element
         FakeTensorMode(allow_non_fake_inputs=True) if device == "cuda" else nullcontext(),
         mock.patch("torch.cuda.current_stream", return_value=stream),
+        mock.patch("torch.cuda.amp.common.amp_definitely_not_available", return_value=False),
+        mock.patch("torch.cuda.is_bf16_supported", return_value=True),
         _Functions(waits),
         _Operations(waits),
     ):

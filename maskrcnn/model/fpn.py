@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -33,7 +34,8 @@ class FPN(nn.Module):
         top_down = self.inner_blocks[-1](features[-1])
         outputs = [self.layer_blocks[-1](top_down)]
         for level in range(len(features) - 2, -1, -1):
-            upsampled = F.interpolate(top_down, size=features[level].shape[-2:], mode="nearest")
+            with torch.autocast(top_down.device.type, enabled=False):  # it would copy the map to float32 on GPUs
+                upsampled = F.interpolate(top_down, size=features[level].shape[-2:], mode="nearest")
             conv, *norm = self.inner_blocks[level].children()
             lateral = conv(features[level])
             top_down = norm[0](lateral, upsampled) if norm else lateral + upsampled

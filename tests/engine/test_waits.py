@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from maskrcnn.data.sample import Batch
+from maskrcnn.device import Precision
 from maskrcnn.engine import ema
 from maskrcnn.engine.config import OptimOptions
 from maskrcnn.engine.ema import MovingAverage
@@ -39,10 +40,10 @@ def _batch(cells: int) -> Batch:
     return Batch(images, SIZES, labels, ["a", "b"], [1, 2])
 
 
-def _run(model: MaskRCNN, device: str, optimizer: str = "adamw") -> Run:
+def _run(model: MaskRCNN, device: str, optimizer: str = "adamw", precision: Precision = "fp32") -> Run:
     options = OptimOptions(optimizer=optimizer)  # type: ignore[arg-type]
     average = MovingAverage(model, 0.9)
-    return Run(Path(), torch.device(device), "auto", {}, model, model, build_optimizer(model, options), average)
+    return Run(Path(), torch.device(device), precision, {}, model, model, build_optimizer(model, options), average)
 
 
 def _check(waits: list[str], batches: int = 1) -> None:
@@ -62,7 +63,8 @@ def test_forward_backward_and_update(cells: int, batches: int) -> None:
 
 # fused SGD does not run without values
 @pytest.mark.parametrize(("norm", "optimizer"), [("group", "adamw"), ("frozen_batch", "adam")])
-def test_copies_to_a_gpu(norm: str, optimizer: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])  # autocast is not the same on all devices
+def test_copies_to_a_gpu(precision: Precision, norm: str, optimizer: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Already in the first step, with the batch in page-locked memory, as the loader leaves it."""
 
     def backward(loss: Tensor) -> None:  # the engine needs a driver
@@ -76,7 +78,7 @@ def test_copies_to_a_gpu(norm: str, optimizer: str, monkeypatch: pytest.MonkeyPa
         monkeypatch.setattr(
             ema, "copy", SimpleNamespace(deepcopy=lambda _: average)
         )  # fails for tensors without values
-        run = _run(model, "cuda", optimizer)
+        run = _run(model, "cuda", optimizer, precision)
         monkeypatch.setattr(Tensor, "backward", backward)
         assert all(parameter.is_cuda for parameter in nn.ModuleList([model, run.scored_model]).parameters())
         waits.clear()

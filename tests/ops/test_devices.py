@@ -51,15 +51,28 @@ def _masks_to_rle(masks: Tensor, boxes: Tensor) -> list:
     return ops.masks_to_rle(masks, boxes, (60, 50))
 
 
+def _group_norm(maps: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return ops.group_norm(maps, 8, weight, bias, relu=True)
+
+
+def _group_norm_gradient(maps: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    leaves = [tensor.detach().requires_grad_() for tensor in (maps, weight, bias)]
+    ops.group_norm(leaves[0], 8, leaves[1], leaves[2]).square().sum().backward()
+    return torch.cat([leaf.grad.flatten() for leaf in leaves if leaf.grad is not None])
+
+
 def calls(count: int) -> dict[str, Call]:
     """Every op, with arguments for ``count`` boxes."""
     boxes, scores = random_boxes(count, 100, 30, 0), random_scores(count, 0)
     rois, features = random_rois(count, 2, 40), random_map(2, 16, 20, 20)
+    norm = random_map(count, 16, 14, 14), torch.linspace(-2, 2, 16), torch.linspace(0, 1, 16)
     return {
         "nms": (_nms, (boxes, scores)),
         "batched_nms": (_batched_nms, (boxes, scores, torch.arange(count) % 7)),
         "roi_align": (_roi_align, (features, rois)),
         "roi_align_gradient": (_roi_align_gradient, (features, rois)),
+        "group_norm": (_group_norm, norm),
+        "group_norm_gradient": (_group_norm_gradient, norm),
         "match_boxes": (_match_boxes, (boxes, random_boxes(count // 3, 100, 30, 1))),
         "crop_labels": (_crop_labels, random_arguments(count, 50, 60)),
         "masks_to_rle": (_masks_to_rle, (smooth_masks(count, seed=0, size=28), boxes_over(60, 50, count, seed=1))),

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.library import opcheck
 
 from maskrcnn import ops
+from tests.conftest import DEVICES
 
 SHAPES = [
     ((1, 256, 1, 1), 32),
@@ -36,11 +37,12 @@ class Case:
         dtype: torch.dtype = torch.float32,
         residual: bool = False,
         given: bool = False,
+        device: str = "cpu",
     ) -> None:
         generator = torch.Generator().manual_seed(0)
 
         def random(*size: int) -> Tensor:
-            return torch.randn(*size, generator=generator, dtype=torch.float64)
+            return torch.randn(*size, generator=generator, dtype=torch.float64).to(device)
 
         parameters = torch.promote_types(dtype, torch.float32)
         self.x = (2 * random(*shape) + 3).to(dtype).contiguous(memory_format=torch.channels_last).requires_grad_()
@@ -74,10 +76,13 @@ def _assert_close(own: list[Tensor], exact: list[Tensor], tolerance: float) -> N
 @pytest.mark.parametrize("relu", [False, True])
 @pytest.mark.parametrize("residual", [False, True])
 @pytest.mark.parametrize("dtype", list(TOLERANCE))
-@pytest.mark.parametrize(("shape", "groups"), SHAPES)
-def test_as_float64(shape: tuple[int, ...], groups: int, dtype: torch.dtype, residual: bool, relu: bool) -> None:
+@pytest.mark.parametrize(("shape", "groups"), [*SHAPES, ((2, 64, 150, 130), 32), ((300, 64, 14, 14), 32)])
+@pytest.mark.parametrize("device", DEVICES)
+def test_as_float64(
+    device: str, shape: tuple[int, ...], groups: int, dtype: torch.dtype, residual: bool, relu: bool
+) -> None:
     for given in (False, True):
-        case = Case(shape, groups, dtype, residual, given)
+        case = Case(shape, groups, dtype, residual, given, device)
         own, exact = case.run(relu=relu), case.exact().run(ops.group_norm_reference, relu)
         _assert_close(own, exact, TOLERANCE[dtype])
         assert own[0].dtype == own[1].dtype == dtype
@@ -91,12 +96,23 @@ def test_the_reference_is_pytorchs() -> None:
     torch.testing.assert_close(ops.group_norm_reference(case.x, 32, case.weight, case.bias), expected)
 
 
+@pytest.mark.cuda
+@pytest.mark.parametrize("shape", [(1, 256, 61, 43), (3, 64, 170, 141), (400, 128, 14, 14)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_same_on_every_run_on_a_gpu(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    case = Case(shape, 32, dtype, residual=True, device="cuda")
+    first = case.run(relu=True)
+    for _ in range(5):
+        assert all(torch.equal(a, b) for a, b in zip(first, case.run(relu=True), strict=True))
+
+
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("first", [1000.0, 0.0])
-def test_a_mean_of_a_thousand_standard_deviations(first: float) -> None:
+def test_a_mean_of_a_thousand_standard_deviations(first: float, device: str) -> None:
     """Also where the first pixels are no guide to the mean. PyTorch's channels-last kernel loses the variance here."""
     x = torch.randn(2, 64, 60, 50, generator=torch.Generator().manual_seed(0)) + 1000
     x[:, :, :2] = first
-    weight, bias = torch.ones(64), torch.zeros(64)
+    x, weight, bias = x.to(device), torch.ones(64, device=device), torch.zeros(64, device=device)
     exact = ops.group_norm_reference(x.double(), 32, weight.double(), bias.double())
     assert float((ops.group_norm(x, 32, weight, bias) - exact).abs().max()) < 3e-4  # half a digit of the input is 3e-5
     variance, mean = torch.var_mean(x.double().unflatten(1, (32, 2)).flatten(2), dim=2, correction=0)

@@ -20,7 +20,7 @@ def _network(**options: object) -> MaskRCNN:
 
 
 def _detector(model: MaskRCNN, device: str) -> Detector:
-    return Detector(model, torch.device(device), "auto", model.limits, Capacity(512, 32, batch_size=2))
+    return Detector(model, torch.device(device), "bf16", model.limits, Capacity(512, 32, batch_size=2))
 
 
 def _images(count: int) -> list[Tensor]:
@@ -43,7 +43,7 @@ def test_once_per_batch_for_the_number_of_detections(threshold: float, masks: bo
 def test_and_once_for_their_copy_from_a_gpu(aligned: bool, masks: bool, tiles: bool) -> None:
     with waits_for("cuda") as waits:
         with torch.device("cuda"):
-            model = _network(aligned=aligned)
+            model = _network(aligned=aligned, norm="group" if tiles else "frozen_batch")
         detector = _detector(model, "cuda")
         images = _images(4)
         waits.clear()

@@ -27,7 +27,6 @@ import tyro
 from benchmarks.measure import machine, table
 
 ROOT = Path(__file__).resolve().parent.parent
-MINUTES = 25.0
 FAILED = ("failed", "timed out")
 
 
@@ -41,6 +40,8 @@ class Options:
     """Folder of the results; default: named after the GPU in benchmarks/results."""
     only: tuple[str, ...] = ()
     """Names of the steps to run; default: all."""
+    minutes: float = 25.0
+    """Time for all steps together; a step may also have a limit of its own."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,8 @@ def steps(dry: bool) -> list[Step]:
     python = [sys.executable]
     test = [*python, "-m", "pytest", "-q"]
     on_gpu = [*test, "-m", "cuda"]
-    sanitized = [*test, "tests/csrc/test_cuda_on_cpu.py"] if dry else [*on_gpu, "-x", "tests/ops"]
+    # not 100,000 boxes: blocks that wait for each other take minutes there
+    sanitized = [*test, "tests/csrc/test_cuda_on_cpu.py"] if dry else [*on_gpu, "-x", "-k", "not 100_000", "tests/ops"]
     uncached = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}  # one allocation per tensor, so that reads beyond it are found
     capability = "".join(map(str, torch.cuda.get_device_capability())) if not dry else ""
     return [
@@ -193,7 +195,7 @@ def main(options: Options) -> None:
     wanted = steps(options.dry)
     if unknown := set(options.only) - {step.name for step in wanted}:
         sys.exit(f"error: no step is named {', '.join(sorted(unknown))}; {', '.join(step.name for step in wanted)} are")
-    deadline = time.monotonic() + MINUTES * 60
+    deadline = time.monotonic() + options.minutes * 60
     results: list[Result] = []
     for step in wanted:
         if options.only and step.name not in options.only:

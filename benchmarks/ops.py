@@ -3,7 +3,7 @@
     python -m benchmarks.ops [--device cuda] [--only nms]
 
 Both sides run alternately in one process with the same threads, each in its best memory layout. Torchvision's RoIAlign
-does not support bfloat16 on a CPU: there it gets float32 and its result is rounded, as under autocast. "floor" is the
+does not support bfloat16: it gets float32 and its result is rounded, as under autocast. "floor" is the
 time for the op's bytes (read once, written once) at the measured copy bandwidth, "bandwidth" what ours reaches of it.
 "memory" is the op's peak memory, results included. Another table compares NMS with one thread and with all.
 
@@ -110,9 +110,7 @@ def _roi_align_pair(count: int, bins: int, dtype: torch.dtype, device: str, chan
     moved = dtype.itemsize * (count * bins * bins * channels + features.numel())
 
     def theirs(features: Tensor, *arguments: object) -> Tensor:
-        if dtype == torch.bfloat16 and device == "cpu":
-            return torchvision.ops.roi_align(features.float(), *arguments).to(dtype)
-        return torchvision.ops.roi_align(features, arguments[0].to(dtype), *arguments[1:])
+        return torchvision.ops.roi_align(features.float(), *arguments).to(dtype)
 
     return [
         Case(

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from maskrcnn.structures import Detections
-from maskrcnn.structures.rle import cell_window
+from maskrcnn.structures.rle import BATCH, cell_windows
 
 SAME_CELL = 0.5
 """Overlap of two masks above which they are the same cell, as in COCO's lowest threshold."""
@@ -163,32 +163,19 @@ def _overlapping_boxes(cells: Detections, first: slice, second: slice) -> npt.ND
 
 
 def _are_duplicates(cells: Detections, cut: Tensor, pairs: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
-    """Whether the masks of each pair are the same cell, bool [P]."""
+    """Whether the masks of each pair are the same cell, bool [P]: by their intersection over their union; if one is
+    cut, over its area; if both are, over the smaller area."""
     involved = np.unique(pairs)  # only the masks of these cells are needed
-    rles = cells.select(torch.from_numpy(involved)).to_rle()
-    windows = dict(zip(involved.tolist(), map(cell_window, rles), strict=True))
-    return np.array(
-        [_overlap(windows[i], windows[j], bool(cut[i]), bool(cut[j])) > SAME_CELL for i, j in pairs.tolist()], bool
-    )
-
-
-Window = tuple[int, int, npt.NDArray[np.bool_]]
-
-
-def _overlap(a: Window, b: Window, a_is_cut: bool, b_is_cut: bool) -> float:
-    """Intersection of two masks over their union; if one is cut, over its area; if both are, over the smaller area."""
-    (top_a, left_a, mask_a), (top_b, left_b, mask_b) = a, b
-    top, left = max(top_a, top_b), max(left_a, left_b)
-    bottom = min(top_a + mask_a.shape[0], top_b + mask_b.shape[0])
-    right = min(left_a + mask_a.shape[1], left_b + mask_b.shape[1])
-    if bottom <= top or right <= left:
-        return 0.0
-    part_a = mask_a[top - top_a : bottom - top_a, left - left_a : right - left_a]
-    part_b = mask_b[top - top_b : bottom - top_b, left - left_b : right - left_b]
-    intersection, areas = np.count_nonzero(part_a & part_b), (np.count_nonzero(mask_a), np.count_nonzero(mask_b))
-    cut = [area for area, is_cut in zip(areas, (a_is_cut, b_is_cut), strict=True) if is_cut]
-    denominator = min(cut) if cut else sum(areas) - intersection
-    return intersection / denominator if denominator else 0.0
+    windows = cell_windows(cells.select(torch.from_numpy(involved)).to_rle())
+    same = np.zeros(len(pairs), bool)
+    for start in range(0, len(pairs), BATCH):
+        part = pairs[start : start + BATCH]
+        own = np.searchsorted(involved, part)
+        intersection, areas, is_cut = windows.intersections(own), windows.areas[own], cut.numpy()[part]
+        union = areas.sum(axis=1) - intersection
+        cut_area = np.where(is_cut, areas, np.iinfo(np.int64).max).min(axis=1)
+        same[start : start + BATCH] = intersection > SAME_CELL * np.where(is_cut.any(axis=1), cut_area, union)
+    return same
 
 
 def _suppress(order: npt.NDArray[np.int64], duplicates: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:

@@ -7,6 +7,7 @@ image holds many cells as numbers. The conversion takes time in proportion to th
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -116,39 +117,106 @@ def column_runs(rles: Sequence[dict[str, Any]]) -> tuple[Ints, Ints, Ints, Ints]
     return cell[run], column, begin, end
 
 
-def cell_boxes(rles: Sequence[dict[str, Any]]) -> npt.NDArray[np.int64]:
+def cell_boxes(rles: Sequence[dict[str, Any]]) -> Ints:
     """Tight boxes of the cells' pixels as [top, left, bottom, right], bottom and right exclusive.
 
     Returns:
         int64 [K, 4]; [0, 0, 0, 0] for a cell without pixels. The time grows with the runs, not the pixels.
     """
-    boxes = np.zeros((len(rles), 4), np.int64)
-    for number in range(0, len(rles), BATCH):
-        cell, column, begin, end = column_runs(rles[number : number + BATCH])
-        first = np.flatnonzero(np.diff(cell, prepend=-1))
-        if len(first):
-            last = np.append(first[1:], len(cell)) - 1
-            sides = np.minimum.reduceat(begin, first), column[first], np.maximum.reduceat(end, first), column[last] + 1
-            boxes[number + cell[first]] = np.stack(sides, axis=1)
+    parts = [rles[start : start + BATCH] for start in range(0, len(rles), BATCH)]
+    return np.concatenate([np.zeros((0, 4), np.int64), *(_boxes(len(part), *column_runs(part)) for part in parts)])
+
+
+def _boxes(count: int, cell: Ints, column: Ints, begin: Ints, end: Ints) -> Ints:
+    """Boxes [count, 4] of cells with these :func:`column_runs`."""
+    boxes = np.zeros((count, 4), np.int64)
+    first = np.flatnonzero(np.diff(cell, prepend=-1))
+    if len(first):
+        last = np.append(first[1:], len(cell)) - 1
+        sides = np.minimum.reduceat(begin, first), column[first], np.maximum.reduceat(end, first), column[last] + 1
+        boxes[cell[first]] = np.stack(sides, axis=1)
     return boxes
 
 
+@dataclass(frozen=True)
+class CellWindows:
+    """The masks of cells in their tight boxes, one after another, from :func:`cell_windows`.
+
+    Attributes:
+        boxes: int64 [K, 4], see :func:`cell_boxes`.
+        areas: pixels of each cell, int64 [K].
+        first: index of each cell's window in ``inside``, int64 [K].
+        inside: bool, the windows' columns from the left, each followed by one pixel outside.
+    """
+
+    boxes: Ints
+    areas: Ints
+    first: Ints
+    inside: npt.NDArray[np.bool_]
+
+    def mask(self, index: int) -> npt.NDArray[np.bool_]:
+        """The window of a cell, bool [h, w]."""
+        top, left, bottom, right = self.boxes[index].tolist()
+        if bottom == top:
+            return np.zeros((0, 0), bool)
+        start, stride = self.first[index], bottom - top + 1
+        return np.ascontiguousarray(
+            self.inside[start : start + (right - left) * stride].reshape(right - left, stride)[:, :-1].T
+        )
+
+    def intersections(self, pairs: Ints) -> Ints:
+        """Number of pixels that both cells of each pair [P, 2] have, int64 [P]."""
+        boxes = self.boxes[pairs]
+        corner = boxes[:, :, :2].max(axis=1)
+        height, width = np.maximum(boxes[:, :, 2:].min(axis=1) - corner, 0).T
+        pair = np.repeat(np.arange(len(pairs)), height * width)  # one entry per pixel that both boxes have
+        place = np.arange(len(pair)) - np.repeat(np.cumsum(height * width) - height * width, height * width)
+        column, row = np.divmod(place, height[pair])
+        both = np.ones(len(pair), bool)
+        for side in (0, 1):
+            offset = corner - boxes[:, side, :2]
+            stride = boxes[:, side, 2] - boxes[:, side, 0] + 1
+            start = self.first[pairs[:, side]] + offset[:, 1] * stride + offset[:, 0]
+            both &= self.inside[start[pair] + column * stride[pair] + row]
+        return np.bincount(pair[both], minlength=len(pairs))
+
+
+def cell_windows(rles: Sequence[dict[str, Any]]) -> CellWindows:
+    """The masks of cells of one picture in their tight boxes; the time grows with the runs and the boxes."""
+    parts = [_windows(rles[start : start + BATCH]) for start in range(0, max(1, len(rles)), BATCH)]
+    shift = np.cumsum([0, *(len(part.inside) for part in parts)])
+    return CellWindows(
+        np.concatenate([part.boxes for part in parts]),
+        np.concatenate([part.areas for part in parts]),
+        np.concatenate([part.first + start for part, start in zip(parts, shift, strict=False)]),
+        np.concatenate([part.inside for part in parts]),
+    )
+
+
+def _windows(rles: Sequence[dict[str, Any]]) -> CellWindows:
+    cell, column, begin, end = column_runs(rles)
+    boxes = _boxes(len(rles), cell, column, begin, end)
+    top, left, bottom, right = boxes.T
+    stride = bottom - top + 1
+    first = np.cumsum(stride * (right - left))
+    change = np.zeros(first[-1] if len(first) else 0, np.int8)  # +1 where a run begins, -1 after its end
+    first -= stride * (right - left)
+    start = first[cell] + (column - left[cell]) * stride[cell] - top[cell]
+    change[start + begin] += 1
+    change[start + end] -= 1
+    areas = np.bincount(cell, end - begin, minlength=len(rles)).astype(np.int64)
+    return CellWindows(boxes, areas, first, np.cumsum(change, dtype=np.int8) > 0)
+
+
 def cell_window(rle: dict[str, Any]) -> tuple[int, int, npt.NDArray[np.bool_]]:
-    """The mask of a cell in its tight box; the time grows with the runs and the box, not with the image.
+    """The mask of one cell in its tight box.
 
     Returns:
         Row and column of the box's first pixel, and the mask bool [h, w]; (0, 0, bool [0, 0]) for a cell without
         pixels.
     """
-    _, column, begin, end = column_runs([rle])
-    if not len(column):
-        return 0, 0, np.zeros((0, 0), bool)
-    top, left, bottom, right = int(begin.min()), int(column[0]), int(end.max()), int(column[-1]) + 1
-    change = np.zeros((right - left, bottom - top + 1), np.int8)  # +1 where a run begins, -1 after its end
-    change[column - left, begin - top] += 1
-    change[column - left, end - top] -= 1
-    inside = np.cumsum(change, axis=1, dtype=np.int8)[:, :-1] > 0
-    return top, left, np.ascontiguousarray(inside.T)
+    windows = cell_windows([rle])
+    return int(windows.boxes[0, 0]), int(windows.boxes[0, 1]), windows.mask(0)
 
 
 def label_image(rles: Sequence[dict[str, Any]], size: tuple[int, int]) -> npt.NDArray[np.int32]:

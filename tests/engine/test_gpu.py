@@ -31,15 +31,18 @@ def overlaps(a: Detections, b: Detections) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("picture", EXAMPLES, ids=lambda path: path.stem)
-@pytest.mark.parametrize(("precision", "least"), [("fp32", 0.9), ("bf16", 0.75)])
-def test_a_gpu_finds_the_cells_that_a_cpu_finds(picture: Path, precision: str, least: float) -> None:
-    """Those whose scores are not near the threshold; also in tiles and mirrored."""
+@pytest.mark.parametrize(("precision", "least"), [("fp32", 0.98), ("bf16", 0.75)])
+def test_a_gpu_finds_the_cells_that_a_cpu_finds(
+    picture: Path, precision: str, least: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those whose scores are not near the threshold; also in tiles and mirrored. TF32 would round like bf16."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     for options in ({}, {"tile": 128, "overlap": 32}, {"augment": "flips"}):
         cpu = maskrcnn.load(device="cpu", precision="fp32", **options)
         gpu = maskrcnn.load(device="cuda", precision=precision, **options)
         pixels = read_image(picture)
         expected, found = cpu(pixels), gpu(pixels)
-        assert found.diameter == pytest.approx(expected.diameter, rel=0.03)
+        assert found.diameter == pytest.approx(expected.diameter, rel=0.01 if precision == "fp32" else 0.08)
         sure = expected.filter(0.6)
         assert len(sure) > 20
         assert float((overlaps(sure, found) > least).float().mean()) >= 0.97

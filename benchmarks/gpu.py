@@ -97,7 +97,11 @@ def steps(dry: bool) -> list[Step]:
             _benchmark("train_step", device, "--budget", "0" if dry else "20", *_small("20", "96", dry)),
             4,
         ),
-        Step("infer", _benchmark("infer", device, *(["--quick"] if dry else ["--precisions", "fp32", "bf16", "--budget", "10"])), 5),
+        Step(
+            "infer",
+            _benchmark("infer", device, *(["--quick"] if dry else ["--precisions", "fp32", "bf16", "--budget", "10"])),
+            5,
+        ),
     ]
 
 

@@ -134,6 +134,24 @@ def gather(value: T) -> list[T]:
     return cast(list[T], values or [])
 
 
+def in_all(make: Callable[[], T]) -> T:
+    """Call ``make`` in every process and return its result.
+
+    If it fails in any process, all of them raise InputError with the message of the first that failed, so that none
+    waits for that one forever.
+    """
+    result, message = None, ""
+    try:
+        result = make()
+    except Exception as error:
+        if not _running():
+            raise
+        message = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
+    if first := next(filter(None, from_all(message)), ""):
+        raise InputError(first)
+    return cast(T, result)
+
+
 def from_main(make: Callable[[], T]) -> T:
     """Call ``make`` in process 0 only and return its result in all processes, which wait for it.
 

@@ -59,6 +59,7 @@ class Picture:
         place, page: see :class:`maskrcnn.data.stored.StoredPicture`.
         pixel_size: size of the pixels in micrometres as the file gives it; None: unknown.
         levels: copies with fewer pixels and the same intensities, the largest first.
+        intensities: the values that become 0 and 255; None until a region is read that needs them.
     """
 
     def __init__(
@@ -77,7 +78,7 @@ class Picture:
         self.pixel_size, self.place, self.page = pixel_size, place, page
         self._read, self._percentiles = read, percentiles
         self.levels: list[Picture] = [_CoarsePicture(self, level) for level in levels]
-        self._range: tuple[float, float] | None = None
+        self.intensities: tuple[float, float] | None = None
         self._table: npt.NDArray[np.uint8] | None = None
 
     def read(self, top: int, left: int, height: int, width: int) -> Tensor:
@@ -162,9 +163,9 @@ class Picture:
 
     def _range_of(self, dtype: np.dtype[Any]) -> tuple[float, float]:
         """The values that become 0 and 255; found once."""
-        if self._range is None:
-            self._range = self._find_range(dtype)
-        return self._range
+        if self.intensities is None:
+            self.intensities = self._find_range(dtype)
+        return self.intensities
 
     def _find_range(self, dtype: np.dtype[Any]) -> tuple[float, float]:
         if self._percentiles is None and dtype.kind in "ui":

@@ -43,7 +43,7 @@ def write_results(
     text = json.dumps(converted)
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr(RESULTS, text)
+        archive.writestr(zipfile.ZipInfo(RESULTS), text, zipfile.ZIP_DEFLATED)  # without a time: the same bytes always
     for name, contents in ((RESULTS, text.encode()), (SUBMISSION, packed.getvalue())):
         with atomic_write(folder / name) as beside:
             beside.write_bytes(contents)

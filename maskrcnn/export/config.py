@@ -71,6 +71,9 @@ class InferConfig:
     channels: tuple[Annotated[int, Range(0, 65535)], ...] | None = None
     """Channels (from 0) of the pictures to use as red, green and blue; a single one becomes grey. Default: as in
     training."""
+    dask: str | None = None
+    """Predict on the workers of a Dask cluster: the scheduler's address (tcp://host:8786) or its file. The workers need
+    the same files by the same paths."""
     overwrite: bool = False
     """Predict all pictures again, also those that an earlier run completed."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

@@ -43,7 +43,7 @@ class Failures:
         """
         if isinstance(error.__cause__, OSError) and error.__cause__.errno in _FATAL:
             raise error
-        message = _describe(job, error)
+        message = describe(job, error)
         try:
             remove_results(self.folder, job.key, self.formats)
         except InputError as second:
@@ -52,7 +52,7 @@ class Failures:
 
     def report_lacks(self, job: Job, what: str, error: Exception) -> None:
         """Record that the report lacks a picture, or its ground truth, although its other results are complete."""
-        self._record(job, f"the report is without {what}", _describe(job, error))
+        self._record(job, f"the report is without {what}", describe(job, error))
 
     def _record(self, job: Job, what: str, message: str) -> None:
         self.errors[job.key] = message
@@ -69,7 +69,7 @@ class Failures:
                 path.unlink(missing_ok=True)
 
 
-def _describe(job: Job, error: Exception) -> str:
+def describe(job: Job, error: Exception) -> str:
     """The message of an error on one line, with the picture's path; for unexpected errors also type and code line."""
     message = " ".join(str(error).split())
     if not isinstance(error, InputError):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from tqdm import tqdm
 
@@ -16,19 +17,23 @@ from maskrcnn import distributed
 from maskrcnn.data.picture import Picture
 from maskrcnn.device import choose_device
 from maskrcnn.errors import InputError, writing
+from maskrcnn.export.cluster import predict_on_cluster
 from maskrcnn.export.config import InferConfig
 from maskrcnn.export.failures import Failures
 from maskrcnn.export.jobs import Job, Opener, find_jobs, source_of
+from maskrcnn.export.load import load_predictor, minimum_scores
 from maskrcnn.export.names import printable
 from maskrcnn.export.picture_files import write_picture
 from maskrcnn.export.run_folder import CELLS, begin, default_folder
-from maskrcnn.export.summary import finish, minimum_scores
+from maskrcnn.export.summary import finish
 from maskrcnn.export.truth import Truth
 from maskrcnn.export.zarr_labels import create_zarr_labels
 from maskrcnn.files import lock_folder
-from maskrcnn.predict.load import load
 from maskrcnn.predict.predictor import Predictor
+from maskrcnn.predict.together import is_large, predict_together
 from maskrcnn.structures import Detections
+
+P = TypeVar("P", Detections, Detections | None)
 
 TIMEOUT = timedelta(days=7)
 """How long processes wait for the one with the largest slide."""
@@ -49,7 +54,8 @@ def infer(config: InferConfig) -> Outcome:
     A picture is done when ``cells/<name>.json`` exists, which is written after its other files: a run that was stopped
     resumes with the next picture. The record identifies the picture's file, which is predicted again if it was replaced
     or changed. Pictures that cannot be read, or whose files cannot be written, are skipped and listed in
-    ``failures.csv``. With torchrun, the pictures are distributed over the processes; process 0 combines the results.
+    ``failures.csv``. With torchrun, the pictures are distributed over the processes, and the tiles of large ones;
+    process 0 combines the results.
 
     Raises:
         InputError: options, the id mapping, the checkpoint, the ground truth or the output folder are invalid, or the
@@ -58,7 +64,7 @@ def infer(config: InferConfig) -> Outcome:
     config.check()
     device = choose_device(config.device)
     with distributed.processes(device, TIMEOUT), ExitStack() as stack:
-        predictor = _load(config)
+        predictor = load_predictor(config)
         if config.channels is None:
             config = replace(config, channels=predictor.channels)
         jobs = find_jobs(config)
@@ -75,45 +81,42 @@ def infer(config: InferConfig) -> Outcome:
 
         todo = distributed.from_main(prepare)
         failures = Failures(folder, config.format)
-        _predict_all(config, predictor, todo[distributed.rank() :: distributed.world_size()], folder, failures)
+        if config.dask is not None:
+            if distributed.world_size() > 1:
+                raise InputError("--dask shares the pictures out itself; start it without torchrun")
+            predict_on_cluster(config, todo, folder, failures)
+        else:
+            own = todo[distributed.rank() :: distributed.world_size()]
+            left = _predict_all(config, predictor, own, folder, failures)
+            large = {job for jobs in distributed.from_all(left) for job in jobs}
+            _predict_large(config, predictor, [job for job in todo if job in large], folder, failures)
         for errors in distributed.from_all(failures.errors):
             failures.errors |= errors
         cells = distributed.from_main(lambda: finish(config, predictor, folder, jobs, truth, failures))
         return Outcome(folder, cells, failures.errors)
 
 
-def _load(config: InferConfig) -> Predictor:
-    predictor = load(
-        config.checkpoint,
-        config.device,
-        config.precision,
-        config.tile,
-        config.overlap,
-        config.batch_size,
-        config.augment,
-        config.box_score_threshold,
-    )
-    if config.diameter not in (None, "none") and predictor.diameter is None:
-        raise InputError(
-            f"--diameter is {config.diameter}, but {config.checkpoint} was not trained for cells of one size; "
-            "expected none"
-        )
-    return predictor
-
-
 def _predict_all(
     config: InferConfig, predictor: Predictor, jobs: Sequence[Job], folder: Path, failures: Failures
-) -> None:
-    """Predict the pictures and write their files; the files of one are written while the next is predicted."""
+) -> list[Job]:
+    """Predict the pictures and write their files; the files of one are written while the next is predicted.
+
+    Returns:
+        Those that are left for all processes together.
+    """
     open_page = Opener(config, predictor.percentiles)
     score_threshold = minimum_scores(config, predictor)
+    large = []
     with ThreadPoolExecutor(1) as pool:
         last: tuple[Job, Future[None]] | None = None
         for job in tqdm(jobs, desc="infer", unit="picture", disable=not distributed.is_main()):
             source = source_of(job)
             try:
                 picture = open_page(job)
-                detections = _predict(predictor, picture, config)
+                if is_large(predictor, picture):
+                    large.append(job)
+                    continue
+                detections = _predict(predictor.predict, picture, config)
             except Exception as error:  # decoders raise all kinds of exceptions
                 failures.pass_over(job, error)
                 continue
@@ -121,9 +124,29 @@ def _predict_all(
             write = partial(write_picture, formats=config.format, class_names=predictor.class_names)
             last = job, pool.submit(write, folder, job, source, picture, detections, score_threshold=score_threshold)
         _wait(last, failures)
+    return large
 
 
-def _predict(predictor: Predictor, picture: Picture, config: InferConfig) -> Detections:
+def _predict_large(
+    config: InferConfig, predictor: Predictor, jobs: Sequence[Job], folder: Path, failures: Failures
+) -> None:
+    """Predict pictures one after another with all processes; process 0 writes their files."""
+    open_page = Opener(config, predictor.percentiles)
+    score_threshold = minimum_scores(config, predictor)
+    for job in jobs:
+        source = source_of(job)
+        try:
+            picture = distributed.in_all(lambda: open_page(job))  # noqa: B023
+            detections = _predict(partial(predict_together, predictor), picture, config)
+            if detections is not None:
+                formats, names = config.format, predictor.class_names
+                write_picture(folder, job, source, picture, detections, formats, names, score_threshold)
+        except Exception as error:
+            if distributed.is_main():
+                failures.pass_over(job, error)
+
+
+def _predict(predict: Callable[..., P], picture: Picture, config: InferConfig) -> P:
     """Predict a picture, with a progress bar over its tiles if it takes long."""
     with tqdm(
         desc=printable(picture.name), unit="tile", leave=False, disable=not distributed.is_main(), delay=2
@@ -133,7 +156,7 @@ def _predict(predictor: Predictor, picture: Picture, config: InferConfig) -> Det
             bar.total = total
             bar.update(done - bar.n)
 
-        return predictor.predict(picture, show, config.diameter)
+        return predict(picture, show, config.diameter)
 
 
 def _wait(last: tuple[Job, Future[None]] | None, failures: Failures) -> None:

@@ -16,6 +16,7 @@ from maskrcnn.export.coco import write_results
 from maskrcnn.export.config import InferConfig
 from maskrcnn.export.failures import Failures
 from maskrcnn.export.jobs import Job, Opener
+from maskrcnn.export.load import minimum_scores
 from maskrcnn.export.names import printable
 from maskrcnn.export.report import ReportPicture, write_report
 from maskrcnn.export.run_folder import CELLS, read_record, record_of
@@ -73,13 +74,6 @@ def finish(
     if errors:
         raise InputError("; ".join(errors))
     return len(results)
-
-
-def minimum_scores(config: InferConfig, predictor: Predictor) -> tuple[float, ...]:
-    """The minimum score of a cell in results, for each class."""
-    if config.score_threshold is None:
-        return predictor.score_threshold
-    return (config.score_threshold,) * len(predictor.class_names)
 
 
 @contextmanager

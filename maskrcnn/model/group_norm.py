@@ -15,7 +15,7 @@ class GroupNorm(nn.GroupNorm):
 
     GroupNorm computes its statistics over a whole feature map (Wu & He 2018, equation 7). A tile of a picture would
     therefore be normalized differently from the same region in the whole picture.
-    :meth:`maskrcnn.MaskRCNN.with_statistics_of` makes a network whose norms have fixed statistics.
+    :meth:`maskrcnn.MaskRCNN.with_statistics` makes a network whose norms have fixed statistics.
 
     Args:
         channels: a multiple of 32.

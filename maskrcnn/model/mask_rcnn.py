@@ -88,29 +88,47 @@ class MaskRCNN(nn.Module):
         return self.mask_head.pool.aligned
 
     @torch.no_grad()
-    def with_statistics_of(self, images: Tensor, sizes: Sequence[tuple[int, int]]) -> MaskRCNN:
-        """A network with the same weights whose GroupNorm layers use the means and variances of ``images``.
-
-        For the tiles of a large picture, so that they are normalized like the whole: GroupNorm computes its statistics
-        over a whole feature map (Wu & He 2018, equation 7), here over all given images together. This network is
-        unchanged.
+    def statistics_of(self, images: Tensor, sizes: Sequence[tuple[int, int]]) -> Tensor:
+        """Means and variances of ``images`` in the GroupNorm layers, for :meth:`with_statistics`.
 
         Args:
-            images, sizes: see :meth:`forward`.
+            images, sizes: see :meth:`forward`; all images count together.
+
+        Returns:
+            float [L, 2, 1, groups] for L layers, on the network's device.
         """
+        network, norms = self._with_own_norms()
+        if not norms:
+            return images.new_zeros((0, 2, 1, 1), dtype=torch.float32)
+        for norm in norms:
+            norm.recording = True
+        network.features(images, sizes)
+        return torch.stack([norm.fixed for norm in norms if norm.fixed is not None])
+
+    def with_statistics(self, statistics: Tensor) -> MaskRCNN:
+        """A network with the same weights whose GroupNorm layers use ``statistics`` instead of their input's own.
+
+        For the tiles of a large picture, so that they are normalized like the whole: GroupNorm computes its statistics
+        over a whole feature map (Wu & He 2018, equation 7). This network is unchanged.
+
+        Args:
+            statistics: from :meth:`statistics_of`.
+        """
+        network, norms = self._with_own_norms()
+        for norm, fixed in zip(norms, statistics.to(self.pixel_mean.device), strict=True):
+            norm.fixed = fixed
+        return network
+
+    def _with_own_norms(self) -> tuple[MaskRCNN, list[GroupNorm]]:
+        """A network with the same weights and GroupNorm layers of its own in backbone and neck, and these. Not the mask
+        head's: a RoI is never divided into tiles."""
         network = copy.copy(self)
         weights = {id(tensor): tensor for tensor in (*self.parameters(), *self.buffers())}
         parts = {name: copy.deepcopy(getattr(self, name), dict(weights)) for name in ("backbone", "neck")}
         network._modules = {**self._modules, **parts}
-        # not the mask head's: a RoI is never divided into tiles
-        norms = [module for part in parts.values() for module in part.modules() if isinstance(module, GroupNorm)]
-        for norm in norms:
-            norm.recording = True
-        if norms:
-            network.features(images, sizes)
-        for norm in norms:
-            norm.recording = False
-        return network
+        return network, [
+            module for part in parts.values() for module in part.modules() if isinstance(module, GroupNorm)
+        ]
 
     def forward(
         self,

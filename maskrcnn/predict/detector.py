@@ -71,11 +71,16 @@ class Detector:
             self.capacity.use_smaller_batches(len(part))  # outside of except: the exception keeps tensors alive
         return found
 
-    def with_statistics_of(self, images: Sequence[Tensor]) -> Detector:
-        """A detector for tiles of the picture that ``images`` (uint8 [H, W, 3]) represent, from which GroupNorm takes
-        its means and variances. Otherwise the noise of an empty tile would be amplified until it looks like cells."""
+    def statistics_of(self, images: Sequence[Tensor]) -> Tensor:
+        """GroupNorm's means and variances over ``images``, uint8 [H, W, 3] of one size, which represent a picture:
+        float [L, 2, 1, groups] for L layers."""
         with torch.inference_mode(), autocast(self.precision, self.device):
-            return replace(self, model=self.model.with_statistics_of(*self._batch(images)))
+            return self.model.statistics_of(*self._batch(images))
+
+    def with_statistics(self, statistics: Tensor) -> Detector:
+        """A detector for tiles of the picture whose :meth:`statistics_of` are given. By its own, the noise of an empty
+        tile would be amplified until it looks like cells."""
+        return replace(self, model=self.model.with_statistics(statistics))
 
     @torch.inference_mode()
     def _forward(self, images: Sequence[Tensor], masks: bool) -> list[Detections]:

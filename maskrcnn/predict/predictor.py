@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
-from itertools import groupby
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -29,6 +28,7 @@ from maskrcnn.predict.augment import Augment
 from maskrcnn.predict.capacity import Capacity, default_tile
 from maskrcnn.predict.detector import Detector
 from maskrcnn.predict.diameter import estimate_diameter
+from maskrcnn.predict.plan import Plan
 from maskrcnn.predict.tiles import Tile, merge_tiles, tile_picture
 from maskrcnn.predict.windows import representative_windows
 from maskrcnn.structures import Detections
@@ -186,12 +186,93 @@ class Predictor:
             InputError: the diameter is not above 0, or given for a network that was trained at the pictures' own
                 scale, or in micrometres for a picture without a pixel size that can be; or the file is damaged.
         """
+        return self.carry_out(picture, self.plan(picture, diameter), progress)
+
+    def carry_out(
+        self, picture: Picture, plan: Plan, progress: Callable[[int, int], object] | None = None
+    ) -> Detections:
+        """:meth:`predict` a picture that was planned, with smaller tiles where they do not fit in the memory."""
+        while True:
+            try:
+                found = self.detect(picture, plan, plan.batches, progress)
+                break
+            except torch.cuda.OutOfMemoryError:
+                pass
+            plan = self.with_smaller_tiles(picture, plan)  # outside of except: the exception keeps tensors alive
+        return self.merge(picture, plan, found)
+
+    def plan(self, picture: Picture, diameter: Diameter | None = None) -> Plan:
+        """The first of the three parts of :meth:`predict`, whose arguments and errors it has: what :meth:`detect` needs
+        to know for any of the tiles, also in another process."""
         size = self.find_diameter(picture, diameter)
         factor = 1.0 if size is None or self.diameter is None else scale_to(self.diameter, size)
         if self.resize is not None:
             factor = self.resize / max(picture.size)
-        cells = self._predict(picture.rescaled(factor), progress)
-        return replace(cells.resized(picture.size), diameter=size)
+        return self._plan(picture, size, factor)
+
+    def with_smaller_tiles(self, picture: Picture, plan: Plan) -> Plan:
+        """The plan with smaller tiles, after :meth:`detect` ran out of memory; raises InputError if they are small."""
+        self.capacity.use_smaller_tiles()
+        return self._plan(picture, plan.diameter, plan.factor)
+
+    def _plan(self, picture: Picture, diameter: float | None, factor: float) -> Plan:
+        scaled = picture.rescaled(factor)
+        while True:
+            tiles = tile_picture(scaled.size, self.capacity.tile, self.capacity.overlap)
+            try:
+                statistics = None if len(tiles) == 1 else self._statistics(scaled).cpu()
+                break
+            except torch.cuda.OutOfMemoryError:
+                pass
+            self.capacity.use_smaller_tiles()
+        overlap, batch_size = self.capacity.overlap, self.capacity.batch_size
+        return Plan(diameter, factor, tuple(tiles), overlap, batch_size, statistics, picture.intensities)
+
+    def detect(
+        self,
+        picture: Picture,
+        plan: Plan,
+        batches: Sequence[Sequence[int]],
+        progress: Callable[[int, int], object] | None = None,
+    ) -> list[Detections]:
+        """The second part of :meth:`predict`: detect the cells in some of the picture's tiles.
+
+        Args:
+            picture: the picture.
+            plan: from :meth:`plan`, of this process or another one with the same network.
+            batches: some of ``plan.batches``.
+            progress: called after each batch with the number of tiles done and of all tiles in ``batches``.
+
+        Returns:
+            The detections of each tile in ``batches``, in pixels of the tile.
+
+        Raises:
+            torch.cuda.OutOfMemoryError: a single tile is too large.
+        """
+        if plan.intensities is not None:
+            picture.intensities = plan.intensities
+        scaled, one = picture.rescaled(plan.factor), len(plan.tiles) == 1
+        detector = self.detector if plan.statistics is None else self.detector.with_statistics(plan.statistics)
+        found: list[Detections] = []
+        for images in _prefetch(scaled, [[plan.tiles[index] for index in batch] for batch in batches]):
+            detections = detector.detect(images, self.augment)
+            found += detections if one else [replace(cells, masks=cells.masks.half()) for cells in detections]
+            if progress is not None:
+                progress(len(found), sum(map(len, batches)))
+        return found
+
+    def merge(self, picture: Picture, plan: Plan, found: Sequence[Detections]) -> Detections:
+        """The last part of :meth:`predict`: the cells of the picture from those of all its tiles, in their order."""
+        cells = found[0]
+        if len(plan.tiles) > 1:
+            cells, cut = merge_tiles(plan.tiles, found, picture.rescaled(plan.factor).size)
+            if cut:
+                print(
+                    f"warning: {picture.name}: {cut} cells are larger than the overlap of tiles and may be cut; use a "
+                    f"larger --overlap (now {plan.overlap})",
+                    file=sys.stderr,
+                )
+        return replace(cells.resized(picture.size), diameter=plan.diameter)
 
     def find_diameter(self, picture: Picture, diameter: Diameter | None = None) -> float | None:
         """The median cell diameter in pixels to assume for a picture; None: predict it at its own scale.
@@ -219,41 +300,8 @@ class Predictor:
                 "out of memory while estimating the cell diameter; give --diameter, or choose --device cpu"
             ) from None
 
-    def _predict(self, picture: Picture, progress: Callable[[int, int], object] | None) -> Detections:
-        """Detect the cells in a picture at the network's scale."""
-        while True:
-            tiles = tile_picture(picture.size, self.capacity.tile, self.capacity.overlap)
-            try:
-                found = self._detect_tiles(picture, tiles, progress)
-                break
-            except torch.cuda.OutOfMemoryError:
-                pass
-            self.capacity.use_smaller_tiles()  # outside of except: the exception keeps tensors alive
-        if len(tiles) == 1:
-            return found[0]
-        cells, cut = merge_tiles(tiles, found, picture.size)
-        if cut:
-            print(
-                f"warning: {picture.name}: {cut} cells are larger than the overlap of tiles and may be cut; use a "
-                f"larger --overlap (now {self.capacity.overlap})",
-                file=sys.stderr,
-            )
-        return cells
-
-    def _detect_tiles(
-        self, picture: Picture, tiles: Sequence[Tile], progress: Callable[[int, int], object] | None
-    ) -> list[Detections]:
-        found: list[Detections] = []
-        detector = self.detector if len(tiles) == 1 else self._detector_for_tiles(picture)
-        for images in _prefetch(picture, tiles, self.capacity.batch_size):
-            batch = detector.detect(images, self.augment)
-            found += batch if len(tiles) == 1 else [replace(cells, masks=cells.masks.half()) for cells in batch]
-            if progress is not None:
-                progress(len(found), len(tiles))
-        return found
-
-    def _detector_for_tiles(self, picture: Picture) -> Detector:
-        """The detector with the normalization statistics of the whole picture if it has at most 2 megapixels, of
+    def _statistics(self, picture: Picture) -> Tensor:
+        """The normalization statistics of the whole picture if it has at most 2 megapixels, of
         :func:`representative_windows` if it is larger."""
         height, width = picture.size
         while True:
@@ -263,21 +311,19 @@ class Predictor:
                 windows = representative_windows(picture, self.capacity.tile, self.capacity.statistics_pixels)
             try:
                 images = [picture.read(w.top, w.left, w.height, w.width) for w in windows]
-                return self.detector.with_statistics_of(images)
+                return self.detector.statistics_of(images)
             except torch.cuda.OutOfMemoryError:
                 if len(windows) == 1 and not whole:
                     raise
             self.capacity.use_fewer_statistics(height * width)
 
 
-def _prefetch(picture: Picture, tiles: Sequence[Tile], batch_size: int) -> Iterator[list[Tensor]]:
-    """Read the tiles in batches of one size; the next batch is read while the caller processes one."""
+def _prefetch(picture: Picture, batches: Sequence[Sequence[Tile]]) -> Iterator[list[Tensor]]:
+    """Read the tiles in batches; the next batch is read while the caller processes one."""
 
     def read(batch: Sequence[Tile]) -> list[Tensor]:
         return [picture.read(tile.top, tile.left, tile.height, tile.width) for tile in batch]
 
-    runs = (list(run) for _, run in groupby(tiles, key=lambda tile: (tile.height, tile.width)))
-    batches = [run[start : start + batch_size] for run in runs for start in range(0, len(run), batch_size)]
     with ThreadPoolExecutor(1) as pool:
         upcoming = pool.submit(read, batches[0])
         for index in range(len(batches)):

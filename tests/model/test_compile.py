@@ -121,7 +121,7 @@ def test_compiled_group_norm() -> None:
     compiled = torch.compile(network.features, backend="eager", fullgraph=True)
     own = features(network.features, image)
     assert_same(features(compiled, image), own)
-    held = network.with_statistics_of(other, SIZES[:1])
+    held = network.with_statistics(network.statistics_of(other, SIZES[:1]))
     compiled_held = torch.compile(held.features, backend="eager", fullgraph=True)
     expected = features(held.features, image)
     assert_same(features(compiled_held, image), expected)

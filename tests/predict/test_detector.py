@@ -48,7 +48,7 @@ def test_and_once_for_their_copy_from_a_gpu(aligned: bool, masks: bool, tiles: b
         images = _images(4)
         waits.clear()
         if tiles:
-            detector = detector.with_statistics_of(images[:2])
+            detector = detector.with_statistics(detector.statistics_of(images[:2]))
             assert not waits
         found = detector.detect(images, masks=masks)
     assert all(value.device.type == "cpu" for cells in found for value in (cells.boxes, cells.masks))

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 import maskrcnn
 from maskrcnn.data.picture import open_pictures
 from maskrcnn.errors import InputError
+from maskrcnn.model import MaskRCNN
 from maskrcnn.model.limits import Limits
 from maskrcnn.predict.capacity import default_tile
 from maskrcnn.predict.detector import Detector
@@ -145,7 +146,7 @@ def test_the_limit_of_cells_grows_with_the_picture(tiny_run: Path) -> None:
 
 def test_augmented_views_and_tiles_go_together(tiny_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # a picture's statistics are not quite those of its mirror image, in a network with strides
-    monkeypatch.setattr(Predictor, "_detector_for_tiles", lambda self, _: self.detector)
+    monkeypatch.setattr(Detector, "with_statistics", lambda self, _: self)
     plain = maskrcnn.load(tiny_run / "best.pt", device="cpu", tile=96, overlap=16)
     flipped = maskrcnn.load(tiny_run / "best.pt", device="cpu", tile=96, overlap=16, augment="flips")
     picture = np.random.default_rng(0).integers(0, 255, (96, 160), dtype=np.uint8)  # tiles mirror each other
@@ -166,7 +167,9 @@ def test_tiles_are_normalized_as_parts_of_the_picture(tiny_run: Path) -> None:
     image = model.read(picture)
     parts = image[:, :256], image[:, 256:]
     whole = stem(model.detector, image)
-    as_parts = model._detector_for_tiles(model._open(picture))
+    statistics = model.plan(model._open(picture), "none").statistics
+    assert statistics is not None
+    as_parts = model.detector.with_statistics(statistics)
     in_parts = torch.cat([stem(as_parts, part) for part in parts], dim=2)
     alone = torch.cat([stem(model.detector, part) for part in parts], dim=2)
     away = torch.ones(whole.shape[2], dtype=torch.bool)
@@ -192,7 +195,7 @@ def test_the_tissue_of_a_slide_gives_its_statistics(tiny_run: Path, monkeypatch:
         return read(top, left, height, width)
 
     monkeypatch.setattr(opened, "read", noting)
-    model._detector_for_tiles(opened)
+    model._statistics(opened)
     assert len(seen) == 2
     assert (512, 1088) in seen
 
@@ -201,15 +204,15 @@ def test_a_look_that_does_not_fit_the_memory_is_shortened(
     tiny_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = maskrcnn.load(tiny_run / "best.pt", device="cpu", tile=64, overlap=16)
-    features, batches = model.detector.model.features, []
+    features, batches = MaskRCNN.features, []
 
-    def small(images: Tensor, sizes: Sequence[tuple[int, int]]) -> list[Tensor]:
+    def small(self: MaskRCNN, images: Tensor, sizes: Sequence[tuple[int, int]]) -> list[Tensor]:
         batches.append(len(images))
         if len(images) > 3:
             raise torch.cuda.OutOfMemoryError("out of memory")
-        return features(images, sizes)
+        return features(self, images, sizes)
 
-    monkeypatch.setattr(model.detector.model, "features", small)
+    monkeypatch.setattr(MaskRCNN, "features", small)
     model.capacity.statistics_pixels = 16 * 64 * 64 - 1
     model(np.random.default_rng(0).integers(0, 255, (256, 256), dtype=np.uint8), diameter="none")
     assert batches[:3] == [15, 7, 3]
@@ -221,15 +224,15 @@ def test_a_whole_picture_that_does_not_fit_the_memory_is_looked_at_in_windows(
     tiny_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = maskrcnn.load(tiny_run / "best.pt", device="cpu", tile=64, overlap=16)
-    features, shapes = model.detector.model.features, []
+    features, shapes = MaskRCNN.features, []
 
-    def small(images: Tensor, sizes: Sequence[tuple[int, int]]) -> list[Tensor]:
+    def small(self: MaskRCNN, images: Tensor, sizes: Sequence[tuple[int, int]]) -> list[Tensor]:
         shapes.append((len(images), *images.shape[2:]))
         if images.numel() > 3 * 8 * 64 * 64:
             raise torch.cuda.OutOfMemoryError("out of memory")
-        return features(images, sizes)
+        return features(self, images, sizes)
 
-    monkeypatch.setattr(model.detector.model, "features", small)
+    monkeypatch.setattr(MaskRCNN, "features", small)
     model(np.random.default_rng(0).integers(0, 255, (256, 256), dtype=np.uint8), diameter="none")
     assert shapes[:2] == [(1, 256, 256), (8, 64, 64)]
     assert model.capacity.tile == 64

@@ -172,3 +172,9 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def printable(text: str) -> str:
+    """``text`` on one line, with escapes (``\\n``, ``\\udcff``) for characters that cannot be shown or encoded: line
+    ends, control characters, and bytes of file names that are not UTF-8."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

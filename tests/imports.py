@@ -13,6 +13,7 @@ LEVELS = (
     ("data", "model"),
     ("predict",),
     ("evaluation",),
+    ("report",),
     ("export", "engine"),
     ("cli", "napari"),
 )

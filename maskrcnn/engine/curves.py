@@ -11,6 +11,8 @@ from maskrcnn.engine.log import TOTAL
 from maskrcnn.evaluation.coco_ap import MAX_DETECTIONS
 from maskrcnn.evaluation.plots import COLORS, new_figure, save_figure
 
+CURVES = "loss.png"
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 

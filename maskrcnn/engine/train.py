@@ -15,7 +15,7 @@ from maskrcnn import distributed
 from maskrcnn.checkpoint import load_checkpoint, versions
 from maskrcnn.device import choose_device, default_workers
 from maskrcnn.engine.config import TrainConfig
-from maskrcnn.engine.curves import plot_metrics
+from maskrcnn.engine.curves import CURVES, plot_metrics
 from maskrcnn.engine.datasets import Datasets, build_datasets
 from maskrcnn.engine.ema import MovingAverage
 from maskrcnn.engine.loader import EpochSampler, batches, build_loader
@@ -34,10 +34,11 @@ from maskrcnn.model import mask_rcnn_resnet_fpn
 def train(config: TrainConfig) -> Path:
     """Train a network with the options ``config`` and return the run folder.
 
-    The folder contains ``config.json``, ``metrics.jsonl``, ``loss.png``, ``last.pt`` (to resume), ``best.pt`` (the
-    weights of the epoch with the highest validation mask AP; with ``--ema`` their average), and the last epoch's
-    ``precision_recall.png``, ``classes.png`` and ``thresholds.json``. With torchrun, all processes must have access to
-    the same folder and data; only process 0 writes.
+    The folder contains ``config.json``, ``metrics.jsonl``, ``loss.png``, ``report.html`` (the curves, and the last
+    validation's pictures), ``last.pt`` (to resume), ``best.pt`` (the weights of the epoch with the highest validation
+    mask AP; with ``--ema`` their average), and the last epoch's ``precision_recall.png``, ``classes.png`` and
+    ``thresholds.json``. With torchrun, all processes must have access to the same folder and data; only process 0
+    writes.
 
     Args:
         config: the options; for a resumed run from :func:`maskrcnn.engine.resume.run_config`.
@@ -123,10 +124,10 @@ def train_epochs(run: Run, config: TrainConfig, datasets: Datasets, stop: Stop, 
     while True:
         last = run.epoch >= optim.epochs
         if run.validated < run.epoch and (run.epoch % config.val_every == 0 or last):
-            validate(run, datasets, log, plots=last)
+            validate(run, datasets, log, title, plots=last)
             run.save()
-        if main and run.step > 0:
-            plot_metrics(log.rows, run.folder / "loss.png", title)
+        elif main and run.step > 0:
+            plot_metrics(log.rows, run.folder / CURVES, title)
         if last:
             break
         run.network.train()  # validation sets evaluation mode

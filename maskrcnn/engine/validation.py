@@ -7,8 +7,10 @@ from typing import Any
 
 from maskrcnn import distributed
 from maskrcnn.checkpoint import build_model, load_checkpoint, save_checkpoint
+from maskrcnn.engine.curves import CURVES, plot_metrics
 from maskrcnn.engine.datasets import Datasets
 from maskrcnn.engine.log import MetricsLog
+from maskrcnn.engine.page import write_page
 from maskrcnn.engine.run import BEST_BY, Run
 from maskrcnn.evaluation.coco_ap import MAX_DETECTIONS
 from maskrcnn.evaluation.dense import AT
@@ -19,15 +21,17 @@ from maskrcnn.model import MaskRCNN
 from maskrcnn.predict.predictor import Predictor
 
 
-def validate(run: Run, datasets: Datasets, log: MetricsLog, plots: bool) -> None:
-    """Score the current weights on the validation pictures, and save them as ``best.pt`` if none were better.
+def validate(run: Run, datasets: Datasets, log: MetricsLog, title: str, plots: bool) -> None:
+    """Score the current weights on the validation pictures, save them as ``best.pt`` if none were better, and show them
+    in the run's curves and page.
 
     ``plots``: also write ``precision_recall.png`` and ``classes.png``.
     """
     model = run.scored_model
     predictor = _predictor(model, run.description, run)
     truth = datasets.truth if distributed.is_main() else {}
-    metrics = evaluate(predictor, datasets.val, truth=truth, plots=run.folder if plots else None)
+    results: list[dict[str, Any]] = []
+    metrics = evaluate(predictor, datasets.val, truth=truth, plots=run.folder if plots else None, show=results.extend)
     better = metrics[BEST_BY] >= run.best
     run.validated = run.epoch
     if better:
@@ -39,6 +43,9 @@ def validate(run: Run, datasets: Datasets, log: MetricsLog, plots: bool) -> None
         if better:
             weights = {"model": model.state_dict(), "step": run.step, "metrics": metrics}
             save_checkpoint(run.folder / "best.pt", {**weights, **run.description})
+        if run.step > 0:
+            plot_metrics(log.rows, run.folder / CURVES, title)
+        write_page(run, predictor, datasets.val, truth, results, metrics)
 
     distributed.from_main(write)
 

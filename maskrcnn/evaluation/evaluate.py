@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ def evaluate(
     diameter: Diameter | None = None,
     truth: dict[str, Any] | None = None,
     plots: Path | None = None,
+    show: Callable[[list[dict[str, Any]]], object] | None = None,
 ) -> dict[str, float]:
     """Predict every picture of a data set as a user would, and compute scores.
 
@@ -42,6 +43,7 @@ def evaluate(
         diameter: see :meth:`maskrcnn.predict.predictor.Predictor.predict`.
         truth: :func:`maskrcnn.data.coco.to_coco` of the data set, if it was computed already.
         plots: a folder for ``precision_recall.png`` and ``classes.png``; None: no plots.
+        show: called in process 0 with the COCO results that were scored.
 
     Returns:
         :func:`score` of the results. Several processes divide the pictures among them; process 0 computes the scores,
@@ -51,7 +53,11 @@ def evaluate(
 
     def score_all() -> dict[str, float]:
         cells = truth if truth is not None else to_coco(dataset)
-        return score(cells, to_results(dataset, found), predictor.score_threshold, dataset.sources, plots)
+        results = to_results(dataset, found)
+        scores = score(cells, results, predictor.score_threshold, dataset.sources, plots)
+        if show is not None:
+            show(results)
+        return scores
 
     return distributed.from_main(score_all)
 

@@ -12,9 +12,9 @@ from tqdm import tqdm
 
 from maskrcnn.errors import InputError, writing
 from maskrcnn.export.jobs import Job
-from maskrcnn.export.names import printable
 from maskrcnn.export.run_folder import remove_results
 from maskrcnn.export.table import write_csv
+from maskrcnn.files import printable
 
 FAILURES = "failures.csv"
 

@@ -9,11 +9,10 @@ from typing import Any
 from uuid import NAMESPACE_URL, uuid5
 
 from maskrcnn.export.labels import classes_of
-from maskrcnn.export.names import printable
-from maskrcnn.export.overlay import COLORS
-from maskrcnn.export.polygons import polygons
-from maskrcnn.files import atomic_write
+from maskrcnn.files import atomic_write, printable
+from maskrcnn.report.outlines import COLORS
 from maskrcnn.structures import Detections
+from maskrcnn.structures.polygons import polygons
 from maskrcnn.structures.rle import BATCH
 
 

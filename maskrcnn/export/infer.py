@@ -22,13 +22,12 @@ from maskrcnn.export.config import InferConfig
 from maskrcnn.export.failures import Failures
 from maskrcnn.export.jobs import Job, Opener, find_jobs, source_of
 from maskrcnn.export.load import load_predictor, minimum_scores
-from maskrcnn.export.names import printable
 from maskrcnn.export.picture_files import write_picture
 from maskrcnn.export.run_folder import CELLS, begin, default_folder
 from maskrcnn.export.summary import finish
 from maskrcnn.export.truth import Truth
 from maskrcnn.export.zarr_labels import create_zarr_labels
-from maskrcnn.files import lock_folder
+from maskrcnn.files import lock_folder, printable
 from maskrcnn.predict.predictor import Predictor
 from maskrcnn.predict.together import is_large, predict_together
 from maskrcnn.structures import Detections

@@ -19,7 +19,8 @@ from maskrcnn.data.ngff import is_zarr, metadata_of
 from maskrcnn.data.picture import Picture, open_pictures
 from maskrcnn.errors import InputError
 from maskrcnn.export.config import InferConfig
-from maskrcnn.export.names import printable, result_keys
+from maskrcnn.export.names import result_keys
+from maskrcnn.files import printable
 
 PICTURES = frozenset(
     [f".{name.rpartition('.')[2]}" for name in tifffile.TIFF.FILE_EXTENSIONS]

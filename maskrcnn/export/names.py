@@ -16,12 +16,6 @@ LONGEST = 200
 """Maximum length of a result's name in bytes: 255 in file systems, minus extensions such as ``.geojson.part``."""
 
 
-def printable(text: str) -> str:
-    """``text`` on one line, with escapes (``\\n``, ``\\udcff``) for characters that cannot be shown or encoded: line
-    ends, control characters, and bytes of file names that are not UTF-8."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
 def file_stem(key: str) -> str:
     """The name of a picture's files without extension: its key, truncated and with a hash if it is long."""
     name = os.fsencode(key)

@@ -11,11 +11,10 @@ from PIL import Image, ImageDraw, ImageFont
 from skimage.segmentation import find_boundaries
 from torch import Tensor
 
-from maskrcnn.export.names import printable
+from maskrcnn.files import printable
+from maskrcnn.report.outlines import COLORS
 from maskrcnn.structures import Detections
 
-# Okabe & Ito's palette for colour-blind readers, those with most contrast on dark and pink pictures first.
-COLORS = ((240, 228, 66), (0, 158, 255), (0, 220, 130), (255, 80, 60), (204, 121, 167), (86, 180, 233), (230, 159, 0))
 LEGEND_HEIGHT = 22
 
 

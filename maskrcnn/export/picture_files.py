@@ -9,13 +9,12 @@ from maskrcnn.data.picture import Picture
 from maskrcnn.export.geojson import write_geojson
 from maskrcnn.export.jobs import Job
 from maskrcnn.export.labels import write_class_labels, write_labels
-from maskrcnn.export.names import printable
 from maskrcnn.export.overlay import draw_overlay
 from maskrcnn.export.rois import write_rois
 from maskrcnn.export.run_folder import FILES, file_of, record_of
 from maskrcnn.export.table import write_table
 from maskrcnn.export.zarr_labels import write_zarr_labels
-from maskrcnn.files import atomic_write, to_json, write_text
+from maskrcnn.files import atomic_write, printable, to_json, write_text
 from maskrcnn.structures import Detections
 
 OVERLAY = 1600

@@ -12,10 +12,8 @@ from roifile import ROI_OPTIONS, ROI_TYPE, ImagejRoi
 from skimage.measure import find_contours, points_in_poly
 
 from maskrcnn.export.labels import classes_of
-from maskrcnn.export.names import printable
-from maskrcnn.export.outlines import simplify
-from maskrcnn.export.overlay import COLORS
-from maskrcnn.files import atomic_write
+from maskrcnn.files import atomic_write, printable
+from maskrcnn.report.outlines import COLORS, simplify
 from maskrcnn.structures import Detections
 from maskrcnn.structures.rle import BATCH, cell_boxes
 

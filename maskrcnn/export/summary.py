@@ -17,11 +17,11 @@ from maskrcnn.export.config import InferConfig
 from maskrcnn.export.failures import Failures
 from maskrcnn.export.jobs import Job, Opener
 from maskrcnn.export.load import minimum_scores
-from maskrcnn.export.names import printable
-from maskrcnn.export.report import ReportPicture, write_report
 from maskrcnn.export.run_folder import CELLS, read_record, record_of
 from maskrcnn.export.truth import Truth
+from maskrcnn.files import printable
 from maskrcnn.predict.predictor import Predictor
+from maskrcnn.report.write import ReportPicture, write_report
 
 REPORT = "report.html"
 THUMBNAIL = 1024

@@ -14,8 +14,7 @@ from skimage.measure import regionprops
 from torch import Tensor
 
 from maskrcnn.export.labels import classes_of
-from maskrcnn.export.names import printable
-from maskrcnn.files import atomic_write
+from maskrcnn.files import atomic_write, printable
 from maskrcnn.structures import Detections
 from maskrcnn.structures.rle import cell_boxes, cell_window
 

@@ -13,7 +13,7 @@ from shapely.geometry import shape
 
 from maskrcnn.export.geojson import write_geojson
 from tests.export.cells import NAMES, apart, crowd, masks_of
-from tests.export.test_polygons import rasterise
+from tests.structures.test_polygons import rasterise
 
 
 def check_like_qupath(collection: dict[str, Any]) -> None:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from maskrcnn.export.names import LONGEST, file_stem, printable, result_keys
+from maskrcnn.export.names import LONGEST, file_stem, result_keys
+from maskrcnn.files import printable
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,9 @@ import html
 import io
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -21,11 +22,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from maskrcnn.export.names import printable
-from maskrcnn.export.outlines import outline_paths
-from maskrcnn.export.overlay import COLORS
-from maskrcnn.export.report_scores import ReportScores
-from maskrcnn.files import atomic_write
+from maskrcnn.files import atomic_write, printable
+from maskrcnn.report.outlines import COLORS, outline_paths
+from maskrcnn.report.scores import ReportScores
 
 JPEG_BYTES = 48_000
 """Maximum size of a thumbnail: a hundred pictures of many cells take less than 15 MB, with base64 and outlines."""
@@ -38,6 +37,9 @@ SCORE_UNITS = 10_000
 """Scores are integers in the page, rounded down, so that comparisons with a threshold are exact."""
 
 
+Thumbnail = Image.Image | npt.NDArray[np.uint8]
+
+
 @dataclass(frozen=True)
 class ReportPicture:
     """A picture of the report.
@@ -47,14 +49,15 @@ class ReportPicture:
         size: (H, W) of the picture in pixels.
         results: its COCO results: ``category_id`` (1-based), ``bbox``, ``score`` and ``segmentation`` (RLE with text
             counts in the picture's size).
-        thumbnail: the reduced picture, as image or uint8 [h, w, 3]. About 1024 pixels on the longest side.
+        thumbnail: the reduced picture, as image or uint8 [h, w, 3], about 1024 pixels on the longest side; or a
+            function that makes it, which is called if the picture is shown.
         truth: its COCO annotations (``category_id`` and ``segmentation`` as above, ``area``), or None.
     """
 
     name: str
     size: tuple[int, int]
     results: Sequence[dict[str, Any]]
-    thumbnail: Image.Image | npt.NDArray[np.uint8]
+    thumbnail: Thumbnail | Callable[[], Thumbnail]
     truth: Sequence[dict[str, Any]] | None = None
 
 
@@ -65,6 +68,8 @@ def write_report(
     title: str = "Cells",
     subtitle: str = "",
     score_threshold: float | Sequence[float] = 0.5,
+    figure: Path | None = None,
+    most: int | None = None,
 ) -> None:
     """Write the report.
 
@@ -76,6 +81,9 @@ def write_report(
         title, subtitle: plain text.
         score_threshold: one for all classes or one per class. Cells below the lowest are hidden until the reader moves
             the slider. Scores are those of ``maskrcnn evaluate`` at these thresholds, and do not change.
+        figure: a PNG to show above the summary.
+        most: maximum number of pictures in the gallery, the first ones in order; all count in the scores. They are in
+            memory together, but for their thumbnails.
 
     Raises:
         InputError: the file cannot be written.
@@ -83,12 +91,14 @@ def write_report(
     """
     lowest = [score_threshold] * len(class_names) if isinstance(score_threshold, float | int) else score_threshold
     scores = ReportScores(len(class_names), lowest)
-    cards: list[tuple[float, str]] = []
+    cards: list[tuple[float, Callable[[], str]]] = []
     for index, picture in enumerate(pictures):
         _check(picture, len(class_names))
         score = None if picture.truth is None else scores.add(picture.size, picture.truth, picture.results)
         sort_key = math.inf if score is None or score["value"] is None else score["value"]
-        cards.append((sort_key, _card(picture, index, score)))
+        card = partial(_card, picture, index, score)
+        cards.append((sort_key, card if most is not None else partial(str, card())))
+    shown = sorted(cards, key=lambda card: card[0])[:most]
     classes = [
         {
             "name": printable(name),
@@ -106,10 +116,11 @@ def write_report(
     page = Template(_page("report.html")).substitute(
         title=html.escape(title),
         subtitle=html.escape(subtitle),
+        figure="" if figure is None else _figure(figure),
         css=_page("report.css"),
         js=_page("report.js") + _page("charts.js") + _page("viewer.js"),
         data=_json(data),
-        cards="\n".join(card for _, card in sorted(cards, key=lambda card: card[0])),
+        cards="\n".join(card() for _, card in shown),
     )
     with atomic_write(path) as beside:
         beside.write_bytes(page.encode("utf-8", "backslashreplace"))
@@ -128,10 +139,18 @@ def _check(picture: ReportPicture, num_classes: int) -> None:
             raise ValueError(f"{picture.name}: segmentation of size {size}, expected {tuple(picture.size)}")
 
 
+def _figure(path: Path) -> str:
+    with Image.open(path) as picture:
+        width, height = picture.size
+    data = base64.b64encode(path.read_bytes()).decode()
+    return f'<img class="curves" width="{width}" height="{height}" alt="curves" src="data:image/png;base64,{data}">'
+
+
 def _card(picture: ReportPicture, index: int, score: dict[str, Any] | None) -> str:
     """HTML of a picture in the gallery: its thumbnail, and its cells as JSON."""
-    jpeg, (width, height) = _jpeg(picture.thumbnail)
-    scale = GRID * min(LONGEST_SIDE, max(_size(picture.thumbnail))) / max(picture.size)
+    thumbnail = picture.thumbnail() if callable(picture.thumbnail) else picture.thumbnail
+    jpeg, (width, height) = _jpeg(thumbnail)
+    scale = GRID * min(LONGEST_SIDE, max(_size(thumbnail))) / max(picture.size)
     paths, areas = outline_paths([result["segmentation"] for result in picture.results], scale)
     cells = {
         "classes": [result["category_id"] for result in picture.results],
@@ -162,11 +181,11 @@ def _card(picture: ReportPicture, index: int, score: dict[str, Any] | None) -> s
     )
 
 
-def _size(thumbnail: Image.Image | npt.NDArray[np.uint8]) -> tuple[int, int]:
+def _size(thumbnail: Thumbnail) -> tuple[int, int]:
     return thumbnail.size if isinstance(thumbnail, Image.Image) else thumbnail.shape[:2]  # the order does not matter
 
 
-def _jpeg(thumbnail: Image.Image | npt.NDArray[np.uint8]) -> tuple[bytes, tuple[int, int]]:
+def _jpeg(thumbnail: Thumbnail) -> tuple[bytes, tuple[int, int]]:
     """A JPEG of at most ``JPEG_BYTES``, by lower quality, then smaller size; and its size (w, h)."""
     picture = thumbnail if isinstance(thumbnail, Image.Image) else Image.fromarray(thumbnail)
     picture = picture.convert("RGB")

@@ -17,8 +17,8 @@ from pycocotools import mask as coco_mask
 from maskrcnn.errors import InputError
 from maskrcnn.evaluation.coco_ap import coco_metrics
 from maskrcnn.evaluation.dense import dense_metrics
-from maskrcnn.export.outlines import outline_paths, simplify
-from maskrcnn.export.report import JPEG_BYTES, ReportPicture, write_report
+from maskrcnn.report.outlines import outline_paths, simplify
+from maskrcnn.report.write import JPEG_BYTES, ReportPicture, write_report
 
 NAMES = ["round", "l<o>ng & \"thin\" 'one'"]
 SIZE = (96, 128)
@@ -140,6 +140,30 @@ def test_the_scores_are_those_of_validation(tmp_path: Path) -> None:
     assert 0 < scores["value"] < 1
     found = [(one["found"], one["missed"], one["wrong"]) for one in (scores, *scores["classes"])]
     assert found == [(4, 1, 2), (3, 1, 0), (1, 0, 2)]
+
+
+def test_the_gallery_can_be_limited_to_the_worst(tmp_path: Path) -> None:
+    """All pictures count, and thumbnails of others are not made."""
+    made: list[str] = []
+
+    def picture(name: str, found: int) -> ReportPicture:
+        def thumbnail() -> np.ndarray:
+            made.append(name)
+            return _thumbnail()
+
+        return ReportPicture(name, SIZE, CELLS[:found], thumbnail, _truth(CELLS[:2]))
+
+    write_report(tmp_path / "a.html", [picture("good.tif", 2), picture("bad.tif", 0), picture("half.tif", 1)], NAMES)
+    assert made == ["good.tif", "bad.tif", "half.tif"]
+    made.clear()
+    pictures = [picture("good.tif", 2), picture("bad.tif", 0), picture("half.tif", 1)]
+    write_report(tmp_path / "b.html", pictures, NAMES, most=2)
+    assert made == ["bad.tif", "half.tif"]
+    assert ">good.tif<" not in (tmp_path / "b.html").read_text()
+    scores = [re.search(r'"scores":(\{.*?\]\})', (tmp_path / name).read_text()) for name in ("a.html", "b.html")]
+    assert scores[0]
+    assert scores[1]
+    assert scores[0].group(1) == scores[1].group(1)
 
 
 def test_one_thumbnail_is_held_at_a_time(tmp_path: Path) -> None:

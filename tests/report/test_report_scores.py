@@ -16,7 +16,7 @@ from pycocotools import mask as coco_mask
 from maskrcnn.engine.evaluate import EvaluateConfig, evaluate_checkpoint
 from maskrcnn.export.config import InferConfig
 from maskrcnn.export.infer import infer
-from maskrcnn.export.report import ReportPicture, write_report
+from maskrcnn.report.write import ReportPicture, write_report
 
 
 def _report(page: Path) -> dict[str, Any]:

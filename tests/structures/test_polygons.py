@@ -10,7 +10,7 @@ from scipy import ndimage
 from shapely import Polygon
 from skimage.draw import polygon2mask
 
-from maskrcnn.export.polygons import Ring, polygons
+from maskrcnn.structures.polygons import Ring, polygons
 from tests.export.cells import SIDE, shapes
 
 Masks = dict[str, np.ndarray]

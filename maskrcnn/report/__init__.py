@@ -1,0 +1,1 @@
+"""The report: one page with scores, histograms and a gallery of pictures with outlines."""

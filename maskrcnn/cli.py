@@ -1,4 +1,4 @@
-"""The command line ``maskrcnn train | predict | evaluate | pack | doctor``; ``train.py`` and ``infer.py`` call it."""
+"""The command line ``maskrcnn COMMAND``, see :data:`COMMANDS`; ``train.py`` and ``infer.py`` are two of them."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from maskrcnn.engine.steps import NonFiniteLossError
 from maskrcnn.engine.train import train
 from maskrcnn.errors import InputError, one_line_errors
 from maskrcnn.export.config import InferConfig
+from maskrcnn.export.convert import ConvertConfig, convert
 from maskrcnn.export.infer import infer
 from maskrcnn.options import from_flat
 
@@ -48,7 +49,7 @@ class PackConfig:
         print(f"{self.out}: {self.out.stat().st_size / 1e6:.1f} MB")
 
 
-Config = TrainConfig | InferConfig | EvaluateConfig | PackConfig | DoctorConfig
+Config = TrainConfig | InferConfig | EvaluateConfig | ConvertConfig | PackConfig | DoctorConfig
 
 OF_ONE_RUN = ("command", "versions", "out", "resume")
 """Entries of ``config.json`` that another run with the same options does not share."""
@@ -57,6 +58,7 @@ COMMANDS = {
     "train": (TrainCli, "Train Mask R-CNN on folders of cell pictures."),
     "predict": (InferConfig, "Find, outline and classify the cells in pictures."),
     "evaluate": (EvaluateConfig, "Score a checkpoint on pictures whose cells are known."),
+    "convert": (ConvertConfig, "Write cells that are known already in other formats."),
     "pack": (PackConfig, "Make a small file of a checkpoint."),
     "doctor": (DoctorConfig, "Tell what is installed, which kernels are in use, and what is missing."),
 }
@@ -131,6 +133,8 @@ def _run(config: Config) -> int:
         train(config)
     elif isinstance(config, EvaluateConfig):
         evaluate_checkpoint(config)
+    elif isinstance(config, ConvertConfig):
+        convert(config)
     else:
         config.run()
     return 0

@@ -46,7 +46,7 @@ def test_each_command_has_help(command: str, capsys: pytest.CaptureFixture[str])
     with pytest.raises(SystemExit) as end:
         main([command, "--help"])
     assert end.value.code == 0
-    assert "--checkpoint" in capsys.readouterr().out or command in ("train", "doctor")
+    assert "--checkpoint" in capsys.readouterr().out or command in ("train", "convert", "doctor")
 
 
 def test_options_from_a_file(tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

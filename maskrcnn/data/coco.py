@@ -1,32 +1,25 @@
-"""Reading a COCO annotation file as a data set, and writing a data set as a COCO annotation file.
-
-``python -m maskrcnn.data.coco DIR -o annotations.json`` converts a folder in the HW3 layout.
-"""
+"""Reading a COCO annotation file as a data set, and the ground truth of a data set in COCO's format."""
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import torch
-import tyro
 from torch import Tensor
 
 from maskrcnn import distributed
 from maskrcnn.data.coco_file import read_coco_file
 from maskrcnn.data.dataset import CellDataset, Transform, label_progress
-from maskrcnn.data.hw3 import Hw3Folder
 from maskrcnn.data.picture import DEFAULT_PERCENTILES, read_image
 from maskrcnn.data.reader import image_size, split_place
 from maskrcnn.data.segmentation import checked_rle
-from maskrcnn.errors import InputError, one_line_errors
-from maskrcnn.files import write_text
+from maskrcnn.errors import InputError
 from maskrcnn.structures import InstanceLabels
 from maskrcnn.structures.rle import label_planes
 
@@ -152,29 +145,3 @@ class CocoDataset(CellDataset):
         if not os.path.exists(split_place(path)[0]):  # unlike Path.exists, no OSError for an invalid name
             raise InputError(f"{path}: no such file")
         return path
-
-
-@dataclass(frozen=True)
-class ConvertOptions:
-    """Convert a folder in the HW3 layout to a COCO annotation file."""
-
-    data: tyro.conf.Positional[Path]
-    """Folder with train/<name>/image.tif and class1.tif, ..."""
-    output: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("annotations.json")
-    """The file to write; the paths of the pictures in it are relative to its folder."""
-
-
-def convert(options: ConvertOptions) -> None:
-    """Read the folder ``options.data`` and write ``options.output``."""
-    folder = Hw3Folder(options.data)
-    contents = to_coco(folder)
-    for image in contents["images"]:
-        path = os.path.relpath(folder.folder / image["file_name"], options.output.parent)
-        image["file_name"] = Path(path).as_posix()
-    write_text(options.output, json.dumps(contents))
-    print(f"{options.output}: {len(contents['images'])} pictures, {len(contents['annotations'])} cells")
-
-
-if __name__ == "__main__":
-    with one_line_errors():
-        convert(tyro.cli(ConvertOptions))

@@ -11,14 +11,14 @@ from uuid import NAMESPACE_URL, uuid5
 from maskrcnn.export.labels import classes_of
 from maskrcnn.files import atomic_write, printable
 from maskrcnn.report.outlines import COLORS
-from maskrcnn.structures import Detections
+from maskrcnn.structures import Cells, Detections
 from maskrcnn.structures.polygons import polygons
 from maskrcnn.structures.rle import BATCH
 
 
 def write_geojson(
     path: Path,
-    detections: Detections,
+    detections: Detections | Cells,
     class_names: Sequence[str],
     colors: Sequence[tuple[int, int, int]] = COLORS,
 ) -> None:

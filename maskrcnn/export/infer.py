@@ -76,7 +76,8 @@ def infer(config: InferConfig) -> Outcome:
             stack.enter_context(lock_folder(folder, "predict"))
             if "zarr" in config.format:
                 create_zarr_labels([job.path for job in jobs])
-            return begin(config, folder, jobs)
+            scores = minimum_scores(config, predictor)
+            return begin(config, folder, jobs, {"class_names": predictor.class_names, "least_scores": scores})
 
         todo = distributed.from_main(prepare)
         failures = Failures(folder, config.format)

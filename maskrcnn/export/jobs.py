@@ -52,7 +52,7 @@ def find_jobs(config: InferConfig) -> list[Job]:
             Job(key, test.file_name, test.path, 0, test.image_id, (test.height, test.width))
             for (key,), test in zip(keys, tests, strict=True)
         ]
-    listed = [path for entry in config.images for path in _pictures_in(entry)]
+    listed = [path for entry in config.images for path in pictures_in(entry)]
     paths = list({os.path.abspath(path): path for path in listed}.values())  # a folder may be given twice
     file_pages = [_pages(path, config, {os.path.realpath(other) for other in paths}) for path in paths]
     keys = result_keys(paths, [list(pages.values()) for pages in file_pages])
@@ -78,7 +78,7 @@ def _pages(path: Path, config: InferConfig, listed: set[str]) -> dict[int, str]:
     }
 
 
-def _pictures_in(entry: Path) -> list[Path]:
+def pictures_in(entry: Path, option: str = "--images") -> list[Path]:
     """The file or OME-Zarr ``entry``, or the pictures in a folder: files with a known extension and OME-Zarrs, else
     <name>/image.tif.
 
@@ -87,18 +87,18 @@ def _pictures_in(entry: Path) -> list[Path]:
     if os.path.isfile(entry) or is_zarr(entry):
         return [entry]
     if not os.path.isdir(entry):
-        raise InputError(f"--images {entry}: no such file or folder")
+        raise InputError(f"{option} {entry}: no such file or folder")
     try:
         paths = sorted(path for path in entry.iterdir() if not path.name.startswith("."))
     except OSError as error:
-        raise InputError(f"--images {entry}: cannot be listed: {error.strerror}") from error
+        raise InputError(f"{option} {entry}: cannot be listed: {error.strerror}") from error
     # a broken link counts as a picture, which fails later; a pipe does not
     files = {path for path in paths if os.path.isfile(path) or not os.path.exists(path)}
     found = [path for path in paths if (path in files and path.suffix.lower() in PICTURES) or is_zarr(path)]
     found = found or [path / IMAGE for path in paths if os.path.isfile(path / IMAGE)]
     if not found:
         kinds = "TIFF, PNG, JPEG, BMP, WebP, JPEG 2000, or of a microscope"
-        raise InputError(f"--images {entry}: no picture ({kinds}, by its ending) in this folder")
+        raise InputError(f"{option} {entry}: no picture ({kinds}, by its ending) in this folder")
     taken = set(found)
     _print_ignored(entry, [path for path in paths if not {path, path / IMAGE} & taken])
     return found

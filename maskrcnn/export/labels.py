@@ -13,7 +13,7 @@ import tifffile
 import torch
 
 from maskrcnn.files import atomic_write
-from maskrcnn.structures import Detections
+from maskrcnn.structures import Cells, Detections
 from maskrcnn.structures.rle import cell_boxes, cell_window
 
 TILE = 256
@@ -27,7 +27,7 @@ bits). Programs for larger pictures (QuPath, Bio-Formats in Fiji) read by region
 Ints = npt.NDArray[np.int64]
 
 
-def write_labels(path: Path, detections: Detections) -> None:
+def write_labels(path: Path, detections: Detections | Cells) -> None:
     """Write all cells into one label image.
 
     The file is a TIFF [H, W]: 0 for background, i + 1 for detection i, the same id as in the table, GeoJSON and ROIs.
@@ -48,7 +48,7 @@ def write_labels(path: Path, detections: Detections) -> None:
     _write(path, rles, cell_boxes(rles), painting_order(detections), detections.size)
 
 
-def write_class_labels(folder: Path, detections: Detections, num_classes: int) -> list[Path]:
+def write_class_labels(folder: Path, detections: Detections | Cells, num_classes: int) -> list[Path]:
     """Write ``class1.tif``, ``class2.tif``, ... in the HW3 layout, one label image per class, into ``folder``.
 
     Each is written like :func:`write_labels`, with only the cells of its class, so that cells of different classes may
@@ -76,7 +76,7 @@ def write_class_labels(folder: Path, detections: Detections, num_classes: int) -
     return paths
 
 
-def classes_of(detections: Detections, num_classes: int) -> list[int]:
+def classes_of(detections: Detections | Cells, num_classes: int) -> list[int]:
     """The classes of the detections as a list; raises ValueError for one that is not in 1..K."""
     classes: list[int] = detections.labels.tolist()
     for index, label in enumerate(classes):
@@ -85,7 +85,7 @@ def classes_of(detections: Detections, num_classes: int) -> list[int]:
     return classes
 
 
-def painting_order(detections: Detections) -> Ints:
+def painting_order(detections: Detections | Cells) -> Ints:
     """Indices of the detections by ascending score, so that the highest score is painted last."""
     return torch.argsort(detections.scores.cpu(), stable=True).numpy()
 

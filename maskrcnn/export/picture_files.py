@@ -47,7 +47,8 @@ def write_picture(
         InputError: a file cannot be written, or the picture cannot be read again.
     """
     paths = {name: file_of(folder, job.key, name) for name in FILES if name in formats}
-    shown = detections.filter(score_threshold)
+    cells = detections.to_cells()
+    shown = cells.filter(score_threshold)
     if "labels" in paths:
         write_labels(paths["labels"], shown)
     if "class-labels" in paths:
@@ -55,14 +56,14 @@ def write_picture(
     if "geojson" in paths:
         write_geojson(paths["geojson"], shown, class_names)
     if "rois" in paths:
-        write_rois(paths["rois"], shown, class_names)
+        write_rois(paths["rois"], detections.filter(score_threshold), class_names)
     if "csv" in paths:
         size = picture.pixel_size
         write_table(paths["csv"], shown, class_names, picture.raw, None if size is None else size.micrometres())
     if "zarr" in formats:
         write_zarr_labels(picture.path, picture.page, shown)
     if "overlay" in paths:
-        overlay = draw_overlay(picture.reduced(OVERLAY), shown, class_names, score_threshold)
+        overlay = draw_overlay(picture.reduced(OVERLAY), detections, class_names, score_threshold)
         with atomic_write(paths["overlay"]) as beside:
             overlay.save(beside, "PNG")  # optimize=True takes ten times as long for a tenth less
     height, width = picture.size
@@ -72,6 +73,6 @@ def write_picture(
         "height": height,
         "width": width,
         "diameter": detections.diameter,
-        "results": detections.to_coco(job.image_id),
+        "results": cells.to_coco(job.image_id),
     }
     write_text(record_of(folder, job.key), to_json(record))

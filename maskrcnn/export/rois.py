@@ -14,7 +14,8 @@ from skimage.measure import find_contours, points_in_poly
 from maskrcnn.export.labels import classes_of
 from maskrcnn.files import atomic_write, printable
 from maskrcnn.report.outlines import COLORS, simplify
-from maskrcnn.structures import Detections
+from maskrcnn.structures import Cells, Detections
+from maskrcnn.structures.polygons import polygons
 from maskrcnn.structures.rle import BATCH, cell_boxes
 
 TOLERANCE = 0.05
@@ -26,7 +27,7 @@ Ring = npt.NDArray[np.float64]
 
 def write_rois(
     path: Path,
-    detections: Detections,
+    detections: Detections | Cells,
     class_names: Sequence[str],
     colors: Sequence[tuple[int, int, int]] = COLORS,
 ) -> None:
@@ -34,7 +35,8 @@ def write_rois(
 
     The outline is the contour of the mask's probabilities at ``mask_threshold`` (:func:`mask_contours`), with fractions
     of a pixel: it encloses the pixels of the label image but for those whose centres the outline all but touches. A
-    cell with holes or several parts is one composite ROI. The name is i + 1 for detection i, its id in the label image
+    cell with holes or several parts is one composite ROI. Cells without probabilities have outlines along the edges of
+    their pixels. The name is i + 1 for detection i, its id in the label image
     and the table; the group is the class's number, the stroke colour the class's (ImageJ 1.52t and newer draw a ROI in
     the colour of its group), and the properties hold the class's name and the score. Cells without pixels get no ROI.
 
@@ -64,9 +66,15 @@ def write_rois(
             archive.writestr(entry, roi.tobytes())
 
 
-def _outlines(detections: Detections) -> Iterator[tuple[int, list[Ring]]]:
+def _outlines(detections: Detections | Cells) -> Iterator[tuple[int, list[Ring]]]:
     """Index and rings of each cell that has pixels."""
     rles = detections.to_rle()
+    if isinstance(detections, Cells):
+        for first in range(0, len(rles), BATCH):
+            for index, parts in enumerate(polygons(rles[first : first + BATCH]), start=first):
+                if parts:
+                    yield index, [ring.astype(np.float64) for part in parts for ring in part]
+        return
     for first in range(0, len(detections), BATCH):
         batch = slice(first, first + BATCH)
         boxes = cell_boxes(rles[batch])

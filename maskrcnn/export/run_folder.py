@@ -63,8 +63,10 @@ def default_folder(checkpoint: Path) -> Path:
     return path.parent if path == checkpoint else Path("predictions")
 
 
-def begin(config: InferConfig, folder: Path, jobs: Sequence[Job]) -> list[Job]:
+def begin(config: InferConfig, folder: Path, jobs: Sequence[Job], classes: dict[str, Any]) -> list[Job]:
     """Write the run's options into the folder and return the pictures that are not done yet.
+
+    ``classes`` are written too, for ``maskrcnn convert``: ``class_names``, and ``least_scores`` of shown cells.
 
     With ``--overwrite``, results of other options are removed before anything is predicted, so that all results in the
     folder have the same options even if the run is stopped.
@@ -83,7 +85,7 @@ def begin(config: InferConfig, folder: Path, jobs: Sequence[Job]) -> list[Job]:
     if config.overwrite:
         for stem in done if other else done & {file_stem(job.key) for job in jobs}:
             remove_results(folder, stem)
-    write_text(folder / OPTIONS, to_json({**options, "versions": versions()}, indent=2) + "\n")
+    write_text(folder / OPTIONS, to_json({**options, **classes, "versions": versions()}, indent=2) + "\n")
     return [job for job in jobs if not _is_done(folder, job, config)]
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from maskrcnn.export.labels import classes_of
 from maskrcnn.files import atomic_write, printable
-from maskrcnn.structures import Detections
+from maskrcnn.structures import Cells, Detections
 from maskrcnn.structures.rle import cell_boxes, cell_window
 
 BLOCK = 1024
@@ -36,7 +36,7 @@ ReadRegion = Callable[[int, int, int, int], Tensor | npt.NDArray[Any]]
 
 def write_table(
     path: Path,
-    detections: Detections,
+    detections: Detections | Cells,
     class_names: Sequence[str],
     read_region: ReadRegion,
     micrometres: float | None = None,

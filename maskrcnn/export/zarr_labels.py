@@ -16,7 +16,7 @@ from maskrcnn.data.ngff import ZarrImage, is_zarr, open_images
 from maskrcnn.data.stored import needed, readable, scale_between
 from maskrcnn.errors import InputError, writing
 from maskrcnn.export.labels import painting_order
-from maskrcnn.structures import Detections
+from maskrcnn.structures import Cells, Detections
 from maskrcnn.structures.rle import cell_boxes, cell_window
 
 NAME = "maskrcnn"
@@ -42,7 +42,7 @@ def create_zarr_labels(paths: Sequence[Path]) -> None:
                 _create(image)
 
 
-def write_zarr_labels(folder: Path, page: int, detections: Detections) -> None:
+def write_zarr_labels(folder: Path, page: int, detections: Detections | Cells) -> None:
     """Write the cells of one picture: 0 for background, i + 1 for detection i, the same id as in the table.
 
     All levels of the image's pyramid are written, each from the cells themselves: a pixel of a coarser level has the

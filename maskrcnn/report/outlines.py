@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from maskrcnn.structures.polygons import Ring, polygons
-from maskrcnn.structures.rle import BATCH, cell_boxes, column_runs
+from maskrcnn.structures.rle import BATCH, cell_areas, cell_boxes
 
 # Okabe & Ito's palette for colour-blind readers, those with most contrast on dark and pink pictures first.
 COLORS = ((240, 228, 66), (0, 158, 255), (0, 220, 130), (255, 80, 60), (204, 121, 167), (86, 180, 233), (230, 159, 0))
@@ -35,15 +35,13 @@ def outline_paths(rles: Sequence[dict[str, Any]], scale: float) -> tuple[list[st
     """
     rings: list[npt.NDArray[np.float64]] = []
     cells: list[int] = []  # index of the cell of each ring
-    areas: list[int] = []
+    areas = cell_areas(rles).tolist()
     for start in range(0, len(rles), BATCH):
         part = rles[start : start + BATCH]
         for number, parts in enumerate(polygons(part), start=start):
             for corners in itertools.chain.from_iterable(parts):
                 rings.append(_through_middles(corners) * scale)
                 cells.append(number)
-        cell, _, begin, end = column_runs(part)
-        areas += np.bincount(cell, end - begin, minlength=len(part)).astype(int).tolist()
     paths = [""] * len(areas)
     for number, ring in zip(cells, simplify(rings, max(TOLERANCE, scale / 2)), strict=True):
         paths[number] += _path(ring)

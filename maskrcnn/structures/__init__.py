@@ -3,7 +3,8 @@
 Nothing here depends on files or networks.
 """
 
+from maskrcnn.structures.cells import Cells
 from maskrcnn.structures.detections import Detections
 from maskrcnn.structures.instance_labels import InstanceLabels
 
-__all__ = ["Detections", "InstanceLabels"]
+__all__ = ["Cells", "Detections", "InstanceLabels"]

@@ -127,6 +127,16 @@ def cell_boxes(rles: Sequence[dict[str, Any]]) -> Ints:
     return np.concatenate([np.zeros((0, 4), np.int64), *(_boxes(len(part), *column_runs(part)) for part in parts)])
 
 
+def cell_areas(rles: Sequence[dict[str, Any]]) -> Ints:
+    """Number of pixels of each cell, int64 [K]."""
+    parts = [rles[start : start + BATCH] for start in range(0, len(rles), BATCH)]
+    return np.concatenate([np.zeros(0, np.int64), *(_areas(len(part), *column_runs(part)) for part in parts)])
+
+
+def _areas(count: int, cell: Ints, column: Ints, begin: Ints, end: Ints) -> Ints:
+    return np.bincount(cell, end - begin, minlength=count).astype(np.int64)
+
+
 def _boxes(count: int, cell: Ints, column: Ints, begin: Ints, end: Ints) -> Ints:
     """Boxes [count, 4] of cells with these :func:`column_runs`."""
     boxes = np.zeros((count, 4), np.int64)
@@ -204,7 +214,7 @@ def _windows(rles: Sequence[dict[str, Any]]) -> CellWindows:
     start = first[cell] + (column - left[cell]) * stride[cell] - top[cell]
     change[start + begin] += 1
     change[start + end] -= 1
-    areas = np.bincount(cell, end - begin, minlength=len(rles)).astype(np.int64)
+    areas = _areas(len(rles), cell, column, begin, end)
     return CellWindows(boxes, areas, first, np.cumsum(change, dtype=np.int8) > 0)
 
 

@@ -18,20 +18,22 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-from maskrcnn.data.coco import CocoDataset, ConvertOptions, convert, to_coco
+from maskrcnn.data.coco import CocoDataset, to_coco
 from maskrcnn.data.hw3 import Hw3Folder
 from maskrcnn.data.joined import JoinedDataset
 from maskrcnn.engine.config import DataOptions, TrainConfig
 from maskrcnn.engine.datasets import build_datasets
 from maskrcnn.errors import InputError
+from maskrcnn.export.convert import ConvertConfig, convert
 from tests.data.mutations import mutated
 
 
 @pytest.fixture(scope="module")
 def converted(tiny_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("coco") / "annotations.json"
-    subprocess.run([sys.executable, "-m", "maskrcnn.data.coco", str(tiny_dataset), "-o", str(path)], check=True)
-    return path
+    out = tmp_path_factory.mktemp("coco")
+    options = ["--data", str(tiny_dataset), "--out", str(out), "--format", "coco"]
+    subprocess.run([sys.executable, "-m", "maskrcnn", "convert", *options], check=True)
+    return out / "annotations.json"
 
 
 def test_pycocotools_loads_what_is_converted(converted: Path, tiny_dataset: Path) -> None:
@@ -152,7 +154,7 @@ def test_sizes_that_the_file_leaves_out_are_the_pictures(tmp_path: Path, size: d
 def test_the_converted_folder_is_trained_on(tiny_dataset: Path, tmp_path: Path) -> None:
     """With the file inside the folder that it describes."""
     data = shutil.copytree(tiny_dataset, tmp_path / "set")
-    convert(ConvertOptions(data, data / "annotations.json"))
+    convert(ConvertConfig(data, ("coco",), data=data))
     options = TrainConfig(data_options=DataOptions(data=(data / "annotations.json",)))
     built = build_datasets(options, tmp_path)
     folder = Hw3Folder(data)

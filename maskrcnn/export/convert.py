@@ -1,0 +1,227 @@
+"""``maskrcnn convert``: cells that are known already, in other formats: results, training data, label images."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from tqdm import tqdm
+
+from maskrcnn.data.coco import CocoDataset
+from maskrcnn.data.dataset import CellDataset
+from maskrcnn.data.hw3 import Hw3Folder
+from maskrcnn.data.json_file import read_json
+from maskrcnn.data.picture import Picture, open_pictures
+from maskrcnn.data.reader import read_mask
+from maskrcnn.errors import InputError, writing
+from maskrcnn.export.geojson import write_geojson
+from maskrcnn.export.jobs import pictures_in
+from maskrcnn.export.labels import write_class_labels, write_labels
+from maskrcnn.export.names import result_keys
+from maskrcnn.export.rois import write_rois
+from maskrcnn.export.run_folder import CELLS, OPTIONS, file_of, read_record
+from maskrcnn.export.table import write_table
+from maskrcnn.files import printable, to_json, write_text
+from maskrcnn.options import Fraction, check_options
+from maskrcnn.structures import Cells, InstanceLabels
+from maskrcnn.structures.rle import cell_areas
+
+ANNOTATIONS = "annotations.json"
+
+Format = Literal["coco", "labels", "class-labels", "geojson", "rois", "csv"]
+
+
+@dataclass(frozen=True)
+class ConvertConfig:
+    """Write cells that are known already in other formats, without a network."""
+
+    out: Path
+    """Folder for the files, named as those of infer.py."""
+    format: tuple[Format, ...]
+    """coco: annotations.json, which train.py reads; labels: one label TIFF per picture; class-labels: one per class
+    (<name>/class1.tif, ...), the layout of train.py; geojson: outlines for QuPath; rois: outlines for ImageJ and Fiji;
+    csv: one row of measurements per cell (not for --labels, whose pictures are not known)."""
+    results: Path | None = None
+    """Folder of results of infer.py."""
+    data: Path | None = None
+    """Folder in the HW3 layout: <name>/image.tif and class1.tif, ..., or train/ with these."""
+    coco: Path | None = None
+    """COCO annotation file."""
+    image_root: Path | None = None
+    """Folder of the pictures named in the COCO file; default: the folder of the file."""
+    labels: tuple[Path, ...] = ()
+    """Label images of any program (0 is background, each cell has a number of its own), or folders of them."""
+    score_threshold: Fraction | None = None
+    """Minimum score of a cell of --results; default: that of the results' other files. coco contains all cells."""
+
+    def check(self) -> None:
+        """Raise InputError for invalid values or combinations."""
+        check_options(self)
+        sources = {"--results": self.results, "--data": self.data, "--coco": self.coco, "--labels": self.labels or None}
+        given = [name for name, value in sources.items() if value is not None]
+        if len(given) != 1:
+            raise InputError(f"given: {' and '.join(given) or 'no cells'}; expected one of {', '.join(sources)}")
+        if self.score_threshold is not None and self.results is None:
+            raise InputError("--score-threshold is for --results; true cells have no scores")
+        if self.image_root is not None and self.coco is None:
+            raise InputError("--image-root is for --coco")
+        if self.labels and "csv" in self.format:
+            raise InputError("--format csv measures pictures, which --labels does not name; expected another format")
+
+
+@dataclass(frozen=True)
+class _Item:
+    """The cells of one picture.
+
+    Attributes:
+        key: names its files.
+        cells: all of its cells.
+        file_name: path of the picture, of a label image where it is not known.
+        open: opens the picture; None if it is not known.
+    """
+
+    key: str
+    cells: Cells
+    file_name: str
+    open: Callable[[], Picture] | None
+
+
+@dataclass(frozen=True)
+class _Source:
+    """What is converted."""
+
+    items: Iterator[_Item]
+    count: int
+    class_names: list[str]
+    score_threshold: list[float]
+
+
+def convert(config: ConvertConfig) -> int:
+    """Write the files of ``config.format`` and return the number of cells.
+
+    Raises:
+        InputError: options are invalid, or something cannot be read or written.
+    """
+    config.check()
+    if config.results is not None:
+        source = _results(config.results, config.score_threshold)
+    elif config.labels:
+        source = _label_images(config.labels)
+    else:
+        source = _dataset(config)
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    count = 0
+    for number, item in enumerate(tqdm(source.items, total=source.count, desc="convert", unit="picture"), start=1):
+        shown = item.cells.filter(source.score_threshold)
+        _write(config, item, shown, source.class_names)
+        count += len(shown)
+        if "coco" in config.format:
+            height, width = item.cells.size
+            name = Path(os.path.relpath(item.file_name, config.out)).as_posix()
+            images.append({"id": number, "file_name": name, "height": height, "width": width})
+            annotations += _annotations(item.cells, number, len(annotations))
+    if "coco" in config.format:
+        categories = [{"id": k, "name": name} for k, name in enumerate(source.class_names, start=1)]
+        contents = {"images": images, "annotations": annotations, "categories": categories}
+        write_text(config.out / ANNOTATIONS, to_json(contents))
+    print(f"{count} cells in {source.count} pictures: {printable(str(config.out))}")
+    return count
+
+
+def _write(config: ConvertConfig, item: _Item, cells: Cells, class_names: list[str]) -> None:
+    paths = {name: file_of(config.out, item.key, name) for name in config.format if name != "coco"}
+    with writing(config.out):
+        for name, path in paths.items():
+            (path if name == "class-labels" else path.parent).mkdir(parents=True, exist_ok=True)
+    if "labels" in paths:
+        write_labels(paths["labels"], cells)
+    if "class-labels" in paths:
+        write_class_labels(paths["class-labels"], cells, len(class_names))
+    if "geojson" in paths:
+        write_geojson(paths["geojson"], cells, class_names)
+    if "rois" in paths:
+        write_rois(paths["rois"], cells, class_names)
+    if "csv" in paths:
+        assert item.open is not None  # ConvertConfig.check
+        picture = item.open()
+        if picture.size != cells.size:
+            (height, width), (h, w) = picture.size, cells.size
+            raise InputError(f"{item.file_name}: {height}x{width} pixels, but its cells are of a picture of {h}x{w}")
+        size = picture.pixel_size
+        write_table(paths["csv"], cells, class_names, picture.raw, None if size is None else size.micrometres())
+
+
+def _annotations(cells: Cells, image_id: int, done: int) -> list[dict[str, Any]]:
+    """COCO annotations, with ids from ``done`` + 1 on."""
+    rows = zip(cells.to_coco(image_id), cell_areas(cells.rles).tolist(), strict=True)
+    return [{"id": number, "area": area, "iscrowd": 0, **row} for number, (row, area) in enumerate(rows, done + 1)]
+
+
+def _results(folder: Path, score_threshold: float | None) -> _Source:
+    """The cells of a folder of infer.py, from its records."""
+    try:
+        options = read_json(folder / OPTIONS)
+        stems = sorted(path.stem for path in (folder / CELLS).glob("*.json"))
+    except InputError as error:
+        raise InputError(f"--results {folder}: holds no results of infer.py ({error})") from error
+    names = options.get("class_names")
+    if not names:
+        raise InputError(f"--results {folder}: of a version before 0.2.0, which did not keep the names of classes")
+    least = options["least_scores"] if score_threshold is None else [score_threshold] * len(names)
+
+    def items() -> Iterator[_Item]:
+        for stem in stems:
+            record = read_record(folder, stem)
+            if record is None:
+                raise InputError(f"{folder / CELLS / stem}.json: missing or damaged; run infer.py again")
+            path, page = Path(record["source"][0]), record["source"][1]
+            channels = options["channels"] and tuple(options["channels"])
+            arguments = (path, None, options["level"], channels, options["pixel_size"])
+            cells = Cells.of_results(record["results"], (record["height"], record["width"]))
+            yield _Item(stem, cells, str(path.with_name(record["name"])), partial(_page, page, *arguments))
+
+    return _Source(items(), len(stems), names, least)
+
+
+def _page(page: int, *arguments: Any) -> Picture:
+    return open_pictures(*arguments)[page]
+
+
+def _label_images(entries: tuple[Path, ...]) -> _Source:
+    paths = [path for entry in entries for path in pictures_in(entry, "--labels")]
+    keys = result_keys(paths, [[""]] * len(paths))
+
+    def items() -> Iterator[_Item]:
+        for path, (key,) in zip(paths, keys, strict=True):
+            yield _Item(key, _cells(InstanceLabels.from_planes(read_mask(path)[None], [1])), str(path), None)
+
+    return _Source(items(), len(paths), ["cell"], [0.0])
+
+
+def _dataset(config: ConvertConfig) -> _Source:
+    """The true cells of a data set."""
+    dataset: CellDataset
+    if config.data is not None:
+        dataset = Hw3Folder(config.data)
+        root = dataset.folder
+    else:
+        assert config.coco is not None
+        dataset = CocoDataset(config.coco, config.image_root)
+        root = dataset.image_root
+    paths = [root / dataset.file_name(index) for index in range(len(dataset))]
+    keys = result_keys(paths, [[""]] * len(paths))
+
+    def items() -> Iterator[_Item]:
+        for index, (path, (key,)) in enumerate(zip(paths, keys, strict=True)):
+            yield _Item(key, _cells(dataset.labels(index)), str(path), partial(_page, 0, path, None))
+
+    return _Source(items(), len(paths), dataset.class_names, [0.0] * dataset.num_classes)
+
+
+def _cells(labels: InstanceLabels) -> Cells:
+    return Cells.of_masks(labels.to_rle(), labels.classes.tolist(), labels.size)

@@ -61,7 +61,8 @@ def predict_on_cluster(config: InferConfig, jobs: Sequence[Job], folder: Path, f
     except ImportError as error:
         raise InputError(f"--dask: Dask is not installed ({error}); pip install 'maskrcnn[dask]'") from error
     # workers have working directories of their own
-    folder, jobs = folder.absolute(), [replace(job, path=job.path.absolute()) for job in jobs]
+    folder, paths = folder.absolute(), {job.key: str(job.path) for job in jobs}
+    jobs = [replace(job, path=job.path.absolute()) for job in jobs]
     checkpoint = config.checkpoint.absolute() if config.checkpoint.is_file() else config.checkpoint
     config, address = replace(config, checkpoint=checkpoint), str(config.dask)
     with _connect(library, address) as client, tqdm(total=len(jobs), desc="infer", unit="picture") as bar:
@@ -77,14 +78,15 @@ def predict_on_cluster(config: InferConfig, jobs: Sequence[Job], folder: Path, f
                 batches = result.plan.batches
                 step = max(1, TILES // result.plan.batch_size)
                 shares = [batches[first : first + step] for first in range(0, len(batches), step)]
-                plan = client.scatter(result.plan, hash=False)
-                found = [client.submit(detect, config, job, plan, share, pure=False) for share in shares]
-                last = client.submit(finish, config, folder, job, result, found, pure=False)
+                # the future, not the result: if the worker that holds it dies, the picture is planned again
+                found = [client.submit(detect, config, job, future, share, pure=False) for share in shares]
+                last = client.submit(finish, config, folder, job, future, found, pure=False)
                 waiting[last] = job
                 done.add(last)
                 continue
             if isinstance(result, Failed):
-                failures.pass_over(job, InputError(result.message))
+                message = result.message.replace(str(job.path), paths[job.key])
+                failures.pass_over(replace(job, path=Path(paths[job.key])), InputError(message))
             bar.update()
 
 
@@ -112,14 +114,16 @@ def start(config: InferConfig, folder: Path, job: Job) -> Started | Failed | Non
     return None
 
 
-def detect(config: InferConfig, job: Job, plan: Plan, batches: Sequence[Sequence[int]]) -> list[Detections] | Failed:
+def detect(
+    config: InferConfig, job: Job, started: Started, batches: Sequence[Sequence[int]]
+) -> list[Detections] | Failed:
     """A task: the detections of some tiles."""
     with _BUSY:
         try:
             predictor, open_page = _worker(config)
-            return predictor.detect(open_page(job), plan, batches)
+            return predictor.detect(open_page(job), started.plan, batches)
         except torch.cuda.OutOfMemoryError:
-            side = max(max(tile.height, tile.width) for tile in plan.tiles)
+            side = max(max(tile.height, tile.width) for tile in started.plan.tiles)
             return Failed(f"{job.path}: out of memory with tiles of {side} pixels; choose a smaller --tile")
         except Exception as error:
             return Failed(describe(job, error))

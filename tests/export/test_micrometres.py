@@ -90,7 +90,7 @@ def test_the_levels_of_a_slide_are_taken_by_the_diameter_and_cells_are_in_full_p
             return original(*region)
 
         monkeypatch.setattr(picture, "_read", watched)
-    slide._range = (0.0, 255.0)
+    slide.intensities = (0.0, 255.0)
     micrometres = predictor.diameter * 4 * 0.25
     cells = predictor.predict(slide, diameter=f"{micrometres:g}um")
     assert read == {(250, 300)}

@@ -18,13 +18,10 @@ from maskrcnn.data.json_file import read_json
 from maskrcnn.data.picture import Picture, open_pictures
 from maskrcnn.data.reader import read_mask
 from maskrcnn.errors import InputError, writing
-from maskrcnn.export.geojson import write_geojson
 from maskrcnn.export.jobs import pictures_in
-from maskrcnn.export.labels import write_class_labels, write_labels
 from maskrcnn.export.names import result_keys
-from maskrcnn.export.rois import write_rois
+from maskrcnn.export.picture_files import write_cells
 from maskrcnn.export.run_folder import CELLS, OPTIONS, file_of, read_record
-from maskrcnn.export.table import write_table
 from maskrcnn.files import printable, to_json, write_text
 from maskrcnn.options import Fraction, check_options
 from maskrcnn.structures import Cells, InstanceLabels
@@ -134,26 +131,21 @@ def convert(config: ConvertConfig) -> int:
 
 
 def _write(config: ConvertConfig, item: _Item, cells: Cells, class_names: list[str]) -> None:
-    paths = {name: file_of(config.out, item.key, name) for name in config.format if name != "coco"}
+    paths: dict[str, Path] = {name: file_of(config.out, item.key, name) for name in config.format if name != "coco"}
     with writing(config.out):
         for name, path in paths.items():
             (path if name == "class-labels" else path.parent).mkdir(parents=True, exist_ok=True)
-    if "labels" in paths:
-        write_labels(paths["labels"], cells)
-    if "class-labels" in paths:
-        write_class_labels(paths["class-labels"], cells, len(class_names))
-    if "geojson" in paths:
-        write_geojson(paths["geojson"], cells, class_names)
-    if "rois" in paths:
-        write_rois(paths["rois"], cells, class_names)
-    if "csv" in paths:
-        assert item.open is not None  # ConvertConfig.check
-        picture = item.open()
-        if picture.size != cells.size:
-            (height, width), (h, w) = picture.size, cells.size
-            raise InputError(f"{item.file_name}: {height}x{width} pixels, but its cells are of a picture of {h}x{w}")
-        size = picture.pixel_size
-        write_table(paths["csv"], cells, class_names, picture.raw, None if size is None else size.micrometres())
+    write_cells(paths, cells, cells, class_names, partial(_picture_of, item))
+
+
+def _picture_of(item: _Item) -> Picture:
+    """The picture of an item; raises InputError if it has another size than its cells say."""
+    assert item.open is not None  # ConvertConfig.check
+    picture = item.open()
+    if picture.size != item.cells.size:
+        (height, width), (h, w) = picture.size, item.cells.size
+        raise InputError(f"{item.file_name}: {height}x{width} pixels, but its cells are of a picture of {h}x{w}")
+    return picture
 
 
 def _annotations(cells: Cells, image_id: int, done: int) -> list[dict[str, Any]]:

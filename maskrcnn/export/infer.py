@@ -63,6 +63,8 @@ def infer(config: InferConfig) -> Outcome:
     config.check()
     device = choose_device(config.device)
     with distributed.processes(device, TIMEOUT), ExitStack() as stack:
+        if config.dask is not None and distributed.world_size() > 1:
+            raise InputError("--dask shares the pictures out itself; start it without torchrun")
         predictor = load_predictor(config)
         if config.channels is None:
             config = replace(config, channels=predictor.channels)
@@ -82,8 +84,6 @@ def infer(config: InferConfig) -> Outcome:
         todo = distributed.from_main(prepare)
         failures = Failures(folder, config.format)
         if config.dask is not None:
-            if distributed.world_size() > 1:
-                raise InputError("--dask shares the pictures out itself; start it without torchrun")
             predict_on_cluster(config, todo, folder, failures)
         else:
             own = todo[distributed.rank() :: distributed.world_size()]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from maskrcnn.data.picture import Picture
@@ -15,10 +15,43 @@ from maskrcnn.export.run_folder import FILES, file_of, record_of
 from maskrcnn.export.table import write_table
 from maskrcnn.export.zarr_labels import write_zarr_labels
 from maskrcnn.files import atomic_write, printable, to_json, write_text
-from maskrcnn.structures import Detections
+from maskrcnn.structures import Cells, Detections
 
 OVERLAY = 1600
 """Longest side of an overlay in pixels."""
+
+
+def write_cells(
+    paths: Mapping[str, Path],
+    cells: Cells,
+    outlined: Cells | Detections,
+    class_names: Sequence[str],
+    open_picture: Callable[[], Picture],
+) -> None:
+    """Write the files that hold nothing but a picture's cells.
+
+    Args:
+        paths: the files by format; those that show the picture are passed over.
+        cells: the cells.
+        outlined: the same cells for ROIs, whose outlines are finer with probabilities.
+        class_names: names of classes 1..K.
+        open_picture: the picture, for intensities in the table; called if there is one.
+
+    Raises:
+        InputError: a file cannot be written, or the picture cannot be read.
+    """
+    if "labels" in paths:
+        write_labels(paths["labels"], cells)
+    if "class-labels" in paths:
+        write_class_labels(paths["class-labels"], cells, len(class_names))
+    if "geojson" in paths:
+        write_geojson(paths["geojson"], cells, class_names)
+    if "rois" in paths:
+        write_rois(paths["rois"], outlined, class_names)
+    if "csv" in paths:
+        picture = open_picture()
+        size = picture.pixel_size
+        write_table(paths["csv"], cells, class_names, picture.raw, None if size is None else size.micrometres())
 
 
 def write_picture(
@@ -49,17 +82,7 @@ def write_picture(
     paths = {name: file_of(folder, job.key, name) for name in FILES if name in formats}
     cells = detections.to_cells()
     shown = cells.filter(score_threshold)
-    if "labels" in paths:
-        write_labels(paths["labels"], shown)
-    if "class-labels" in paths:
-        write_class_labels(paths["class-labels"], shown, len(class_names))
-    if "geojson" in paths:
-        write_geojson(paths["geojson"], shown, class_names)
-    if "rois" in paths:
-        write_rois(paths["rois"], detections.filter(score_threshold), class_names)
-    if "csv" in paths:
-        size = picture.pixel_size
-        write_table(paths["csv"], shown, class_names, picture.raw, None if size is None else size.micrometres())
+    write_cells(paths, shown, detections.filter(score_threshold), class_names, lambda: picture)
     if "zarr" in formats:
         write_zarr_labels(picture.path, picture.page, shown)
     if "overlay" in paths:

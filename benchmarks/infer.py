@@ -42,6 +42,7 @@ from benchmarks.measure import (
     machine,
     operations,
     peak_extra_memory,
+    row_of,
     table,
 )
 from benchmarks.train_step import ANCHORS, CLASSES, RATIOS
@@ -176,7 +177,7 @@ def theirs(model: TorchvisionMaskRCNN, image: np.ndarray, precision: str, device
 
 def ours(model: MaskRCNN, image: np.ndarray, precision: str, device: str) -> Contender:
     names = [f"class{number}" for number in range(1, CLASSES + 1)]
-    predictor = Predictor(model, None, names, torch.device(device), precision)
+    predictor = Predictor(model, None, names, torch.device(device), precision, overlap_factor=1.0)
     # torchvision's limits do not grow with the picture
     predictor.detector = replace(predictor.detector, pixels_per_detection=image.size)
     parts = [
@@ -226,7 +227,13 @@ def main(options: Options) -> None:
         keep_freed_memory()
     pictures, budget = (((128, 20),), 0.0) if options.quick else (options.pictures, options.budget)
     computes = {"fp32": True, "bf16": use_bfloat16("auto", torch.device(device))}
-    rows, details = [], []
+    print(f"    {' '.join(['python -m benchmarks.infer', *sys.argv[1:]])}\n")
+    print(f"{machine(device)}, torchvision {torchvision.__version__}\n")
+    header = ["picture", "precision", "torchvision as it comes", "torchvision like for like", "ours"]
+    header += ["ratio as it comes", "ratio like for like", "floor"]
+    header += ["memory torchvision", "memory ours", "same boxes"]
+    print(table(header, []), flush=True)
+    details = []
     for size, cells in pictures:
         image, _ = draw_picture(size, np.random.default_rng(0))
         usual = torchvision_model(size, cells)
@@ -236,7 +243,7 @@ def main(options: Options) -> None:
         for precision in options.precisions:
             start = [f"{size}x{size}, {cells} cells", precision]
             if not computes[precision]:
-                rows.append([*start, "not timed: the processor does not compute in it", *["-"] * 8])
+                print(row_of([*start, "not timed: the processor does not compute in it", *["-"] * 8]), flush=True)
                 continue
             contenders = {
                 "torchvision as it comes": theirs(usual, image, "fp32", device),
@@ -250,26 +257,19 @@ def main(options: Options) -> None:
             work = operations(contenders["torchvision as it comes"].run)
             floor = work / convolution_rate(precision, device)
             memory = [peak_extra_memory(contender.run, device) / 1e9 for contender in contenders.values()]
-            rows.append(
-                [
-                    *start,
-                    *(f"{time:.3f} s" for time in times),
-                    *(f"{ratio:.2f}x" for ratio in ratios),
-                    f"{floor:.3f} s ({floor / times[2]:.0%}), {work / 1e12:.2f} TFLOP",
-                    f"{memory[1]:.2f} GB",
-                    f"{memory[2]:.2f} GB",
-                    same,
-                ]
-            )
+            row = [
+                *start,
+                *(f"{time:.3f} s" for time in times),
+                *(f"{ratio:.2f}x" for ratio in ratios),
+                f"{floor:.3f} s ({floor / times[2]:.0%}), {work / 1e12:.2f} TFLOP",
+                f"{memory[1]:.2f} GB",
+                f"{memory[2]:.2f} GB",
+                same,
+            ]
+            print(row_of(row), flush=True)  # each at once: what was measured is kept if time runs out
             for name, contender in contenders.items():
                 spent = contender.breakdown(device)
                 details.append([*start, name, *(f"{spent.get(part, 0):.3f}" for part in PARTS)])
-    print(f"    {' '.join(['python -m benchmarks.infer', *sys.argv[1:]])}\n")
-    print(f"{machine(device)}, torchvision {torchvision.__version__}\n")
-    header = ["picture", "precision", "torchvision as it comes", "torchvision like for like", "ours"]
-    header += ["ratio as it comes", "ratio like for like", "floor"]
-    header += ["memory torchvision", "memory ours", "same boxes"]
-    print(table(header, rows))
     print("\nSeconds by part, from one more run of each:\n")
     print(table(["picture", "precision", "", *PARTS], details))
 

@@ -178,8 +178,12 @@ def machine(device: str = "cpu") -> str:
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return "\n".join(row_of(cells) for cells in (header, ["---"] * len(header), *rows))
+
+
+def row_of(cells: Sequence[str]) -> str:
+    """One row of a Markdown table."""
+    return "| " + " | ".join(cells) + " |"
 
 
 def datasets_of_run(checkpoint: Path, data: Sequence[Path] = (), merge_classes: str | None = None) -> Datasets:

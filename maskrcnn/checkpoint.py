@@ -48,7 +48,7 @@ _ENTRIES: dict[str, Any] = {
     "diameter": Annotated[float, Range(0, 1_000_000, open_low=True)] | None,
     "class_names": tuple[str, ...],
     "thresholds": dict[
-        Literal["score_threshold", "mask_threshold", "min_score"], Fraction | tuple[Fraction, ...]
+        Literal["score_threshold", "mask_threshold", "overlap_factor", "min_score"], Fraction | tuple[Fraction, ...]
     ],  # min_score: earlier name of score_threshold
     "metrics": dict[str, Any],
     "ema": dict[str, Any] | None,

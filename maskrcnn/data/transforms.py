@@ -22,6 +22,9 @@ SCALE_LIMITS = (0.25, 4.0)
 """Range of the factor that brings cells to the canonical size. Enlarging cells of fewer than 8 pixels adds no detail,
 and a picture that a single cell fills would become a thumbnail."""
 
+RECOGNIZABLE = 6.0
+"""Diameter in pixels below which a cell is a dot."""
+
 
 @dataclass(frozen=True)
 class Compose:
@@ -73,6 +76,10 @@ class RandomCrop:
             uniformly, then one of its cells, so that rare classes are seen more often.
         min_visible: cells with less than this fraction of their area in the crop become background: a sliver at the
             border cannot be recognized.
+        off_scale_probability: fraction of the crops whose factor is drawn from :data:`SCALE_LIMITS` instead,
+            log-uniformly, whatever the diameter of the cells: the estimate of the diameter looks at pictures at such
+            scales, where clumps of cells must not be taken for cells. Cells below :data:`RECOGNIZABLE` pixels become
+            background there.
     """
 
     size: int
@@ -81,10 +88,14 @@ class RandomCrop:
     min_visible: float = 0.1
     diameter: float | None = None
     typical_diameter: float | None = None
+    off_scale_probability: float = 0.0
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
         factor = _factor(rng, *self.scale)
-        if self.diameter is not None:
+        off_scale = self.off_scale_probability > 0 and rng.random() < self.off_scale_probability
+        if off_scale:
+            factor = _factor(rng, *SCALE_LIMITS)
+        elif self.diameter is not None:
             factor *= scale_to(self.diameter, sample.labels.median_diameter() or self.typical_diameter)
         side = max(1, round(self.size / factor))
         top, left = self._corner(sample, side, rng)
@@ -94,6 +105,9 @@ class RandomCrop:
         if side != self.size:
             size = [self.size if length == side else max(1, round(length * factor)) for length in (height, width)]
             crop = Resize((size[0], size[1]))(crop, rng)
+        if off_scale:
+            labels = crop.labels.select(crop.labels.areas >= np.pi / 4 * RECOGNIZABLE**2)
+            crop = Sample(crop.image, labels, crop.name, crop.image_id)
         return mirror_to(crop, self.size, self.size)
 
     def _corner(self, sample: Sample, side: int, rng: np.random.Generator) -> tuple[int, int]:

@@ -77,6 +77,9 @@ class DataOptions:
     0.8)."""
     scale_max: Scale | None = None
     """Maximum of that factor (default: 1.6; with --diameter none 1.25)."""
+    off_scale_probability: Fraction = 0.1
+    """With --diameter: fraction of the crops that are rescaled by a random factor between 1/4 and 4, whatever the size
+    of their cells, as the estimate of the diameter looks at pictures."""
     rare_class_probability: Fraction = 0.5
     """Fraction of the crops that are placed around a cell, its class drawn uniformly from the picture's classes."""
     repeat_threshold: Fraction = 0.1
@@ -220,7 +223,8 @@ class TrainConfig:
     def from_dict(values: dict[str, Any]) -> TrainConfig:
         """The inverse of :meth:`to_dict`; raises InputError for options that this version does not have."""
         try:
-            data = {"diameter": "none", **values["data_options"]}  # old runs had no such option
+            # old runs had no such options
+            data = {"diameter": "none", "off_scale_probability": 0.0, **values["data_options"]}
             for name in ("data", "val"):  # older versions stored one path or None
                 value = data.get(name)
                 data[name] = [] if value is None else [value] if isinstance(value, str) else value

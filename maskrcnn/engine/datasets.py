@@ -159,6 +159,7 @@ def training_transform(options: DataOptions, typical: float | None = None) -> T.
         rare_class_probability=options.rare_class_probability,
         diameter=options.canonical_diameter(),
         typical_diameter=typical,
+        off_scale_probability=options.off_scale_probability if options.canonical_diameter() is not None else 0.0,
     )
     steps: list[Transform] = [
         crop if options.resize is None else T.ResizeAndPad(options.resize),

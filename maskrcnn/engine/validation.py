@@ -81,14 +81,15 @@ def fit_best(run: Run, datasets: Datasets) -> None:
 
     def write() -> None:
         best["model_options"]["nms_threshold"] = chosen.nms_threshold
-        best["thresholds"] = {"score_threshold": chosen.score_threshold, "mask_threshold": chosen.mask_threshold}
+        fitted = ("score_threshold", "mask_threshold", "overlap_factor")
+        best["thresholds"] = {name: getattr(chosen, name) for name in fitted}
         write_text(run.folder / "thresholds.json", to_json(dataclasses.asdict(chosen), indent=2) + "\n")
         save_checkpoint(path, best)
         pairs = zip(datasets.class_names, chosen.score_threshold, strict=True)
         scores = ", ".join(f"{name} {value}" for name, value in pairs)
         print(
             f"thresholds fitted on validation, saved in {path}: scores {scores}; masks {chosen.mask_threshold}; "
-            f"suppression at IoU {chosen.nms_threshold}",
+            f"suppression at IoU {chosen.nms_threshold}; scores of overlapping cells times {chosen.overlap_factor}",
             flush=True,
         )
 

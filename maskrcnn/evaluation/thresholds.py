@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from maskrcnn import distributed
 from maskrcnn.data.dataset import CellDataset
-from maskrcnn.evaluation.coco_ap import MAX_DETECTIONS, coco_metrics
+from maskrcnn.evaluation.coco_ap import MAX_DETECTIONS, coco_metrics, mean_of_known
 from maskrcnn.evaluation.dense import dense_metrics
 from maskrcnn.evaluation.evaluate import predict_dataset, to_results
+from maskrcnn.predict.overlaps import lower_overlapping
 from maskrcnn.predict.predictor import Diameter, Predictor
 from maskrcnn.structures import Detections
 
 SCORES = tuple(round(0.2 + 0.05 * step, 2) for step in range(15))
 NMS_THRESHOLDS = (0.4, 0.5, 0.6)
 MASK_THRESHOLDS = (0.4, 0.45, 0.5, 0.55, 0.6)
+OVERLAP_FACTORS = (0.5, 1.0)
 DEFAULT = 0.5
 MIN_GAIN = 0.002
 """Minimum gain in score for a value other than the default: less is likely to be chance."""
@@ -30,12 +35,14 @@ class Thresholds:
         score_threshold: minimum score of a cell, for each class.
         mask_threshold: probability above which a pixel belongs to a cell.
         nms_threshold: IoU of boxes above which the lower-scored cell of a class is dropped.
+        overlap_factor: factor of the scores of cells whose masks overlap better ones.
         tried: the score of every value that was tried, for the log: ``mask_threshold=0.45`` -> AP.
     """
 
     score_threshold: tuple[float, ...]
     mask_threshold: float
     nms_threshold: float
+    overlap_factor: float
     tried: dict[str, float]
 
 
@@ -43,8 +50,8 @@ def fit_thresholds(predictor: Predictor, dataset: CellDataset, truth: dict[str, 
     """Choose the thresholds with the best scores of ``predictor`` on a data set, one after the other.
 
     The NMS and mask thresholds are chosen by AP (COCO, at 1,000 detections per image, which does not depend on a score
-    threshold), the score threshold of each class by the mean of TP / (TP + FP + FN) over IoU 0.5 to 0.9. The default
-    0.5 is kept unless another value gains at least :data:`MIN_GAIN`.
+    threshold), the overlap factor and the score threshold of each class by the mean of TP / (TP + FP + FN) over IoU 0.5
+    to 0.9. The default 0.5 is kept unless another value gains at least :data:`MIN_GAIN`.
 
     Args:
         predictor: used with its limits, except for the values that are tried.
@@ -52,6 +59,8 @@ def fit_thresholds(predictor: Predictor, dataset: CellDataset, truth: dict[str, 
         truth: :func:`maskrcnn.data.coco.to_coco` of the data set.
     """
     tried: dict[str, float] = {}
+    predictor = copy.copy(predictor)
+    predictor.overlap_factor = 1.0
     kept, nms = _predict(predictor, dataset, truth, DEFAULT, None, tried)
     diameters: list[Diameter] = distributed.from_main(lambda: [cells.diameter or "none" for cells in kept])
     for value in NMS_THRESHOLDS:
@@ -83,12 +92,18 @@ def _choose(
     """The best thresholds for the detections with the NMS threshold ``nms``; scores are added to ``tried``."""
     tried |= {f"mask_threshold={value}": _ap(dataset, truth, found, value) for value in MASK_THRESHOLDS}
     mask = _best(tried, "mask_threshold")
-    results = to_results(dataset, [replace(cells, mask_threshold=mask) for cells in found])
+    found = [replace(cells, mask_threshold=mask) for cells in found]
     classes = [f"class{category['id']}" for category in truth["categories"]]
-    for value in SCORES:
-        scores = dense_metrics(truth, results, value)
-        tried |= {f"score_threshold/{name}={value}": scores[f"AP/{name}"] for name in classes}
-    return Thresholds(tuple(_best(tried, f"score_threshold/{name}") for name in classes), mask, nms, tried)
+    by_factor = {}
+    for factor in OVERLAP_FACTORS:
+        results = to_results(dataset, [lower_overlapping(cells, factor) for cells in found])
+        scores = {value: dense_metrics(truth, results, value) for value in SCORES}
+        by_factor[factor] = {f"score_threshold/{c}={v}": scores[v][f"AP/{c}"] for c in classes for v in SCORES}
+        best = [max(scores[value][f"AP/{name}"] for value in SCORES) for name in classes]
+        tried[f"overlap_factor={factor}"] = mean_of_known(np.array(best))
+    factor = _best(tried, "overlap_factor")
+    tried |= by_factor[factor]
+    return Thresholds(tuple(_best(tried, f"score_threshold/{name}") for name in classes), mask, nms, factor, tried)
 
 
 def _ap(dataset: CellDataset, truth: dict[str, Any], found: Sequence[Detections], mask_threshold: float) -> float:

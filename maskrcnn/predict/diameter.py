@@ -31,14 +31,19 @@ BOX_TO_CIRCLE = 1 / 1.04
 the axes, less for others; the median over the cells of 80 validation pictures (e.g. 0.95 to 1.0)."""
 
 
+DOUBTFUL = 10
+"""Number of cells with a score of 0 that are counted besides those that were found: the mean score of a few large cells
+must be higher than that of many small ones, which may be the same cells, seen as clumps."""
+
+
 @dataclass(frozen=True)
 class _Measurement:
     """The cell diameter found at one scale.
 
     Attributes:
         diameter: median diameter of cells with confident scores, in pixels of the picture; None without cells.
-        confidence: mean score of all cells, reduced if their size at this scale differs from the canonical diameter.
-            Scores are highest at the scale that the network was trained for.
+        confidence: mean score of all cells, reduced if there are few (:data:`DOUBTFUL`) or if their size at this scale
+            differs from the canonical diameter. Scores are highest at the scale that the network was trained for.
     """
 
     diameter: float | None
@@ -119,7 +124,8 @@ def _measure(
         return _Measurement(None, 0.0)
     median = float(np.median(diameters[confident]))
     octaves = math.log2(median / canonical)
-    return _Measurement(median / factor, float(scores.mean()) * math.exp(-(octaves**2) / 2))
+    mean = float(scores.sum()) / (len(scores) + DOUBTFUL)
+    return _Measurement(median / factor, mean * math.exp(-(octaves**2)))
 
 
 def _without_cut(cells: Detections, window: Tile, size: tuple[int, int]) -> Detections:

@@ -28,6 +28,7 @@ from maskrcnn.predict.augment import Augment
 from maskrcnn.predict.capacity import Capacity, default_tile
 from maskrcnn.predict.detector import Detector
 from maskrcnn.predict.diameter import estimate_diameter
+from maskrcnn.predict.overlaps import lower_overlapping
 from maskrcnn.predict.plan import Plan
 from maskrcnn.predict.tiles import Tile, merge_tiles, tile_picture
 from maskrcnn.predict.windows import representative_windows
@@ -47,6 +48,9 @@ Diameter = Pixels | Literal["auto", "none"] | Annotated[str, Micrometres()]
 SCORE_THRESHOLD = 0.5
 """Default score threshold for results, if none was fitted."""
 
+OVERLAP_FACTOR = 0.5
+"""Default factor of the scores of detections that overlap better ones, if none was fitted."""
+
 
 class Predictor:
     """A trained network that detects the cells in pictures of any size, preprocessed as in training.
@@ -64,6 +68,8 @@ class Predictor:
         augment: test-time augmentation of each tile (:mod:`maskrcnn.predict.augment`).
         diameter: the median cell diameter, in pixels, that the network was trained for: pictures are rescaled
             accordingly, and tiles and overlap are in rescaled pixels. None: it was trained at the pictures' own scale.
+        overlap_factor: factor of the scores of detections that overlap better ones
+            (:func:`maskrcnn.predict.overlaps.lower_overlapping`).
         resize: longer side, in pixels, to which each picture is resized, as in training; None: not resized.
         score_threshold: recommended minimum score of each class.
         channels: the picture's channels to use, as in training; None: grey or RGB.
@@ -92,6 +98,7 @@ class Predictor:
         channels: Sequence[Annotated[int, Range(0, 65535)]] | None = None,
         category_ids: Sequence[int] | None = None,
         resize: Annotated[int, Range(32, 16384, multiple_of=32)] | None = None,
+        overlap_factor: Fraction = OVERLAP_FACTOR,
     ) -> None:
         self.percentiles, self.channels = percentiles, None if channels is None else tuple(channels)
         self.class_names = tuple(class_names)
@@ -100,7 +107,7 @@ class Predictor:
             count = len(self.category_ids)
             raise InputError(f"category_ids has {count} entries; expected {len(class_names)}, one per class")
         self.augment = augment
-        self.diameter, self.resize = diameter, resize
+        self.diameter, self.resize, self.overlap_factor = diameter, resize, overlap_factor
         scores = [score_threshold] * len(class_names) if isinstance(score_threshold, float | int) else score_threshold
         self.score_threshold = tuple(map(float, scores))
         if len(self.score_threshold) != len(self.class_names):
@@ -256,6 +263,7 @@ class Predictor:
         found: list[Detections] = []
         for images in _prefetch(scaled, [[plan.tiles[index] for index in batch] for batch in batches]):
             detections = detector.detect(images, self.augment)
+            detections = [lower_overlapping(cells, self.overlap_factor) for cells in detections]
             found += detections if one else [replace(cells, masks=cells.masks.half()) for cells in detections]
             if progress is not None:
                 progress(len(found), sum(map(len, batches)))

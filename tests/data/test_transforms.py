@@ -80,6 +80,18 @@ def test_the_factor_of_a_crop_is_limited() -> None:
     assert T.scale_to(30, None) == 1
 
 
+def test_some_crops_are_at_any_scale() -> None:
+    """From a quarter to four times the picture's size, whatever the diameter of the cells; dots are no cells."""
+    crop = T.RandomCrop(256, diameter=30.0, off_scale_probability=0.5)
+    sizes = [crop(discs(20.0), rng(seed)).labels.median_diameter() for seed in range(100)]
+    usual = [size for size in sizes if size is not None and abs(size - 30) < 1.5]
+    others = [size for size in sizes if size is not None and abs(size - 30) >= 1.5]
+    assert 35 <= len(usual) <= 65
+    assert sum(size is None for size in sizes) > 0
+    assert 5.5 < min(others) < 10
+    assert 60 < max(others) < 82
+
+
 def test_a_picture_without_cells_is_taken_to_be_typical() -> None:
     empty = Sample(torch.zeros(200, 200, 3, dtype=torch.uint8), InstanceLabels.empty(200, 200), "empty", 1)
     pixels = torch.arange(200, dtype=torch.uint8)[:, None, None].repeat(1, 200, 3)

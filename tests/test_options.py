@@ -202,7 +202,8 @@ def test_options_of_earlier_versions() -> None:
     """They had one source of data or none, no diameter, and fewer options."""
     before = {"data_options": {"data": "cells", "crop": 64}, "model_options": {}, "optim_options": {}, "seed": 3}
     config = TrainConfig.from_dict(before)
-    assert config.data_options == DataOptions(data=(Path("cells"),), crop=64, diameter="none")
+    old = DataOptions(data=(Path("cells"),), crop=64, diameter="none", off_scale_probability=0.0)
+    assert config.data_options == old
     assert (config.model_options, config.seed) == (ModelOptions(), 3)
     none = TrainConfig.from_dict({**before, "data_options": {"data": None, "val": None}})
     assert none.data_options.data == ()

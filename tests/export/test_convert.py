@@ -48,7 +48,7 @@ def test_results_have_the_files_that_infer_writes(predicted: Path, tmp_path: Pat
 
 
 def test_a_score_may_be_chosen(predicted: Path, tmp_path: Path) -> None:
-    options = ["--results", predicted, "--out", tmp_path, "--format", "labels", "--score-threshold", "0.99"]
+    options = ["--results", predicted, "--out", tmp_path, "--format", "labels", "--score-threshold", "0.98"]
     main(["convert", *map(str, options)])
     few, all_cells = (
         len(np.unique(tifffile.imread(folder / "labels" / "cells.tif"))) for folder in (tmp_path, predicted)

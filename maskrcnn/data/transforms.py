@@ -6,7 +6,7 @@ Each transform is a callable ``(sample, rng) -> sample`` whose result depends on
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -106,8 +106,7 @@ class RandomCrop:
             size = [self.size if length == side else max(1, round(length * factor)) for length in (height, width)]
             crop = Resize((size[0], size[1]))(crop, rng)
         if off_scale:
-            labels = crop.labels.select(crop.labels.areas >= np.pi / 4 * RECOGNIZABLE**2)
-            crop = Sample(crop.image, labels, crop.name, crop.image_id)
+            crop = _select(crop, crop.labels.areas >= np.pi / 4 * RECOGNIZABLE**2)
         return mirror_to(crop, self.size, self.size)
 
     def _corner(self, sample: Sample, side: int, rng: np.random.Generator) -> tuple[int, int]:
@@ -178,7 +177,12 @@ def _drop_slivers(crop: Sample, before: InstanceLabels, areas: Tensor, min_visib
     keys = zip(labels.plane.tolist(), labels.ids.tolist(), strict=True)
     original = torch.tensor([area_of[key] for key in keys], dtype=torch.float64)
     keep = labels.areas >= min_visible * original
-    return crop if bool(keep.all()) else Sample(crop.image, labels.select(keep), crop.name, crop.image_id)
+    return _select(crop, keep)
+
+
+def _select(sample: Sample, keep: Tensor) -> Sample:
+    """The sample with the instances that ``keep``, bool [N], selects; the pixels of the others become background."""
+    return sample if bool(keep.all()) else replace(sample, labels=sample.labels.select(keep))
 
 
 def _resize_image(image: Tensor, size: tuple[int, int]) -> Tensor:

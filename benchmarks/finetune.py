@@ -1,10 +1,10 @@
 """Fine-tuning of a model that comes with the package, compared to training from random weights.
 
-    python -m benchmarks.finetune --data DIR --out runs/finetune [--pictures 5 20 0] [--steps 400] [-- --crop 256]
+    python -m benchmarks.finetune --data DIR [--val DIR] [--pictures 5 20 0] [--steps 400] [-- --crop 256]
 
 Trains on a few pictures of a new task, with the same number of steps from both initializations, and scores both, and
-the model before training, on the same validation pictures. Options after ``--`` are passed to train.py. Completed runs
-are not repeated, and stopped runs are resumed.
+the model before training, on the same validation pictures, which the model should not have been trained on. Options
+after ``--`` are passed to train.py. Completed runs are not repeated, and stopped runs are resumed.
 """
 
 from __future__ import annotations
@@ -36,13 +36,18 @@ class Options:
 
     data: Path
     """Folder in the HW3 layout."""
+    val: Path | None = None
+    """Folder with the validation pictures; None: a part of --data."""
     out: Path = Path("runs/finetune")
     start: str = pretrained.DEFAULT
     """The model to start from, by name or as a file."""
     pictures: tuple[int, ...] = (5, 20, 0)
     """How many pictures to train on; 0: all but those of validation."""
     steps: int = 400
+    random_lr: float | None = None
+    """Learning rate from random weights, which need a higher one; None: that of the options of train.py."""
     val_fraction: float = 0.1
+    """Part of --data to validate on, without --val."""
     seeds: tuple[int, ...] = (0,)
     """Seed of the choice of pictures and of training."""
 
@@ -71,8 +76,10 @@ def main() -> None:
     options, recipe = tyro.cli(Options, args=arguments[:split], description=__doc__), arguments[split + 1 :]
     folder = Hw3Folder(options.data)
     counts = folder.class_counts()
-    train, val = train_val_split(counts, options.val_fraction, 0)
-    validation = link(folder, [folder.names[i] for i in val], options.out / "data" / "val")
+    train, validation = np.arange(len(counts)), options.val
+    if validation is None:
+        train, val = train_val_split(counts, options.val_fraction, 0)
+        validation = link(folder, [folder.names[i] for i in val], options.out / "data" / "val")
     network = load_checkpoint(options.start)["model_options"]
     keys = ("depth", "norm", "stages", "width", "channels", "box_hidden", "mask_convs", "anchor_ratios", "anchor_sizes")
     same: list[str] = []
@@ -81,6 +88,8 @@ def main() -> None:
         texts = [",".join(f"{size:g}" for size in level) for level in value] if key == "anchor_sizes" else value
         flag = "pyramid-channels" if key == "channels" else key.replace("_", "-")
         same += [f"--{flag}", *map(str, texts if isinstance(texts, list | tuple) else [texts])]
+    if options.random_lr is not None:
+        same += ["--lr", str(options.random_lr)]
     rows = []
     for number in options.pictures:
         for seed in options.seeds:

@@ -200,11 +200,22 @@ def test_evaluate_on_other_pictures(tiny_run: Path, tiny_dataset: Path, tmp_path
     assert len(folder) > len(load_checkpoint(tiny_run / "best.pt")["class_names"])
 
 
-def test_evaluate_knows_its_classes(tiny_run: Path, tiny_dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_evaluate_knows_its_classes(
+    tiny_run: Path, tiny_dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     options = ["evaluate", "--checkpoint", str(tiny_run / "best.pt"), "--val", str(tiny_dataset), "--device", "cpu"]
     with pytest.raises(SystemExit):
-        main([*options, "--merge-classes", "True"])
+        main([*options, "--merge-classes"])
     assert "has 4 classes; expected one" in capsys.readouterr().err
+    contents = load_checkpoint("nuclei")
+    contents["config"]["data_options"]["merge_classes"] = None  # trained on data of one class
+    save_checkpoint(tmp_path / "one.pt", contents)
+    options[2] = str(tmp_path / "one.pt")
+    with pytest.raises(SystemExit):
+        main(options)
+    assert "knows nucleus; --merge-classes takes all as one" in capsys.readouterr().err
+    main([*options, "--merge-classes", "--diameter", "none"])
+    assert "\nnucleus" in capsys.readouterr().out
 
 
 def test_evaluate_does_not_split_what_was_trained_on_as_a_whole(

@@ -41,8 +41,8 @@ class EvaluateConfig:
     """A COCO file; all its pictures are scored."""
     image_root: Path | None = None
     """Folder of the pictures named in COCO files; default: the folder of the file."""
-    merge_classes: bool | None = None
-    """Merge all classes of the data into one; default: as in training."""
+    merge_classes: bool = False
+    """Take all classes of the data as the model's only one; default: as in training."""
     diameter: Diameter | None = None
     """See infer.py."""
     augment: Augment = "none"
@@ -80,7 +80,7 @@ def evaluate_checkpoint(config: EvaluateConfig) -> dict[str, float]:
 def _pictures(config: EvaluateConfig, predictor: Predictor) -> CellDataset:
     contents = load_checkpoint(config.checkpoint)
     run = TrainConfig.from_dict(contents["config"])
-    merge = run.data_options.merge_classes if config.merge_classes is None else None
+    merge = run.data_options.merge_classes
     if config.merge_classes:
         if len(predictor.class_names) > 1:
             raise InputError(
@@ -91,7 +91,7 @@ def _pictures(config: EvaluateConfig, predictor: Predictor) -> CellDataset:
     options: DataOptions = dataclasses.replace(
         run.data_options,
         merge_classes=merge,
-        num_classes=None if merge is not None else len(predictor.class_names),
+        num_classes=None if merge is not None or len(predictor.class_names) == 1 else len(predictor.class_names),
         image_root=config.image_root or (None if named else run.data_options.image_root),
     )
     if named and config.data:
@@ -112,9 +112,10 @@ def _pictures(config: EvaluateConfig, predictor: Predictor) -> CellDataset:
             )
         dataset = _validation_pictures(contents, dataclasses.replace(run, data_options=options), folder)
     if dataset.class_names != list(predictor.class_names)[: dataset.num_classes]:
+        hint = "; --merge-classes takes all as one" if len(predictor.class_names) == 1 else ""
         raise InputError(
             f"the pictures have the classes {', '.join(dataset.class_names)}, "
-            f"but {config.checkpoint} knows {', '.join(predictor.class_names)}"
+            f"but {config.checkpoint} knows {', '.join(predictor.class_names)}{hint}"
         )
     return dataset
 

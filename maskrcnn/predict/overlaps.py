@@ -38,7 +38,7 @@ def lower_overlapping(cells: Detections, factor: float) -> Detections:
         return cells
     windows = cell_windows(cells.to_rle())
     overlaps: list[list[int]] = [[] for _ in range(len(cells))]  # of each detection, the better ones that it overlaps
-    for pairs in _near_pairs(cells.boxes.numpy()):
+    for pairs in near_pairs(cells.boxes.numpy()):
         pairs = np.sort(pairs, axis=1)
         for start in range(0, len(pairs), BATCH):
             part = pairs[start : start + BATCH]
@@ -53,11 +53,17 @@ def lower_overlapping(cells: Detections, factor: float) -> Detections:
     return replace(cells, scores=scores).select(scores.argsort(descending=True, stable=True))
 
 
-def _near_pairs(boxes: npt.NDArray[np.float32]) -> Iterator[npt.NDArray[np.int64]]:
-    """All pairs of boxes [K, 4] that share more than half of :data:`SHARED` of the smaller one, int64 [P, 2] each.
+def near_pairs(boxes: npt.NDArray[np.float32]) -> Iterator[npt.NDArray[np.int64]]:
+    """Pairs of boxes that share so much that their masks may overlap: more than half of :data:`SHARED` of the smaller.
 
     Boxes are compared in order of their upper sides, each block with the following ones that begin above its lowest
     side.
+
+    Args:
+        boxes: float [K, 4].
+
+    Yields:
+        int64 [P, 2], indices of the boxes of each pair; every pair once.
     """
     order = np.argsort(boxes[:, 1], kind="stable")
     boxes = boxes[order]

@@ -15,6 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from maskrcnn.predict.overlaps import near_pairs
 from maskrcnn.structures import Detections
 from maskrcnn.structures.rle import BATCH, cell_windows
 
@@ -87,12 +88,11 @@ def merge_tiles(tiles: Sequence[Tile], found: Sequence[Detections], size: tuple[
     for i, j in [*neighbours, *((j, i) for i, j in neighbours)]:
         complete = _is_inside(moved[i].boxes, tiles[j]) & (inner_distance(moved[i].boxes, tiles[j], size) > CUT_MARGIN)
         keep[i] &= ~((distances[i] <= CUT_MARGIN) & complete)
-    first = np.cumsum([0, *map(len, moved)])
+    tile = np.repeat(np.arange(len(tiles)), [len(detections) for detections in moved])
     cells, distance, is_kept = _concatenate(moved, size), torch.cat(distances), torch.cat(keep).numpy()
     is_cut = distance <= CUT_MARGIN
-    pairs = [_overlapping_boxes(cells, slice(*first[i : i + 2]), slice(*first[j : j + 2])) for i, j in neighbours]
-    duplicates = np.concatenate([np.zeros((0, 2), np.int64), *pairs])
-    duplicates = duplicates[is_kept[duplicates].all(axis=1)]
+    duplicates = np.concatenate([np.zeros((0, 2), np.int64), *near_pairs(cells.boxes.numpy())])
+    duplicates = duplicates[(tile[duplicates[:, 0]] != tile[duplicates[:, 1]]) & is_kept[duplicates].all(axis=1)]
     duplicates = duplicates[_are_duplicates(cells, is_cut, duplicates)]
     order = np.lexsort((-cells.scores.numpy(), -distance.numpy()))
     kept = torch.from_numpy(_suppress(order, duplicates))
@@ -150,16 +150,6 @@ def _neighbours(tiles: Sequence[Tile]) -> list[tuple[int, int]]:
                 if tiles[other].left < tile.left + tile.width and tile.left < tiles[other].left + tiles[other].width
             ]
     return pairs
-
-
-def _overlapping_boxes(cells: Detections, first: slice, second: slice) -> npt.NDArray[np.int64]:
-    """Pairs of detections of two tiles whose boxes overlap enough for their masks to be compared, int64 [P, 2]."""
-    a, b = cells.boxes[first], cells.boxes[second]
-    if not len(a) or not len(b):
-        return np.zeros((0, 2), np.int64)
-    sides = (torch.minimum(a[:, None, 2:], b[:, 2:]) - torch.maximum(a[:, None, :2], b[:, :2])).clamp(min=0)
-    smaller = torch.minimum((a[:, 2:] - a[:, :2]).prod(1)[:, None], (b[:, 2:] - b[:, :2]).prod(1))
-    return torch.nonzero(sides.prod(2) > 0.25 * smaller).numpy() + np.array([first.start, second.start])
 
 
 def _are_duplicates(cells: Detections, cut: Tensor, pairs: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:

@@ -200,6 +200,14 @@ def datasets_of_run(checkpoint: Path, data: Sequence[Path] = (), merge_classes: 
     return build_datasets(dataclasses.replace(config, data_options=moved), checkpoint.parent)
 
 
+def of_source(dataset: CellDataset, source: str, most: int | None = None) -> CellDataset:
+    """The first ``most`` pictures of a source, without augmentation."""
+    chosen = [index for index, own in enumerate(dataset.sources) if own == source][:most]
+    if not chosen:
+        raise SystemExit(f"error: --source {source}: no picture is of it; there are {sorted(set(dataset.sources))}")
+    return dataset.subset(chosen)
+
+
 def validation_pictures(checkpoint: Path, data: Sequence[Path] = ()) -> CellDataset:
     """The validation pictures of the run that wrote ``checkpoint``; ``data`` as in :func:`datasets_of_run`."""
     return datasets_of_run(checkpoint, data).val

@@ -35,7 +35,7 @@ import tyro
 from tqdm import tqdm
 
 import maskrcnn
-from benchmarks.measure import datasets_of_run, machine, seconds, table
+from benchmarks.measure import datasets_of_run, machine, of_source, seconds, table
 from benchmarks.peer_process import Found, Peer, start_options, versions
 from maskrcnn.checkpoint import load_checkpoint
 from maskrcnn.data.coco import to_coco
@@ -106,14 +106,6 @@ class Pictures:
 
     def diameter(self, index: int) -> float | None:
         return self.val.labels(index).median_diameter()
-
-
-def of_source(dataset: CellDataset, source: str, most: int | None) -> CellDataset:
-    """Its pictures, without augmentation."""
-    chosen = [index for index, own in enumerate(dataset.sources) if own == source][:most]
-    if not chosen:
-        raise SystemExit(f"error: --source {source}: no picture is of it; there are {sorted(set(dataset.sources))}")
-    return dataset.subset(chosen)
 
 
 def prepare(options: Options) -> Pictures:

@@ -213,7 +213,7 @@ class TrainConfig:
     val_every: Count = 1
     """Validate every this many epochs, and after the last one."""
     save_every: Count = 200
-    """Write last.pt every this many steps, and after each epoch."""
+    """Write last.pt and loss.png every this many steps, and at each validation."""
 
     def to_dict(self) -> dict[str, Any]:
         """The options as plain JSON types, nested like the groups."""

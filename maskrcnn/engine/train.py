@@ -124,10 +124,9 @@ def train_epochs(run: Run, config: TrainConfig, datasets: Datasets, stop: Stop, 
     while True:
         last = run.epoch >= optim.epochs
         if run.validated < run.epoch and (run.epoch % config.val_every == 0 or last):
+            run.save()  # the validation takes minutes
             validate(run, datasets, log, title, plots=last)
             run.save()
-        elif main and run.step > 0:
-            plot_metrics(log.rows, run.folder / CURVES, title)
         if last:
             break
         run.network.train()  # validation sets evaluation mode
@@ -147,8 +146,9 @@ def train_epochs(run: Run, config: TrainConfig, datasets: Datasets, stop: Stop, 
                 bar.update()
                 if run.step % config.save_every == 0:
                     run.save()
+                    if main:
+                        plot_metrics(log.rows, run.folder / CURVES, title)
         run.epoch, run.step_in_epoch = run.epoch + 1, 0
-        run.save()  # before the validation, which takes minutes
     fit_best(run, datasets)
 
 

@@ -79,12 +79,14 @@ class _Item:
         cells: all of its cells.
         file_name: path of the picture, of a label image where it is not known.
         open: opens the picture; None if it is not known.
+        micrometres: the side of its pixels; None if it is not known.
     """
 
     key: str
     cells: Cells
     file_name: str
     open: Callable[[], Picture] | None
+    micrometres: float | None = None
 
 
 @dataclass(frozen=True)
@@ -135,7 +137,7 @@ def _write(config: ConvertConfig, item: _Item, cells: Cells, class_names: list[s
     with writing(config.out):
         for name, path in paths.items():
             (path if name == "class-labels" else path.parent).mkdir(parents=True, exist_ok=True)
-    write_cells(paths, cells, cells, class_names, partial(_picture_of, item))
+    write_cells(paths, cells, cells, class_names, partial(_picture_of, item), item.micrometres)
 
 
 def _picture_of(item: _Item) -> Picture:
@@ -175,7 +177,8 @@ def _results(folder: Path, score_threshold: float | None) -> _Source:
             channels = options["channels"] and tuple(options["channels"])
             arguments = (path, None, options["level"], channels, options["pixel_size"])
             cells = Cells.of_results(record["results"], (record["height"], record["width"]))
-            yield _Item(stem, cells, str(path.with_name(record["name"])), partial(_page, page, *arguments))
+            name, micrometres = str(path.with_name(record["name"])), record.get("pixel_size")
+            yield _Item(stem, cells, name, partial(_page, page, *arguments), micrometres)
 
     return _Source(items(), len(stems), names, least)
 

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import tifffile
 import torch
 
+from maskrcnn.data.pixel_size import MICROMETRES
 from maskrcnn.files import atomic_write
 from maskrcnn.structures import Cells, Detections
 from maskrcnn.structures.rle import cell_boxes, cell_window
@@ -27,7 +28,7 @@ bits). Programs for larger pictures (QuPath, Bio-Formats in Fiji) read by region
 Ints = npt.NDArray[np.int64]
 
 
-def write_labels(path: Path, detections: Detections | Cells) -> None:
+def write_labels(path: Path, detections: Detections | Cells, micrometres: float | None = None) -> None:
     """Write all cells into one label image.
 
     The file is a TIFF [H, W]: 0 for background, i + 1 for detection i, the same id as in the table, GeoJSON and ROIs.
@@ -40,15 +41,18 @@ def write_labels(path: Path, detections: Detections | Cells) -> None:
     Args:
         path: the file; replaced when the new one is complete.
         detections: the cells of one picture, on any device.
+        micrometres: the side of a pixel, written as the TIFF's resolution; None: unknown.
 
     Raises:
         InputError: the file cannot be written.
     """
     rles = detections.to_rle()
-    _write(path, rles, cell_boxes(rles), painting_order(detections), detections.size)
+    _write(path, rles, cell_boxes(rles), painting_order(detections), detections.size, micrometres)
 
 
-def write_class_labels(folder: Path, detections: Detections | Cells, num_classes: int) -> list[Path]:
+def write_class_labels(
+    folder: Path, detections: Detections | Cells, num_classes: int, micrometres: float | None = None
+) -> list[Path]:
     """Write ``class1.tif``, ``class2.tif``, ... in the HW3 layout, one label image per class, into ``folder``.
 
     Each is written like :func:`write_labels`, with only the cells of its class, so that cells of different classes may
@@ -59,6 +63,7 @@ def write_class_labels(folder: Path, detections: Detections | Cells, num_classes
         folder: folder of the files; created if it is missing.
         detections: the cells of one picture, on any device.
         num_classes: number of cell classes K, and of files.
+        micrometres: see :func:`write_labels`.
 
     Returns:
         The files of classes 1..K.
@@ -72,7 +77,7 @@ def write_class_labels(folder: Path, detections: Detections | Cells, num_classes
     boxes, order = cell_boxes(rles), painting_order(detections)
     paths = [folder / f"class{number}.tif" for number in range(1, num_classes + 1)]
     for number, path in enumerate(paths, start=1):
-        _write(path, rles, boxes, order[classes[order] == number], detections.size)
+        _write(path, rles, boxes, order[classes[order] == number], detections.size, micrometres)
     return paths
 
 
@@ -90,7 +95,14 @@ def painting_order(detections: Detections | Cells) -> Ints:
     return torch.argsort(detections.scores.cpu(), stable=True).numpy()
 
 
-def _write(path: Path, rles: list[dict[str, Any]], boxes: Ints, order: Ints, size: tuple[int, int]) -> None:
+def _write(
+    path: Path,
+    rles: list[dict[str, Any]],
+    boxes: Ints,
+    order: Ints,
+    size: tuple[int, int],
+    micrometres: float | None,
+) -> None:
     dtype = np.dtype(np.uint16 if len(rles) < 2**16 else np.uint32)
     bands = _bands(rles, boxes, order, size, dtype)
     tiled = size[0] * size[1] > LARGEST_IN_STRIPS
@@ -105,6 +117,8 @@ def _write(path: Path, rles: list[dict[str, Any]], boxes: Ints, order: Ints, siz
             compression="zlib",
             photometric="minisblack",
             bigtiff=tiled and needs_bigtiff(size, dtype),
+            resolution=None if micrometres is None else (MICROMETRES["cm"] / micrometres,) * 2,
+            resolutionunit=None if micrometres is None else "CENTIMETER",
             metadata=None,
         )
 

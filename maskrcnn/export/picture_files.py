@@ -27,6 +27,7 @@ def write_cells(
     outlined: Cells | Detections,
     class_names: Sequence[str],
     open_picture: Callable[[], Picture],
+    micrometres: float | None = None,
 ) -> None:
     """Write the files that hold nothing but a picture's cells.
 
@@ -35,23 +36,27 @@ def write_cells(
         cells: the cells.
         outlined: the same cells for ROIs, whose outlines are finer with probabilities.
         class_names: names of classes 1..K.
-        open_picture: the picture, for intensities in the table; called if there is one.
+        open_picture: the picture, for intensities and lengths in the table; called if there is one.
+        micrometres: the side of a pixel, for label images; None: unknown.
 
     Raises:
         InputError: a file cannot be written, or the picture cannot be read.
     """
     if "labels" in paths:
-        write_labels(paths["labels"], cells)
+        write_labels(paths["labels"], cells, micrometres)
     if "class-labels" in paths:
-        write_class_labels(paths["class-labels"], cells, len(class_names))
+        write_class_labels(paths["class-labels"], cells, len(class_names), micrometres)
     if "geojson" in paths:
         write_geojson(paths["geojson"], cells, class_names)
     if "rois" in paths:
         write_rois(paths["rois"], outlined, class_names)
     if "csv" in paths:
         picture = open_picture()
-        size = picture.pixel_size
-        write_table(paths["csv"], cells, class_names, picture.raw, None if size is None else size.micrometres())
+        write_table(paths["csv"], cells, class_names, picture.raw, _micrometres(picture))
+
+
+def _micrometres(picture: Picture) -> float | None:
+    return None if picture.pixel_size is None else picture.pixel_size.micrometres()
 
 
 def write_picture(
@@ -81,8 +86,8 @@ def write_picture(
     """
     paths = {name: file_of(folder, job.key, name) for name in FILES if name in formats}
     cells = detections.to_cells()
-    shown = cells.filter(score_threshold)
-    write_cells(paths, shown, detections.filter(score_threshold), class_names, lambda: picture)
+    shown, micrometres = cells.filter(score_threshold), _micrometres(picture)
+    write_cells(paths, shown, detections.filter(score_threshold), class_names, lambda: picture, micrometres)
     if "zarr" in formats:
         write_zarr_labels(picture.path, picture.page, shown)
     if "overlay" in paths:
@@ -96,6 +101,7 @@ def write_picture(
         "height": height,
         "width": width,
         "diameter": detections.diameter,
+        "pixel_size": micrometres,
         "results": cells.to_coco(job.image_id),
     }
     write_text(record_of(folder, job.key), to_json(record))

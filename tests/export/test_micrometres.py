@@ -13,6 +13,7 @@ import tifffile
 from maskrcnn.data.picture import open_pictures
 from maskrcnn.errors import InputError
 from maskrcnn.export.config import InferConfig
+from maskrcnn.export.convert import ConvertConfig, convert
 from maskrcnn.export.infer import infer
 from maskrcnn.export.table import COLUMNS, LENGTHS, write_table
 from maskrcnn.predict.load import load
@@ -52,12 +53,17 @@ def test_lengths_positions_and_areas_are_in_both_units(tmp_path: Path) -> None:
     [(HALF, None, 0.5), (HALF, 0.25, 0.25), ({}, 0.25, 0.25), ({}, None, None), (INCH, None, None)],
     ids=str,
 )
-def test_tables_have_micrometres_where_the_pixel_size_is_known(
+def test_tables_and_label_images_have_micrometres_where_the_pixel_size_is_known(
     tiny_run: Path, tmp_path: Path, written: dict[str, Any], given: float | None, expected: float | None
 ) -> None:
     tifffile.imwrite(tmp_path / "a.tif", PIXELS, **written)
-    assert not infer(options(tiny_run, tmp_path / "a.tif", format=("csv",), pixel_size=given)).failures
+    written_formats = ("csv", "labels", "class-labels")
+    assert not infer(options(tiny_run, tmp_path / "a.tif", format=written_formats, pixel_size=given)).failures
     (first, _) = read_table(tmp_path / "out" / "csv" / "a.csv")
+    convert(ConvertConfig(tmp_path / "again", ("labels",), results=tmp_path / "out"))
+    for name in ("out/labels/a.tif", "out/class-labels/a/class2.tif", "again/labels/a.tif"):
+        size = open_pictures(tmp_path / name, None)[0].pixel_size
+        assert (None if size is None else size.micrometres()) == (expected and pytest.approx(expected))
     if expected is None:
         assert list(first) == list(COLUMNS)
     else:

@@ -26,7 +26,8 @@ class StandIn(nn.Module):
     def forward(
         self, images: Tensor, sizes: Sequence[tuple[int, int]], masks: bool = True, limits: Limits | None = None
     ) -> list[Detections]:
-        return [self.detect(image[:, :height, :width]) for image, (height, width) in zip(images, sizes, strict=True)]
+        found = [self.detect(image[:, :height, :width]) for image, (height, width) in zip(images, sizes, strict=True)]
+        return [cells.filter((limits or self.limits).score_threshold) for cells in found]
 
     def detect(self, image: Tensor) -> Detections:
         """The cells of an image uint8 [3, H, W]."""

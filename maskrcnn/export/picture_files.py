@@ -102,6 +102,7 @@ def write_picture(
         "width": width,
         "diameter": detections.diameter,
         "pixel_size": micrometres,
+        "zarr": "zarr" in formats,
         "results": cells.to_coco(job.image_id),
     }
     write_text(record_of(folder, job.key), to_json(record))

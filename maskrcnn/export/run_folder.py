@@ -102,7 +102,9 @@ def _is_done(folder: Path, job: Job, config: InferConfig) -> bool:
     if not all(file_of(folder, job.key, name).exists() for name in config.format if name in FILES):
         return False
     source, record = source_of(job), read_record(folder, job.key)
-    return source is not None and record is not None and record["source"] == source
+    if source is None or record is None or record["source"] != source:
+        return False
+    return "zarr" not in config.format or record.get("zarr", False)
 
 
 def read_record(folder: Path, key: str) -> dict[str, Any] | None:

@@ -301,8 +301,10 @@ class Predictor:
         return float(diameter)
 
     def _estimate(self, picture: Picture, canonical: float) -> float | None:
+        least = self.detector.model.limits.score_threshold  # doubtful cells count, whatever box_score_threshold is
+        detector = replace(self.detector, limits=replace(self.detector.limits, score_threshold=least))
         try:
-            return estimate_diameter(picture, partial(self.detector.detect, masks=False), canonical)
+            return estimate_diameter(picture, partial(detector.detect, masks=False), canonical)
         except torch.cuda.OutOfMemoryError:
             raise InputError(
                 "out of memory while estimating the cell diameter; give --diameter, or choose --device cpu"

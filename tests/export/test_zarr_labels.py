@@ -131,6 +131,17 @@ def test_a_plate_is_predicted_into_itself(tiny_run: Path, tmp_path: Path, versio
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "csv").iterdir()} == before
 
 
+@pytest.mark.usefixtures("quick")
+def test_labels_that_are_asked_for_later_are_written(tiny_run: Path, tmp_path: Path) -> None:
+    path = image(tmp_path / "a.zarr", "0.5", "yx")
+    options = {"images": (path,), "out": tmp_path / "out", "device": "cpu"}
+    for formats in (("labels",), ("labels", "zarr")):
+        assert not infer(InferConfig(tiny_run / "best.pt", **options, format=formats)).failures
+    inside = read_mask(path / "labels" / "maskrcnn")
+    assert inside.any()
+    assert np.array_equal(inside, read_mask(tmp_path / "out" / "labels" / "a.tif"))
+
+
 def test_other_pictures_have_no_place_for_labels(tiny_run: Path, tmp_path: Path) -> None:
     Image.fromarray(np.zeros((20, 30), np.uint8)).save(tmp_path / "a.png")
     with pytest.raises(InputError, match=r"--format zarr: .*a\.png is no OME-Zarr"):

@@ -90,6 +90,11 @@ def test_very_different_sizes() -> None:
     assert predictor().find_diameter(picture_of(picture, None)) == pytest.approx(15.5, rel=0.1)
 
 
+def test_doubtful_cells_count_whatever_the_box_score_threshold_is() -> None:
+    picture = picture_of(discs([14, 15, 16, 40], 500), None)
+    assert predictor(box_score_threshold=0.9999).find_diameter(picture) == predictor().find_diameter(picture)
+
+
 def test_one_cell() -> None:
     picture = np.zeros((300, 260), np.uint8)
     picture[100:160, 100:160] = discs([48], 160)[48:108, 48:108]

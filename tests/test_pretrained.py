@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from scipy import ndimage
+from skimage.draw import disk
 
 import maskrcnn
 from maskrcnn import pretrained
@@ -60,6 +63,18 @@ def test_it_finds_them_at_any_magnification(nuclei: Predictor) -> None:
     for factor, (own_count, own_diameter) in found.items():
         assert own_count == pytest.approx(count, abs=6)
         assert own_diameter == pytest.approx(diameter * factor, rel=0.15)
+
+
+def test_it_finds_all_nuclei_of_a_crowd(nuclei: Predictor) -> None:
+    """Cells of 22 pixels, 24 apart: one per 576 pixels, at the network's own scale."""
+    rng = np.random.default_rng(0)
+    picture = np.zeros((492, 492), np.float32)
+    for y, x in itertools.product(range(18, 492, 24), repeat=2):
+        at = (y + rng.uniform(-1, 1), x + rng.uniform(-1, 1))
+        picture[disk(at, rng.uniform(10, 11), shape=picture.shape)] = rng.uniform(120, 180)
+    picture = ndimage.gaussian_filter(picture, 1) + rng.normal(0, 4, picture.shape)
+    cells = nuclei(picture.clip(0, 255).astype(np.uint8), diameter="none").filter(nuclei.score_threshold)
+    assert len(cells) == pytest.approx(20 * 20, abs=4)
 
 
 def test_an_empty_picture_has_no_nuclei(nuclei: Predictor) -> None:

@@ -28,12 +28,12 @@ class Limits:
     def at_least(self, cells: int) -> Limits:
         """The same limits, raised where necessary for ``cells`` detections per image.
 
-        Four times as many proposals are kept, out of twelve times as many anchors per level: with the limits for small
-        images, the anchors of the brightest cells would displace all others (benchmarks/results/tiles-cpu.md).
+        Three times as many proposals are kept, out of nine times as many anchors per level: with the limits for small
+        images, the anchors of the brightest cells would displace all others.
         """
         return replace(
             self,
-            pre_nms=max(self.pre_nms, 12 * cells),
-            post_nms=max(self.post_nms, 4 * cells),
+            pre_nms=max(self.pre_nms, 9 * cells),
+            post_nms=max(self.post_nms, 3 * cells),
             detections_per_image=max(self.detections_per_image, cells),
         )

@@ -18,8 +18,9 @@ from maskrcnn.predict.capacity import Capacity
 from maskrcnn.predict.masks import align_masks
 from maskrcnn.structures import Detections
 
-PIXELS_PER_DETECTION = 1024
-"""Larger images may have one detection per 32x32 pixels: the checkpoint's limit is for small images."""
+PIXELS_PER_DETECTION = 400
+"""Larger images may have one detection per 20x20 pixels: the checkpoint's limit is for small images. Where cells of 30
+pixels touch, there is one per 27x27, and the limit must leave room for the doubtful ones."""
 
 
 @dataclass(frozen=True)
@@ -82,9 +83,13 @@ class Detector:
         tile would be amplified until it looks like cells."""
         return replace(self, model=self.model.with_statistics(statistics))
 
+    def limits_for(self, height: int, width: int) -> Limits:
+        """The limits for an image of this size."""
+        return self.limits.at_least(height * width // self.pixels_per_detection)
+
     @torch.inference_mode()
     def _forward(self, images: Sequence[Tensor], masks: bool) -> list[Detections]:
-        limits = self.limits.at_least(images[0].shape[0] * images[0].shape[1] // self.pixels_per_detection)
+        limits = self.limits_for(images[0].shape[0], images[0].shape[1])
         with autocast(self.precision, self.device):
             detections = self.model(*self._batch(images), masks=masks, limits=limits)
         if masks and not self.model.aligned:

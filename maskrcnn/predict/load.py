@@ -62,6 +62,8 @@ def load(
 
 def _thresholds(contents: dict[str, Any]) -> dict[str, Any]:
     """The fitted thresholds of a checkpoint as arguments of :class:`Predictor`; ``min_score`` is the earlier name of
-    ``score_threshold``."""
+    ``score_threshold``, which was fitted to scores that were not lowered."""
     fitted = contents.get("thresholds", {})
+    if fitted:
+        fitted = {"overlap_factor": 1.0, **fitted}
     return {"score_threshold" if name == "min_score" else name: value for name, value in fitted.items()}

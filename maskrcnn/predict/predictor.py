@@ -263,7 +263,6 @@ class Predictor:
         found: list[Detections] = []
         for images in _prefetch(scaled, [[plan.tiles[index] for index in batch] for batch in batches]):
             detections = detector.detect(images, self.augment)
-            detections = [lower_overlapping(cells, self.overlap_factor) for cells in detections]
             found += detections if one else [replace(cells, masks=cells.masks.half()) for cells in detections]
             if progress is not None:
                 progress(len(found), sum(map(len, batches)))
@@ -273,14 +272,26 @@ class Predictor:
         """The last part of :meth:`predict`: the cells of the picture from those of all its tiles, in their order."""
         cells = found[0]
         if len(plan.tiles) > 1:
-            cells, cut = merge_tiles(plan.tiles, found, picture.rescaled(plan.factor).size)
-            if cut:
+            cells, is_cut = merge_tiles(plan.tiles, found, picture.rescaled(plan.factor).size)
+            if cut := len(cells.select(is_cut).filter(self.score_threshold)):
                 print(
                     f"warning: {picture.name}: {cut} cells are larger than the overlap of tiles and may be cut; use a "
                     f"larger --overlap (now {plan.overlap})",
                     file=sys.stderr,
                 )
+        if most := max((len(part) for part in found if self._is_full(part)), default=0):
+            print(
+                f"warning: {picture.name}: has more cells than {most} per tile, the limit: they are smaller than this "
+                "network looks for; a smaller --diameter enlarges the picture",
+                file=sys.stderr,
+            )
+        cells = lower_overlapping(cells, self.overlap_factor)
         return replace(cells.resized(picture.size), diameter=plan.diameter)
+
+    def _is_full(self, found: Detections) -> bool:
+        """Whether the limit of detections may have cost a tile cells with enough score."""
+        limit = self.detector.limits_for(*found.size).detections_per_image
+        return len(found) >= limit and float(found.scores[-1]) >= min(self.score_threshold)
 
     def find_diameter(self, picture: Picture, diameter: Diameter | None = None) -> float | None:
         """The median cell diameter in pixels to assume for a picture; None: predict it at its own scale.

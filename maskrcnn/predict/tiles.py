@@ -62,7 +62,7 @@ def _starts(length: int, tile: int, overlap: int) -> list[int]:
     return [-(-i * last // count) * unit for i in range(count + 1)]
 
 
-def merge_tiles(tiles: Sequence[Tile], found: Sequence[Detections], size: tuple[int, int]) -> tuple[Detections, int]:
+def merge_tiles(tiles: Sequence[Tile], found: Sequence[Detections], size: tuple[int, int]) -> tuple[Detections, Tensor]:
     """Merge the detections of overlapping tiles to those of the whole picture, with each cell once.
 
     First, detections that are cut by an inner border of their tile (one that is not a border of the picture) are
@@ -78,7 +78,7 @@ def merge_tiles(tiles: Sequence[Tile], found: Sequence[Detections], size: tuple[
 
     Returns:
         The detections in pixels of the picture, highest score first, masks in half precision (they would take 3 KB per
-        cell in float32); and the number of them that are cut by an inner border, since they are larger than the
+        cell in float32); and bool [K], whether each of them is cut by an inner border, since it is larger than the
         overlap.
     """
     moved = [_to_picture(detections, tile, size) for tile, detections in zip(tiles, found, strict=True)]
@@ -98,7 +98,7 @@ def merge_tiles(tiles: Sequence[Tile], found: Sequence[Detections], size: tuple[
     kept = torch.from_numpy(_suppress(order, duplicates))
     kept = kept[torch.from_numpy(is_kept)[kept]]
     kept = kept[cells.scores[kept].argsort(descending=True, stable=True)]
-    return cells.select(kept), int(is_cut[kept].sum())
+    return cells.select(kept), is_cut[kept]
 
 
 def _concatenate(parts: Sequence[Detections], size: tuple[int, int]) -> Detections:

@@ -14,14 +14,16 @@ import torch
 from torch import Tensor, nn
 
 import maskrcnn
+from maskrcnn.data.arrays import picture_of
 from maskrcnn.data.picture import open_pictures
 from maskrcnn.errors import InputError
 from maskrcnn.model import MaskRCNN
 from maskrcnn.model.limits import Limits
 from maskrcnn.predict.capacity import default_tile
 from maskrcnn.predict.detector import Detector
+from maskrcnn.predict.plan import Plan
 from maskrcnn.predict.predictor import Predictor
-from maskrcnn.predict.tiles import tile_picture
+from maskrcnn.predict.tiles import Tile, tile_picture
 from maskrcnn.structures import Detections
 from tests.stand_in import StandIn
 
@@ -147,7 +149,32 @@ def test_the_limit_of_cells_grows_with_the_picture(tiny_run: Path) -> None:
     model = maskrcnn.load(tiny_run / "best.pt", device="cpu", tile=1024, box_score_threshold=0.0)
     noise = np.random.default_rng(0).integers(0, 255, (256, 320, 3), dtype=np.uint8)
     assert model.detector.limits.detections_per_image == 20
-    assert 20 < len(model(noise)) <= 256 * 320 // 1024
+    assert 20 < len(model(noise)) <= 256 * 320 // 400
+
+
+def test_a_limit_that_costs_cells_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    for step, said in ((20, "a: has more cells than 224 per tile, the limit"), (24, "")):
+        picture, count = squares(280, 320, step)
+        cells = predictor(BrightSquares()).predict(picture_of(picture, None, name="a"))
+        assert len(cells) == count
+        assert (said in capsys.readouterr().err) if said else capsys.readouterr().err == ""
+
+
+def test_overlapping_cells_of_two_tiles_are_lowered_as_those_of_one() -> None:
+    tiles = (Tile(0, 0, 100, 100), Tile(0, 50, 100, 100))
+    whole, half = ([60.0, 20, 90, 60], 0.9), ([60.0, 20, 90, 34], 0.7)
+
+    def found(tile: Tile, *cells: tuple[list[float], float]) -> Detections:
+        count = len(cells)
+        boxes = torch.tensor([box for box, _ in cells]).view(count, 4) - torch.tensor([tile.left, 0, tile.left, 0])
+        scores = torch.tensor([score for _, score in cells])
+        return Detections(boxes, scores, torch.ones(count).long(), torch.ones(count, 28, 28), (100, 100))
+
+    picture = picture_of(np.zeros((100, 150), np.uint8), None)
+    plan = Plan(None, 1.0, tiles, 50, 1, None, None)
+    for parts in ([found(tiles[0], whole), found(tiles[1], half)], [found(tiles[0], whole, half), found(tiles[1])]):
+        cells = predictor(BrightSquares(), score_threshold=0.6).merge(picture, plan, parts)
+        assert cells.scores.tolist() == pytest.approx([0.9, 0.35])
 
 
 def test_augmented_views_and_tiles_go_together(tiny_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -62,11 +62,14 @@ def choose(counts: np.ndarray, number: int, seed: int) -> np.ndarray:
 
 
 def link(folder: Hw3Folder, names: Sequence[str], path: Path) -> Path:
-    """Make a data set of these pictures only, by links."""
+    """Make a data set of these pictures only, by links; those of an earlier study are removed."""
+    pictures = path / "train"
+    pictures.mkdir(parents=True, exist_ok=True)
+    for earlier in pictures.iterdir():
+        if earlier.is_symlink():
+            earlier.unlink()
     for name in names:
-        (path / "train").mkdir(parents=True, exist_ok=True)
-        if not (path / "train" / name).exists():
-            (path / "train" / name).symlink_to((folder.folder / name).resolve(), target_is_directory=True)
+        (pictures / name).symlink_to((folder.folder / name).resolve(), target_is_directory=True)
     return path
 
 

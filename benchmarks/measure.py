@@ -21,6 +21,7 @@ from maskrcnn.checkpoint import load_checkpoint
 from maskrcnn.data.dataset import CellDataset
 from maskrcnn.engine.config import TrainConfig
 from maskrcnn.engine.datasets import Datasets, build_datasets
+from maskrcnn.engine.resume import check_pictures
 
 Run = Callable[[], object]
 
@@ -187,17 +188,20 @@ def row_of(cells: Sequence[str]) -> str:
 
 
 def datasets_of_run(checkpoint: Path, data: Sequence[Path] = (), merge_classes: str | None = None) -> Datasets:
-    """The training and validation pictures of the run that wrote ``checkpoint``.
+    """The training and validation pictures of the run that wrote ``checkpoint``; InputError if they have changed.
 
     Args:
         data: the run's data folders, if they have moved.
         merge_classes: name of the one class that all cells get where the run told them apart; the split stays the same.
     """
-    config = TrainConfig.from_dict(load_checkpoint(checkpoint)["config"])
+    contents = load_checkpoint(checkpoint)
+    config = TrainConfig.from_dict(contents["config"])
     options = config.data_options
     merged = options.merge_classes or merge_classes
     moved = dataclasses.replace(options, data=tuple(data) or options.data, merge_classes=merged)
-    return build_datasets(dataclasses.replace(config, data_options=moved), checkpoint.parent)
+    datasets = build_datasets(dataclasses.replace(config, data_options=moved), checkpoint.parent)
+    check_pictures({"train": datasets.train.names, "val": datasets.val.names}, contents, checkpoint.parent)
+    return datasets
 
 
 def of_source(dataset: CellDataset, source: str, most: int | None = None) -> CellDataset:

@@ -21,6 +21,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import shutil
 import statistics
 import subprocess
 import sys
@@ -42,7 +43,7 @@ from maskrcnn.data.coco import to_coco
 from maskrcnn.data.dataset import CellDataset
 from maskrcnn.device import cpu_computes_bfloat16
 from maskrcnn.evaluation.dense import AT, dense_metrics
-from maskrcnn.predict.predictor import Predictor
+from maskrcnn.predict.predictor import Diameter, Predictor
 from maskrcnn.structures import Detections, InstanceLabels
 from maskrcnn.structures.rle import label_image
 
@@ -115,6 +116,7 @@ def prepare(options: Options) -> Pictures:
     names, listed = {part: dataset.names for part, dataset in parts.items()}, options.out / "pictures.json"
     folder = options.out / "data"
     if not listed.is_file():
+        shutil.rmtree(folder, ignore_errors=True)  # of a start that was interrupted
         for part, dataset in parts.items():
             write(dataset, folder / part)
         listed.write_text(json.dumps(names, indent=2) + "\n")
@@ -136,8 +138,12 @@ def write(dataset: CellDataset, folder: Path) -> None:
 def ours(name: str, predictor: Predictor, pictures: Pictures, given: bool) -> Contender:
     """``given``: the median diameter of a picture's true cells is known; else it is estimated."""
 
+    diameters: list[Diameter | None] = [None] * len(pictures.val)
+    if given:
+        diameters = [pictures.diameter(index) or "none" for index in range(len(pictures.val))]
+
     def find(index: int) -> Detections:
-        diameter = (pictures.diameter(index) or "none") if given else None
+        diameter = diameters[index]
         return predictor.predict(pictures.val.picture(index), diameter=diameter).filter(predictor.score_threshold)
 
     def results(index: int) -> Results:
@@ -150,7 +156,6 @@ def ours(name: str, predictor: Predictor, pictures: Pictures, given: bool) -> Co
 def our_contenders(options: Options, pictures: Pictures) -> tuple[list[Contender], str]:
     """Our model with what is known of the diameter, and a line about it."""
     predictor = maskrcnn.load(options.checkpoint, device="cpu")
-    predictor.percentiles = None  # the data set has stretched the pictures
     steps = load_checkpoint(options.checkpoint)["step"]
     scale = "the pictures' own scale" if predictor.diameter is None else f"cells of {predictor.diameter:g} pixels"
     text = (

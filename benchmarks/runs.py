@@ -31,8 +31,14 @@ def last_scores(run: Path) -> dict[str, float] | None:
 def finished_run(run: Path, options: Sequence[str], threads: int) -> dict[str, float]:
     """Start a run with ``options`` of train.py, or resume it, and return its last scores.
 
-    Its output goes to ``<run>.log``. Ends the process where train.py fails.
+    Its output goes to ``<run>.log``, its options to ``<run>.options``. Ends the process where train.py fails, or where
+    the run was started with other options.
     """
+    known, given = Path(f"{run}.options"), "\n".join(options)
+    if known.is_file() and known.read_text() != given:
+        raise SystemExit(f"error: {run} was started with other options, see {known}; expected another folder as --out")
+    known.parent.mkdir(parents=True, exist_ok=True)
+    known.write_text(given)
     if (scores := last_scores(run)) is not None:
         return scores
     script = [sys.executable, str(Path(__file__).resolve().parent.parent / "train.py")]

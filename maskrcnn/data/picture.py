@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,8 @@ _EPSILON = 1e-6
 BAND = 1 << 21
 """Number of pixels to read at a time when a whole picture is processed."""
 
+OVERVIEW = 2048
+"""Maximum side of an overview in pixels."""
 
 EXACT = 1 << 26
 """Number of pixels above which intensities are taken from a level of the pyramid that has at least as many."""
@@ -120,6 +123,12 @@ class Picture:
         )
         return np.concatenate([np.asarray(band) for band in bands])
 
+    @cached_property
+    def overview(self) -> npt.NDArray[np.uint8]:
+        """The picture :meth:`reduced` to sides of at most :data:`OVERVIEW` pixels; kept, since it may take a pass over
+        the file. A rescaled picture has that of its original."""
+        return self.reduced(OVERVIEW)
+
     def micrometres(self) -> float:
         """The side of a pixel in micrometres; raises InputError if the file gives none, or one that cannot be."""
         if self.pixel_size is None:
@@ -200,6 +209,7 @@ class _RescaledPicture(Picture):
 
     def __init__(self, original: Picture, size: tuple[int, int]) -> None:
         super().__init__(original.path, original.name, size, self._read_original, None)
+        self._original = original
         self.levels = [level for level in original.levels if max(level.size) < max(size)]
         source = self._source = original.covering(size)
         scales = scale_between(original.size, source.size)
@@ -208,6 +218,10 @@ class _RescaledPicture(Picture):
     def read(self, top: int, left: int, height: int, width: int) -> Tensor:
         """See :meth:`Picture.read`; the stretched intensities are those of the original."""
         return torch.from_numpy(self.raw(top, left, height, width).copy())
+
+    @cached_property
+    def overview(self) -> npt.NDArray[np.uint8]:
+        return self._original.overview
 
     def _read_original(self, top: int, left: int, height: int, width: int) -> Array:
         source = self._source

@@ -25,6 +25,9 @@ and a picture that a single cell fills would become a thumbnail."""
 RECOGNIZABLE = 6.0
 """Diameter in pixels below which a cell is a dot."""
 
+MOST_COPIES = 4
+"""How often a picture that is smaller than the crop may be mirrored, along its longer side, by a crop at any scale."""
+
 
 @dataclass(frozen=True)
 class Compose:
@@ -94,7 +97,8 @@ class RandomCrop:
         factor = _factor(rng, *self.scale)
         off_scale = self.off_scale_probability > 0 and rng.random() < self.off_scale_probability
         if off_scale:
-            factor = _factor(rng, *SCALE_LIMITS)
+            least = self.size / (MOST_COPIES * max(sample.size))
+            factor = _factor(rng, min(max(SCALE_LIMITS[0], least), SCALE_LIMITS[1]), SCALE_LIMITS[1])
         elif self.diameter is not None:
             factor *= scale_to(self.diameter, sample.labels.median_diameter() or self.typical_diameter)
         side = max(1, round(self.size / factor))

@@ -25,7 +25,7 @@ def plot_metrics(rows: list[dict[str, Any]], path: Path, title: str) -> None:
     axes = figure.subplots(2 if validations else 1, 1, squeeze=False, sharex=True)[:, 0]
     x = np.array([row["step"] for row in steps])
     window = max(1, len(steps) // 50)
-    for name in [key for key in steps[0] if key.startswith("loss")]:
+    for name in [key for key in next(iter(steps), {}) if key.startswith("loss")]:
         values = np.array([row[name] for row in steps])
         smooth = np.convolve(values, np.ones(window) / window, mode="valid")
         is_total = name == TOTAL
@@ -37,7 +37,8 @@ def plot_metrics(rows: list[dict[str, Any]], path: Path, title: str) -> None:
             color="black" if is_total else None,
         )
     axes[0].set(ylabel="loss", title=title, ylim=(0, None))
-    axes[0].legend(ncols=3, fontsize="small")
+    if steps:
+        axes[0].legend(ncols=3, fontsize="small")
     if validations:
         _plot_validations(axes[1], validations)
     axes[-1].set_xlabel("step")

@@ -59,7 +59,7 @@ class MetricsLog:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Read the lines of a ``metrics.jsonl``, without an incomplete last line.
+    """Read the lines of a ``metrics.jsonl``, without incomplete or damaged ones, as a crash may leave them.
 
     null stands for an infinite or NaN number, and is read as NaN.
     """
@@ -68,5 +68,5 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         try:
             rows.append({name: math.nan if value is None else value for name, value in json.loads(line).items()})
         except json.JSONDecodeError:
-            break
+            continue
     return rows

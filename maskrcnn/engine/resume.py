@@ -78,4 +78,4 @@ def check_pictures(now: dict[str, list[str]], saved: dict[str, Any], folder: Pat
     if before is None or before == now:
         return
     changes = split_changes((before["train"], before["val"]), (now["train"], now["val"])) or "their order changed"
-    raise InputError(f"--resume {folder}: the pictures changed since the run started: {changes}")
+    raise InputError(f"{folder}: the pictures changed since the run started: {changes}")

@@ -100,4 +100,5 @@ class Run:
         self.epoch, self.step_in_epoch = state["epoch"], state["step_in_epoch"]
         self.step = state["step"]
         self.validated = state.get("validated", self.epoch)  # old runs saved an epoch after its validation
-        self.best = state["best"] if state.get("best_by") == BEST_BY else -math.inf  # old runs used another score
+        is_known = state.get("best_by") == BEST_BY and (self.folder / "best.pt").is_file()
+        self.best = state["best"] if is_known else -math.inf  # old runs used another score

@@ -20,6 +20,8 @@ from maskrcnn.files import to_json, write_text
 from maskrcnn.model import MaskRCNN
 from maskrcnn.predict.predictor import Predictor
 
+THRESHOLDS = "thresholds.json"
+
 
 def validate(run: Run, datasets: Datasets, log: MetricsLog, title: str, plots: bool) -> None:
     """Score the current weights on the validation pictures, save them as ``best.pt`` if none were better, and show them
@@ -41,6 +43,7 @@ def validate(run: Run, datasets: Datasets, log: MetricsLog, title: str, plots: b
         log.write({"step": run.step, "epoch": run.epoch, **metrics})
         print_validation(run.epoch, metrics)
         if better:
+            (run.folder / THRESHOLDS).unlink(missing_ok=True)  # those of other weights
             weights = {"model": model.state_dict(), "step": run.step, "metrics": metrics}
             save_checkpoint(run.folder / "best.pt", {**weights, **run.description})
         if run.step > 0:
@@ -70,7 +73,7 @@ def print_validation(epoch: int, metrics: dict[str, float]) -> None:
 def fit_best(run: Run, datasets: Datasets) -> None:
     """Fit the thresholds of ``best.pt`` on the validation pictures and save them in it, unless it has them already.
 
-    ``thresholds.json`` contains the score of every value that was tried.
+    :data:`THRESHOLDS` contains the score of every value that was tried.
     """
     path = run.folder / "best.pt"
     best = load_checkpoint(path)
@@ -83,8 +86,8 @@ def fit_best(run: Run, datasets: Datasets) -> None:
         best["model_options"]["nms_threshold"] = chosen.nms_threshold
         fitted = ("score_threshold", "mask_threshold", "overlap_factor")
         best["thresholds"] = {name: getattr(chosen, name) for name in fitted}
-        write_text(run.folder / "thresholds.json", to_json(dataclasses.asdict(chosen), indent=2) + "\n")
         save_checkpoint(path, best)
+        write_text(run.folder / THRESHOLDS, to_json(dataclasses.asdict(chosen), indent=2) + "\n")
         pairs = zip(datasets.class_names, chosen.score_threshold, strict=True)
         scores = ", ".join(f"{name} {value}" for name, value in pairs)
         print(

@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.optimize import linear_sum_assignment
 from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from maskrcnn.evaluation.coco_ap import mean_of_known
 from maskrcnn.structures.rle import label_image, label_planes
@@ -134,22 +135,36 @@ def match(pairs: Overlaps, threshold: float) -> npt.NDArray[np.float64]:
 
     The number of pairs is maximized, then the sum of their IoU. Above 0.5, and if true cells do not overlap each other,
     the matching is unique (Kirillov et al. 2019, section 4.1); the Hungarian algorithm is only applied to cells with
-    several candidates.
+    several candidates, to each group of them that is connected by candidates.
     """
     keep = pairs.iou >= threshold
     truth, predicted, iou = pairs.truth[keep], pairs.predicted[keep], pairs.iou[keep]
     if not len(iou):
         return iou
     unique = (np.bincount(truth)[truth] == 1) & (np.bincount(predicted)[predicted] == 1)
-    rows, row = np.unique(truth[~unique], return_inverse=True)
-    columns, column = np.unique(predicted[~unique], return_inverse=True)
-    if not len(rows):
-        return iou
-    table = np.zeros((len(rows), len(columns)))
-    table[row, column] = iou[~unique]
-    # the weights of all IoU together are less than that of one more pair
-    chosen = table[linear_sum_assignment((table > 0) + table / (2 * min(table.shape)), maximize=True)]
-    return np.concatenate([iou[unique], chosen[chosen > 0]])
+    matched = [iou[unique]]
+    truth, predicted, iou = truth[~unique], predicted[~unique], iou[~unique]
+    for group in _connected(truth, predicted):
+        rows, row = np.unique(truth[group], return_inverse=True)
+        columns, column = np.unique(predicted[group], return_inverse=True)
+        table = np.zeros((len(rows), len(columns)))
+        table[row, column] = iou[group]
+        # the weights of all IoU together are less than that of one more pair
+        chosen = table[linear_sum_assignment((table > 0) + table / (2 * min(table.shape)), maximize=True)]
+        matched.append(chosen[chosen > 0])
+    return np.concatenate(matched)
+
+
+def _connected(truth: npt.NDArray[np.int64], predicted: npt.NDArray[np.int64]) -> list[npt.NDArray[np.int64]]:
+    """Divide pairs into groups that have no cell in common; returns the indices of each group's pairs."""
+    if not len(truth):
+        return []
+    count = int(truth.max()) + 1
+    nodes = count + int(predicted.max()) + 1
+    graph = coo_array((np.ones(len(truth), np.int8), (truth, count + predicted)), (nodes, nodes))
+    group = connected_components(graph, directed=False)[1][truth]
+    order = np.argsort(group, kind="stable")
+    return np.split(order, np.flatnonzero(np.diff(group[order])) + 1)
 
 
 def count(truth: npt.NDArray[np.integer], predicted: npt.NDArray[np.integer]) -> Counts:
@@ -215,11 +230,11 @@ def count_cells(
     cells_of, found_of = defaultdict(list), defaultdict(list)
     classes = [category["id"] for category in truth["categories"]]
     scores_of = [score_threshold] * len(classes) if isinstance(score_threshold, float | int) else score_threshold
-    lowest = dict(zip(classes, scores_of, strict=True))
+    lowest = {k: np.float32(score) for k, score in zip(classes, scores_of, strict=True)}  # as Detections.filter
     for annotation in truth["annotations"]:
         cells_of[annotation["image_id"]].append(annotation)
     for result in results:
-        if result["score"] >= lowest[result["category_id"]]:
+        if np.float32(result["score"]) >= lowest[result["category_id"]]:
             found_of[result["image_id"]].append(result)
     counts: dict[str, list[Counts]] = {name: [] for name in ("any", *(f"class{k}" for k in classes))}
     for image in truth["images"]:

@@ -7,13 +7,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 from torch import Tensor
 
 from maskrcnn.data.picture import Picture
 from maskrcnn.data.transforms import SCALE_LIMITS, scale_to
 from maskrcnn.predict.tiles import CUT_MARGIN, Tile, inner_distance
-from maskrcnn.predict.windows import REDUCED, representative_windows
+from maskrcnn.predict.windows import representative_windows
 from maskrcnn.structures import Detections
 
 MIN_PIXELS, MAX_PIXELS = 512 * 512, 1024 * 1024
@@ -66,11 +65,9 @@ def estimate_diameter(
     """
     height, width = picture.size
     pixels = min(max(MIN_PIXELS, height * width // 8), MAX_PIXELS)
-    no_windows = height * width * SCALE_LIMITS[1] ** 2 <= pixels
-    reduced = None if no_windows else picture.reduced(REDUCED)
 
     def measure(factor: float) -> _Measurement:
-        windows = _windows(picture, factor, pixels, reduced)
+        windows = _windows(picture, factor, pixels)
         return _measure(picture.rescaled(factor), factor, windows, detect, canonical)
 
     measured = {factor: measure(factor) for factor in (0.5, 1.0, 2.0)}
@@ -85,7 +82,7 @@ def estimate_diameter(
     return measure(scale_to(canonical, diameter)).diameter or diameter
 
 
-def _windows(picture: Picture, factor: float, pixels: int, reduced: npt.NDArray[np.uint8] | None) -> list[Tile]:
+def _windows(picture: Picture, factor: float, pixels: int) -> list[Tile]:
     """Windows of the picture rescaled by ``factor`` with at most ``pixels`` in total, or the whole picture.
 
     They are chosen at the original scale, so that the whole picture need not be rescaled.
@@ -94,7 +91,7 @@ def _windows(picture: Picture, factor: float, pixels: int, reduced: npt.NDArray[
     if height * width <= pixels:
         return [Tile(0, 0, height, width)]
     side = max(1, round(WINDOW / factor))
-    windows = representative_windows(picture, side, max(1, round(pixels / factor**2)), reduced)
+    windows = representative_windows(picture, side, max(1, round(pixels / factor**2)))
     size = [
         min(max(1, round(side * factor)), length)
         for side, length in zip((windows[0].height, windows[0].width), (height, width), strict=True)

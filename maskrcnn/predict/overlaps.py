@@ -54,7 +54,9 @@ def lower_overlapping(cells: Detections, factor: float) -> Detections:
 
 
 def near_pairs(boxes: npt.NDArray[np.float32]) -> Iterator[npt.NDArray[np.int64]]:
-    """Pairs of boxes that share so much that their masks may overlap: more than half of :data:`SHARED` of the smaller.
+    """Pairs of boxes whose masks are worth comparing: they share more than half of :data:`SHARED` of the smaller box.
+
+    Masks that fill little of their boxes, such as thin cells along their diagonals, may overlap in less.
 
     Boxes are compared in order of their upper sides, each block with the following ones that begin above its lowest
     side.

@@ -37,6 +37,9 @@ from maskrcnn.structures import Detections
 OVERLAP = 128
 """Default overlap of tiles in pixels: more than a cell; half the tile for small tiles."""
 
+STATISTICS_WINDOW = 512
+"""Maximum side, in pixels, of the windows that GroupNorm's statistics are taken from."""
+
 TileSide = Annotated[int, Range(32, 65536)]
 Overlap = Annotated[int, Range(0, 32768)]
 BatchSize = Annotated[int, Range(1, 65536)]
@@ -329,7 +332,8 @@ class Predictor:
             whole = height * width <= self.capacity.statistics_pixels
             windows = [Tile(0, 0, height, width)]
             if not whole:
-                windows = representative_windows(picture, self.capacity.tile, self.capacity.statistics_pixels)
+                side = min(self.capacity.tile, STATISTICS_WINDOW)
+                windows = representative_windows(picture, side, self.capacity.statistics_pixels)
             try:
                 images = [picture.read(w.top, w.left, w.height, w.width) for w in windows]
                 return self.detector.statistics_of(images)
@@ -345,6 +349,8 @@ def _prefetch(picture: Picture, batches: Sequence[Sequence[Tile]]) -> Iterator[l
     def read(batch: Sequence[Tile]) -> list[Tensor]:
         return [picture.read(tile.top, tile.left, tile.height, tile.width) for tile in batch]
 
+    if not batches:
+        return
     with ThreadPoolExecutor(1) as pool:
         upcoming = pool.submit(read, batches[0])
         for index in range(len(batches)):

@@ -92,6 +92,16 @@ def test_some_crops_are_at_any_scale() -> None:
     assert 60 < max(others) < 82
 
 
+def test_a_small_picture_is_not_mirrored_without_end() -> None:
+    """64x64 pixels reduced to a quarter would be in a crop of 512 more than 1,000 times."""
+    whole = discs(12.0)
+    small = T.RandomCrop(64)(whole, rng())
+    crop = T.RandomCrop(512, diameter=30.0, off_scale_probability=1.0)
+    counts = [len(crop(small, rng(seed)).labels) for seed in range(20)]
+    assert max(counts) <= 5 * 5 * len(small.labels)
+    assert min(counts) >= 1
+
+
 def test_a_picture_without_cells_is_taken_to_be_typical() -> None:
     empty = Sample(torch.zeros(200, 200, 3, dtype=torch.uint8), InstanceLabels.empty(200, 200), "empty", 1)
     pixels = torch.arange(200, dtype=torch.uint8)[:, None, None].repeat(1, 200, 3)

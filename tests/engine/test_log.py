@@ -35,6 +35,14 @@ def test_logs_of_earlier_versions_are_read(tmp_path: Path) -> None:
     assert read_metrics(tmp_path / "metrics.jsonl") == [{"step": 1, "epoch": 1, "loss": 1.5, "grad_norm": math.inf}]
 
 
+def test_a_damaged_line_costs_no_other(tmp_path: Path) -> None:
+    """A power failure may leave zeros, and a line without its end."""
+    row = '{"step": %d, "epoch": 1, "loss": 2.0}'
+    lines = [row % 1, "\0\0\0\0", "", row % 3, '{"step": 4']
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
+    assert [row["step"] for row in read_metrics(tmp_path / "metrics.jsonl")] == [1, 3]
+
+
 def test_tensorboard_shows_what_the_log_holds(tmp_path: Path) -> None:
     """Also after a run that was stopped after step 3 is resumed from step 1."""
     pytest.importorskip("tensorboard")

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from maskrcnn.checkpoint import load_checkpoint
+from maskrcnn.checkpoint import load_checkpoint, save_checkpoint
 from maskrcnn.cli import run_command
 from maskrcnn.engine import train as trainer
 from maskrcnn.engine.config import TrainConfig
@@ -105,6 +105,20 @@ def test_a_run_killed_in_a_validation_repeats_it(
     assert read_metrics(tmp_path / "run" / "metrics.jsonl") == read_metrics(tiny_run / "metrics.jsonl")
 
 
+def test_a_run_of_which_only_the_last_weights_are_left_goes_on(tiny_run: Path, tmp_path: Path) -> None:
+    """Without best.pt, which may have been better than all that follows, and without the log."""
+    run = tmp_path / "run"
+    run.mkdir()
+    state = load_checkpoint(tiny_run / "last.pt", to_resume=True)
+    save_checkpoint(run / "last.pt", {**state, "best": 1.0, "validated": 1})
+    for name in ("config.json", "synthetic"):
+        if (tiny_run / name).is_file():
+            shutil.copy(tiny_run / name, run)
+    train(dataclasses.replace(run_config(run), out=run))
+    assert load_checkpoint(run / "best.pt")["step"] == state["step"]
+    assert (run / "thresholds.json").is_file()
+
+
 NOW = {"train": ["a", "b", "c"], "val": ["d"]}
 
 
@@ -121,7 +135,7 @@ NOW = {"train": ["a", "b", "c"], "val": ["d"]}
     ],
 )
 def test_other_pictures_are_no_resumption(before: dict[str, list[str]], message: str) -> None:
-    with pytest.raises(InputError, match=rf"--resume run: the pictures changed since the run started: {message}"):
+    with pytest.raises(InputError, match=rf"run: the pictures changed since the run started: {message}"):
         check_pictures(NOW, {"pictures": before}, Path("run"))
 
 

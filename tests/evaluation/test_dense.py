@@ -194,6 +194,14 @@ def test_thousands_of_cells_need_no_square_table() -> None:
     assert summarize([count(labels, labels)])["AP"] == 1
 
 
+def test_thousands_of_cells_with_several_candidates_need_no_square_table() -> None:
+    """20,000 cells that two annotators outlined: each prediction fits two, and a table of all pairs would take 6 GB."""
+    side = 142
+    labels = np.kron(np.arange(1, side * side + 1).reshape(side, side), np.ones((2, 2), int))
+    twice = np.stack([labels, labels + (labels > 0) * side * side])
+    assert summarize([count(twice, labels)])["AP"] == 1 / 2
+
+
 @pytest.mark.parametrize(
     ("truth", "predicted", "message"),
     [(np.zeros((3, 4), int), np.zeros((3, 5), int), "shape"), (np.full((3, 4), -1), np.zeros((3, 4), int), "negative")],

@@ -90,6 +90,12 @@ def test_very_different_sizes() -> None:
     assert predictor().find_diameter(picture_of(picture, None)) == pytest.approx(15.5, rel=0.1)
 
 
+def test_large_cells_fit_into_the_windows_of_a_slide() -> None:
+    """Cells of 120 pixels and, fewer, of 40: no kind is cut more often than the other."""
+    picture = discs([120, 40, 120], 3000)
+    assert predictor().find_diameter(picture_of(picture, None)) == pytest.approx(120, rel=0.1)
+
+
 def test_doubtful_cells_count_whatever_the_box_score_threshold_is() -> None:
     picture = picture_of(discs([14, 15, 16, 40], 500), None)
     assert predictor(box_score_threshold=0.9999).find_diameter(picture) == predictor().find_diameter(picture)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from pycocotools import mask as coco_mask
 
+import maskrcnn
+from maskrcnn.checkpoint import load_checkpoint, save_checkpoint
 from maskrcnn.predict.overlaps import lower_overlapping
 from maskrcnn.structures import Detections
 
@@ -64,6 +67,14 @@ def test_detections_without_pixels() -> None:
 def test_factor_1_changes_nothing() -> None:
     found = cells([[10, 10, 40, 40], [10, 10, 40, 40]], [0.9, 0.8])
     assert lower_overlapping(found, 1.0) is found
+
+
+def test_thresholds_that_were_fitted_before_go_with_scores_that_are_not_lowered(tiny_run: Path, tmp_path: Path) -> None:
+    contents = load_checkpoint(tiny_run / "best.pt")
+    fitted = {"min_score": [0.5] * 4, "mask_threshold": 0.5}
+    for thresholds, factor in ((fitted, 1.0), ({**fitted, "overlap_factor": 0.5}, 0.5)):
+        save_checkpoint(tmp_path / "best.pt", {**contents, "thresholds": thresholds})
+        assert maskrcnn.load(tmp_path / "best.pt", "cpu").overlap_factor == factor
 
 
 def test_all_pairs_of_many_cells() -> None:

@@ -124,8 +124,8 @@ class ModelOptions:
     """Normalization. auto: frozen_batch when --backbone-weights is given, group when training from random weights."""
     backbone_weights: str | None = None
     """File or URL of pretrained weights: a torchvision or timm ResNet, detectron2's R-50.pkl, or a whole Mask R-CNN,
-    torchvision's or best.pt of another run (without last layers for other classes or anchors), recognized by their
-    keys."""
+    torchvision's or best.pt of another run (without last layers for other classes or anchors; with --norm group if the
+    run had it), recognized by their keys."""
     stages: Stages = 4
     """ResNet stages. With --diameter, 3 are as good: no cell needs the large receptive field of the fourth, which has
     three quarters of a ResNet-18's weights."""
@@ -150,11 +150,11 @@ class ModelOptions:
     """Tversky loss: weight of false negatives."""
     anchor_sizes: tuple[str, ...] | None = None
     """Anchor sizes in pixels at P2 to P6: one entry per level, several sizes joined by commas; one level more than
-    --stages. Default: 8,4 16 32 64 128."""
+    --stages. Default: 8,4 16 32 64 128 with 4 stages, 8,4 16 32 64 with 3."""
     anchor_ratios: tuple[AnchorRatio, ...] = (0.5, 1.0, 1.5, 2.0)
     """Anchor aspect ratios, height over width."""
     detections_per_image: Detected = 200
-    """Maximum number of cells per picture."""
+    """Maximum number of cells of a small picture; larger ones may have one per 20x20 pixels."""
     rpn_batch_per_image: Sampled = 256
     """Anchors sampled for the RPN losses, at most half of them positive."""
     roi_batch_per_image: Sampled = 512

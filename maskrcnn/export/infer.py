@@ -40,7 +40,7 @@ TIMEOUT = timedelta(days=7)
 
 @dataclass(frozen=True)
 class Outcome:
-    """The result of a run: its folder, the number of cells, and the errors by picture."""
+    """The result of a run: its folder, the number of candidates of all scores, and the errors by picture."""
 
     folder: Path
     cells: int
@@ -50,9 +50,9 @@ class Outcome:
 def infer(config: InferConfig) -> Outcome:
     """Predict every picture and write the results of ``--format`` and ``--report``.
 
-    A picture is done when ``cells/<name>.json`` exists, which is written after its other files: a run that was stopped
-    resumes with the next picture. The record identifies the picture's file, which is predicted again if it was replaced
-    or changed. Pictures that cannot be read, or whose files cannot be written, are skipped and listed in
+    A picture is done when its files in all formats exist and ``cells/<name>.json``, which is written last: a run that
+    was stopped resumes with the next picture. The record identifies the picture's file, which is predicted again if it
+    was replaced or changed. Pictures that cannot be read, or whose files cannot be written, are skipped and listed in
     ``failures.csv``. With torchrun, the pictures are distributed over the processes, and the tiles of large ones;
     process 0 combines the results.
 

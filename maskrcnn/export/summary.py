@@ -38,7 +38,7 @@ def finish(
     truth: Truth | None,
     failures: Failures,
 ) -> int:
-    """Write the files for all pictures together and print a summary; returns the number of cells.
+    """Write the files for all pictures together and print a summary; returns the number of candidates of all scores.
 
     Pictures that are not done, that the report cannot show, or whose ground truth does not fit are added to
     ``failures``.

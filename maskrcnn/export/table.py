@@ -95,7 +95,7 @@ def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[str | 
     Names of classes and files are untrusted, and Excel, LibreOffice and Google Sheets execute cells that begin with
     ``=``, ``+``, ``-`` or ``@``, quoted or not. As OWASP recommends ("CSV Injection"), such a text is prefixed with an
     apostrophe, and all texts are quoted, so that ``,`` or ``;`` in them cannot start another cell; tabs and line ends
-    are escaped by :func:`~maskrcnn.export.files.printable`. :func:`pandas.read_csv` reads numbers as numbers, empty
+    are escaped by :func:`~maskrcnn.files.printable`. :func:`pandas.read_csv` reads numbers as numbers, empty
     cells as NaN, and texts unchanged except for the apostrophe and the escapes.
 
     Raises:

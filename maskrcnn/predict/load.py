@@ -29,7 +29,7 @@ def load(
     Args:
         checkpoint: the name of a model in :mod:`maskrcnn.pretrained`, or ``best.pt`` or ``last.pt`` of a run folder;
             read without running code from the file.
-        device: ``auto``, ``cpu`` or ``cuda``.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:1``.
         precision: ``auto`` (bf16 autocast on devices with bfloat16 units, else fp32), ``fp32`` or ``bf16``.
         tile, overlap, batch_size, augment: see :class:`maskrcnn.predict.predictor.Predictor`; None: chosen for the
             device.

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from maskrcnn.structures import Detections
 from maskrcnn.structures.rle import BATCH, cell_windows
@@ -36,21 +37,37 @@ def lower_overlapping(cells: Detections, factor: float) -> Detections:
     """
     if factor == 1 or len(cells) < 2:
         return cells
-    windows = cell_windows(cells.to_rle())
     overlaps: list[list[int]] = [[] for _ in range(len(cells))]  # of each detection, the better ones that it overlaps
     for pairs in near_pairs(cells.boxes.numpy()):
         pairs = np.sort(pairs, axis=1)
-        for start in range(0, len(pairs), BATCH):
-            part = pairs[start : start + BATCH]
-            shared = windows.intersections(part) > SHARED * windows.areas[part].min(axis=1)
-            for better, worse in part[shared].tolist():
-                overlaps[worse].append(better)
+        shared, areas = shared_pixels(cells, pairs)
+        for better, worse in pairs[shared > SHARED * areas.min(axis=1)].tolist():
+            overlaps[worse].append(better)
     lowered = np.zeros(len(cells), bool)
     for index, better in enumerate(overlaps):
         lowered[index] = any(not lowered[other] for other in better)
     scores = cells.scores.clone()
     scores[lowered] *= factor
     return replace(cells, scores=scores).select(scores.argsort(descending=True, stable=True))
+
+
+def shared_pixels(
+    cells: Detections, pairs: npt.NDArray[np.int64]
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Compare the masks of pairs of detections.
+
+    Args:
+        cells: detections in pixels of an image.
+        pairs: int64 [P, 2], indices of detections; only the masks of these are made.
+
+    Returns:
+        The number of pixels that both masks of each pair have, int64 [P], and the areas of both masks, int64 [P, 2].
+    """
+    involved = np.unique(pairs)
+    windows = cell_windows(cells.select(torch.from_numpy(involved)).to_rle())
+    own = np.searchsorted(involved, pairs)
+    parts = [windows.intersections(own[start : start + BATCH]) for start in range(0, max(1, len(own)), BATCH)]
+    return np.concatenate(parts), windows.areas[own]
 
 
 def near_pairs(boxes: npt.NDArray[np.float32]) -> Iterator[npt.NDArray[np.int64]]:

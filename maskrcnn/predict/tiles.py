@@ -15,9 +15,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from maskrcnn.predict.overlaps import near_pairs
+from maskrcnn.predict.overlaps import near_pairs, shared_pixels
 from maskrcnn.structures import Detections
-from maskrcnn.structures.rle import BATCH, cell_windows
 
 SAME_CELL = 0.5
 """Overlap of two masks above which they are the same cell, as in COCO's lowest threshold."""
@@ -155,16 +154,11 @@ def _neighbours(tiles: Sequence[Tile]) -> list[tuple[int, int]]:
 def _are_duplicates(cells: Detections, cut: Tensor, pairs: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
     """Whether the masks of each pair are the same cell, bool [P]: by their intersection over their union; if one is
     cut, over its area; if both are, over the smaller area."""
-    involved = np.unique(pairs)  # only the masks of these cells are needed
-    windows = cell_windows(cells.select(torch.from_numpy(involved)).to_rle())
-    same = np.zeros(len(pairs), bool)
-    for start in range(0, len(pairs), BATCH):
-        part = pairs[start : start + BATCH]
-        own = np.searchsorted(involved, part)
-        intersection, areas, is_cut = windows.intersections(own), windows.areas[own], cut.numpy()[part]
-        union = areas.sum(axis=1) - intersection
-        cut_area = np.where(is_cut, areas, np.iinfo(np.int64).max).min(axis=1)
-        same[start : start + BATCH] = intersection > SAME_CELL * np.where(is_cut.any(axis=1), cut_area, union)
+    intersection, areas = shared_pixels(cells, pairs)
+    is_cut = cut.numpy()[pairs]
+    union = areas.sum(axis=1) - intersection
+    cut_area = np.where(is_cut, areas, np.iinfo(np.int64).max).min(axis=1)
+    same: npt.NDArray[np.bool_] = intersection > SAME_CELL * np.where(is_cut.any(axis=1), cut_area, union)
     return same
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from maskrcnn import distributed
 from maskrcnn.data.dataset import CellDataset
 from maskrcnn.evaluation.coco_ap import MAX_DETECTIONS, coco_metrics, mean_of_known
-from maskrcnn.evaluation.dense import dense_metrics
+from maskrcnn.evaluation.dense import precision_by_threshold
 from maskrcnn.evaluation.evaluate import predict_dataset, to_results
 from maskrcnn.predict.overlaps import lower_overlapping
 from maskrcnn.predict.predictor import Diameter, Predictor
@@ -93,17 +93,20 @@ def _choose(
     tried |= {f"mask_threshold={value}": _ap(dataset, truth, found, value) for value in MASK_THRESHOLDS}
     mask = _best(tried, "mask_threshold")
     found = [replace(cells, mask_threshold=mask) for cells in found]
-    classes = [f"class{category['id']}" for category in truth["categories"]]
+    classes = [category["id"] for category in truth["categories"]]
     by_factor = {}
     for factor in OVERLAP_FACTORS:
         results = to_results(dataset, [lower_overlapping(cells, factor) for cells in found])
-        scores = {value: dense_metrics(truth, results, value) for value in SCORES}
-        by_factor[factor] = {f"score_threshold/{c}={v}": scores[v][f"AP/{c}"] for c in classes for v in SCORES}
-        best = [max(scores[value][f"AP/{name}"] for value in SCORES) for name in classes]
-        tried[f"overlap_factor={factor}"] = mean_of_known(np.array(best))
+        scores = np.array([precision_by_threshold(truth, results, k, SCORES) for k in classes])
+        by_factor[factor] = {
+            f"score_threshold/class{k}={value}": float(score)
+            for k, row in zip(classes, scores, strict=True)
+            for value, score in zip(SCORES, row, strict=True)
+        }
+        tried[f"overlap_factor={factor}"] = mean_of_known(scores.max(axis=1))
     factor = _best(tried, "overlap_factor")
     tried |= by_factor[factor]
-    return Thresholds(tuple(_best(tried, f"score_threshold/{name}") for name in classes), mask, nms, factor, tried)
+    return Thresholds(tuple(_best(tried, f"score_threshold/class{k}") for k in classes), mask, nms, factor, tried)
 
 
 def _ap(dataset: CellDataset, truth: dict[str, Any], found: Sequence[Detections], mask_threshold: float) -> float:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pycocotools import mask as coco_mask
 
 from maskrcnn.evaluation.dense import (
     ABOVE_HALF,
@@ -14,8 +17,10 @@ from maskrcnn.evaluation.dense import (
     THRESHOLDS,
     Overlaps,
     count,
+    dense_metrics,
     match,
     overlaps,
+    precision_by_threshold,
     summarize,
 )
 
@@ -183,6 +188,30 @@ def test_the_order_and_values_of_cells_do_not_matter() -> None:
     renamed = np.random.default_rng(0).permutation(np.arange(1, 200))
     table = np.concatenate([[0], renamed])
     assert summarize([count(truth, predicted)]) == pytest.approx(summarize([count(table[truth], table[predicted])]))
+
+
+@given(st.integers(0, 10_000))
+@settings(deadline=None, max_examples=30)
+def test_all_score_thresholds_in_one_pass(seed: int) -> None:
+    """Pictures of two classes whose cells overlap each other, some with equal scores."""
+    rng = np.random.default_rng(seed)
+    true: list[dict[str, Any]] = []
+    found: list[dict[str, Any]] = []
+    for rows in (true, found):
+        for number in range(24):
+            mask = np.zeros((30, 30), np.uint8, order="F")
+            y, x = rng.integers(0, 24, 2)
+            mask[y : y + rng.integers(3, 9), x : x + rng.integers(3, 9)] = 1
+            rle = coco_mask.encode(mask)
+            segmentation = {"size": rle["size"], "counts": rle["counts"].decode()}
+            ids = {"image_id": 1 + number % 3, "category_id": 1 + number // 3 % 2}
+            rows.append({**ids, "segmentation": segmentation, "score": float(np.float32(rng.integers(0, 11) / 10))})
+    images = [{"id": k, "height": 30, "width": 30} for k in (1, 2, 3)]
+    truth = {"images": images, "annotations": true, "categories": [{"id": 1}, {"id": 2}]}
+    values = (0.0, 0.3, 0.5, 0.7, 1.0)
+    for k in (1, 2):
+        expected = [dense_metrics(truth, found, value)[f"AP/class{k}"] for value in values]
+        assert precision_by_threshold(truth, found, k, values) == expected
 
 
 def test_thousands_of_cells_need_no_square_table() -> None:

@@ -218,11 +218,11 @@ def test_a_full_disk_ends_the_run(tiny_run: Path, tmp_path: Path, monkeypatch: p
         one_picture(tmp_path / f"{name}.png", number)
     write = maskrcnn.export.picture_files.write_labels
 
-    def full(path: Path, cells: Any) -> None:
+    def full(path: Path, cells: Any, micrometres: float | None) -> None:
         if path.name != "a.tif":
             with writing(path):
                 raise OSError(errno.ENOSPC, "No space left on device")
-        write(path, cells)
+        write(path, cells, micrometres)
 
     monkeypatch.setattr("maskrcnn.export.picture_files.write_labels", full)
     with pytest.raises(InputError, match=r"b\.tif: cannot be written: No space left on device"):

@@ -90,6 +90,13 @@ def load_start(model: MaskRCNN, config: TrainConfig) -> None:
         print(message)
 
 
+def has_new_classes(config: TrainConfig, num_classes: int, saved: dict[str, Any] | None) -> bool:
+    """Whether a run is fine-tuned for another number of classes; for a resumed one, as its checkpoint ``saved`` says."""
+    if saved is not None:
+        return bool(saved.get("new_classes", False))
+    return config.from_ is not None and load_checkpoint(config.from_)["model_options"]["num_classes"] != num_classes
+
+
 def choose_model_options(config: TrainConfig, num_classes: int, saved: dict[str, Any] | None) -> dict[str, Any]:
     """Arguments of :func:`mask_rcnn_resnet_fpn` in plain types, as they are stored in the checkpoint.
 

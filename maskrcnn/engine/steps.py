@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,7 +44,7 @@ def train_step(run: Run, batches: Sequence[Batch], lr: float, clip_norm: float) 
         NonFiniteLossError: in all processes, before the weights are updated.
     """
     for parameters in run.optimizer.param_groups:
-        parameters["lr"] = lr
+        parameters["lr"] = lr * parameters.get("lr_factor", 1.0)
     run.optimizer.zero_grad(set_to_none=True)
     rows = []
     for number, batch in enumerate(batches, start=1):
@@ -102,9 +103,23 @@ def learning_rate_factor(step: int, total_steps: int, warmup_steps: int) -> floa
     return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
-def build_optimizer(model: nn.Module, options: OptimOptions) -> torch.optim.Optimizer:
-    """Build Adam, AdamW or SGD (momentum 0.9) for the weights that require gradients."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
+NEW_CLASS_LR = 10.0
+"""Factor of the classifier's learning rate for classes that the network does not know yet. They start as copies of one
+class, whose features hardly tell them apart; the other layers must not lose what they know."""
+
+
+def build_optimizer(model: nn.Module, options: OptimOptions, new_classes: bool = False) -> torch.optim.Optimizer:
+    """Build Adam, AdamW or SGD (momentum 0.9) for the weights that require gradients.
+
+    ``new_classes``: ``model`` is fine-tuned for other classes; its classifier learns :data:`NEW_CLASS_LR` times as fast.
+    """
+    parameters: list[Any] = [p for p in model.parameters() if p.requires_grad]
+    if new_classes:
+        classifier = {id(p) for p in model.get_submodule("box_head.cls_score").parameters()}
+        parameters = [
+            {"params": [p for p in parameters if id(p) not in classifier]},
+            {"params": [p for p in parameters if id(p) in classifier], "lr_factor": NEW_CLASS_LR},
+        ]
     if options.optimizer == "sgd":
         return torch.optim.SGD(parameters, options.lr, momentum=0.9, weight_decay=options.weight_decay, fused=True)
     kind = torch.optim.AdamW if options.optimizer == "adamw" else torch.optim.Adam

@@ -22,7 +22,7 @@ from maskrcnn.engine.loader import EpochSampler, batches, build_loader
 from maskrcnn.engine.log import TOTAL, MetricsLog
 from maskrcnn.engine.resume import check_pictures, check_resumed, last_checkpoint
 from maskrcnn.engine.run import Run
-from maskrcnn.engine.start import adopt_start, choose_model_options, load_start
+from maskrcnn.engine.start import adopt_start, choose_model_options, has_new_classes, load_start
 from maskrcnn.engine.steps import build_optimizer, learning_rate_factor, seed_step, train_step
 from maskrcnn.engine.stop import Stop, stop_on_signals
 from maskrcnn.engine.validation import fit_best, validate
@@ -79,6 +79,7 @@ def start_run(
     model = mask_rcnn_resnet_fpn(**options)
     if saved is None:
         load_start(model, config)
+    new_classes = has_new_classes(config, datasets.num_classes, saved)
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     run = Run(
         folder,
@@ -93,11 +94,12 @@ def start_run(
             "resize": config.data_options.resize,
             "class_names": datasets.class_names,
             "category_ids": datasets.category_ids,
+            "new_classes": new_classes,
             "pictures": {"train": datasets.train.names, "val": datasets.val.names},
         },
         model,
         distributed.data_parallel(model, device),
-        build_optimizer(model, optim),
+        build_optimizer(model, optim, new_classes),
         None if optim.ema is None else MovingAverage(model, optim.ema),
         validated=0 if config.from_ is None else -1,
     )

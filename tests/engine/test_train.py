@@ -90,6 +90,26 @@ def test_fine_tuning_is_never_worse_than_its_start(tiny_dataset: Path, tiny_run:
         assert all(torch.equal(value, before["model"][key]) for key, value in best["model"].items())
 
 
+def test_a_classifier_of_new_classes_learns_faster(tiny_dataset: Path, tmp_path: Path) -> None:
+    """Also when the run is resumed; not that of the classes that the start knows."""
+    config = tiny_config(tiny_dataset, tmp_path / "run", epochs=1)
+    own = dataclasses.replace(config, from_="nuclei", model_options=ModelOptions())
+    options = dataclasses.replace(config.optim_options, lr=1e-6, warmup_steps=0)
+    train(dataclasses.replace(own, optim_options=options))
+    train(dataclasses.replace(run_config(tmp_path / "run"), optim_options=dataclasses.replace(options, epochs=2)))
+    state = load_checkpoint(tmp_path / "run" / "last.pt", to_resume=True)
+    assert state["epoch"] == 2
+    others, classifier = state["optimizer"]["param_groups"]
+    assert classifier["lr"] == pytest.approx(10 * others["lr"])
+    before, start = state["model"], load_checkpoint("nuclei")["model"]
+    moved = (before["box_head.cls_score.weight"][1] - before["box_head.cls_score.weight"][2]).abs().max()
+    fixed = (before["box_head.fc7.weight"] - start["box_head.fc7.weight"]).abs().max()
+    assert 0 < fixed < moved
+    merged = dataclasses.replace(own.data_options, merge_classes="cell")
+    train(dataclasses.replace(own, data_options=merged, out=tmp_path / "same", optim_options=options))
+    assert len(load_checkpoint(tmp_path / "same" / "last.pt", to_resume=True)["optimizer"]["param_groups"]) == 1
+
+
 def test_fine_tuning_takes_the_network_and_how_it_sees(tiny_dataset: Path, tiny_run: Path, tmp_path: Path) -> None:
     start = load_checkpoint(tiny_run / "best.pt")
     start |= {"diameter": 25.0, "percentiles": (1.0, 99.0)}

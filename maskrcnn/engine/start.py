@@ -91,7 +91,7 @@ def load_start(model: MaskRCNN, config: TrainConfig) -> None:
 
 
 def has_new_classes(config: TrainConfig, num_classes: int, saved: dict[str, Any] | None) -> bool:
-    """Whether a run is fine-tuned for another number of classes; for a resumed one, as its checkpoint ``saved`` says."""
+    """Whether a run is fine-tuned for another number of classes; of a resumed one, its checkpoint ``saved`` tells."""
     if saved is not None:
         return bool(saved.get("new_classes", False))
     return config.from_ is not None and load_checkpoint(config.from_)["model_options"]["num_classes"] != num_classes

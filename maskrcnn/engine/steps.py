@@ -111,7 +111,7 @@ class, whose features hardly tell them apart; the other layers must not lose wha
 def build_optimizer(model: nn.Module, options: OptimOptions, new_classes: bool = False) -> torch.optim.Optimizer:
     """Build Adam, AdamW or SGD (momentum 0.9) for the weights that require gradients.
 
-    ``new_classes``: ``model`` is fine-tuned for other classes; its classifier learns :data:`NEW_CLASS_LR` times as fast.
+    ``new_classes``: it is fine-tuned for other classes, and the classifier learns :data:`NEW_CLASS_LR` times as fast.
     """
     parameters: list[Any] = [p for p in model.parameters() if p.requires_grad]
     if new_classes:

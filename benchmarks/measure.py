@@ -200,7 +200,7 @@ def datasets_of_run(checkpoint: Path, data: Sequence[Path] = (), merge_classes: 
     merged = options.merge_classes or merge_classes
     moved = dataclasses.replace(options, data=tuple(data) or options.data, merge_classes=merged)
     datasets = build_datasets(dataclasses.replace(config, data_options=moved), checkpoint.parent)
-    check_pictures({"train": datasets.train.names, "val": datasets.val.names}, contents, checkpoint.parent)
+    check_pictures({"train": datasets.train.names, "val": datasets.val.names}, contents, str(checkpoint))
     return datasets
 
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from maskrcnn.engine.log import read_metrics
+from maskrcnn.engine.validation import THRESHOLDS
 
 
 def validations(run: Path) -> list[dict[str, float]]:
@@ -21,7 +22,7 @@ def validations(run: Path) -> list[dict[str, float]]:
 
 def last_scores(run: Path) -> dict[str, float] | None:
     """The validation scores after the last epoch; None if the run is not complete."""
-    if not (run / "config.json").is_file() or not (run / "thresholds.json").is_file():
+    if not (run / "config.json").is_file() or not (run / THRESHOLDS).is_file():
         return None
     epochs = json.loads((run / "config.json").read_text())["optim_options"]["epochs"]
     done = [row for row in validations(run) if row["epoch"] == epochs]

@@ -66,16 +66,16 @@ def _options(config: TrainConfig) -> dict[str, Any]:
     return {name: value for name, value in options.items() if name not in ("out", "resume")}
 
 
-def check_pictures(now: dict[str, list[str]], saved: dict[str, Any], folder: Path) -> None:
+def check_pictures(now: dict[str, list[str]], saved: dict[str, Any], run: str) -> None:
     """Raise InputError if the training or validation pictures changed: training pictures would be used for validation.
 
     Args:
         now: the names of the pictures, by ``train`` and ``val``.
         saved: the contents of ``last.pt``; old runs without names are not checked.
-        folder: folder of the run, for the message.
+        run: the run, for the message.
     """
     before = saved.get("pictures")
     if before is None or before == now:
         return
     changes = split_changes((before["train"], before["val"]), (now["train"], now["val"])) or "their order changed"
-    raise InputError(f"{folder}: the pictures changed since the run started: {changes}")
+    raise InputError(f"{run}: the pictures changed since the run started: {changes}")

@@ -78,23 +78,23 @@ def _check_same_or_default(options: ModelOptions | DataOptions, expected: dict[s
             raise InputError(f"--{name.replace('_', '-')} is {given}, but {start} was trained with {value}")
 
 
-def load_start(model: MaskRCNN, config: TrainConfig) -> None:
-    """Load the weights of ``--from`` or ``--backbone-weights``, if given, into a new network, and print a message."""
+def load_start(model: MaskRCNN, config: TrainConfig) -> bool:
+    """Load the weights of ``--from`` or ``--backbone-weights``, if given, into a new network, and print a message.
+
+    Returns whether it is fine-tuned for another number of classes than the model of ``--from`` has.
+    """
+    new_classes = False
     if config.from_ is not None:
-        message = f"{config.from_}: {transfer_weights(model, weights_of(load_checkpoint(config.from_)))}"
+        start = load_checkpoint(config.from_)
+        new_classes = start["model_options"]["num_classes"] != model.box_head.num_classes
+        message = f"{config.from_}: {transfer_weights(model, weights_of(start))}"
     elif config.model_options.backbone_weights is not None:
         message = load_weights(model, config.model_options.backbone_weights, adapt=True)
     else:
-        return
+        return False
     if distributed.is_main():
         print(message)
-
-
-def has_new_classes(config: TrainConfig, num_classes: int, saved: dict[str, Any] | None) -> bool:
-    """Whether a run is fine-tuned for another number of classes; of a resumed one, its checkpoint ``saved`` tells."""
-    if saved is not None:
-        return bool(saved.get("new_classes", False))
-    return config.from_ is not None and load_checkpoint(config.from_)["model_options"]["num_classes"] != num_classes
+    return new_classes
 
 
 def choose_model_options(config: TrainConfig, num_classes: int, saved: dict[str, Any] | None) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from maskrcnn.engine.loader import EpochSampler, batches, build_loader
 from maskrcnn.engine.log import TOTAL, MetricsLog
 from maskrcnn.engine.resume import check_pictures, check_resumed, last_checkpoint
 from maskrcnn.engine.run import Run
-from maskrcnn.engine.start import adopt_start, choose_model_options, has_new_classes, load_start
+from maskrcnn.engine.start import adopt_start, choose_model_options, load_start
 from maskrcnn.engine.steps import build_optimizer, learning_rate_factor, seed_step, train_step
 from maskrcnn.engine.stop import Stop, stop_on_signals
 from maskrcnn.engine.validation import fit_best, validate
@@ -77,9 +77,7 @@ def start_run(
             "--norm is batch; expected group or frozen_batch with several processes, whose batch statistics differ"
         )
     model = mask_rcnn_resnet_fpn(**options)
-    if saved is None:
-        load_start(model, config)
-    new_classes = has_new_classes(config, datasets.num_classes, saved)
+    new_classes = load_start(model, config) if saved is None else bool(saved.get("new_classes"))
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     run = Run(
         folder,
@@ -104,7 +102,7 @@ def start_run(
         validated=0 if config.from_ is None else -1,
     )
     if saved is not None:
-        check_pictures(run.description["pictures"], saved, folder)
+        check_pictures(run.description["pictures"], saved, f"--resume {folder}")
         run.restore(saved)
     return run
 

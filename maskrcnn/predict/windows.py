@@ -26,12 +26,8 @@ def representative_windows(picture: Picture, side: int, pixels: int) -> list[Til
     if len(tops) * len(lefts) <= count:
         return equal_windows(picture.size, side)
     overview = picture.overview
-    rows, columns = (
-        _spans(starts, length, *sides)
-        for starts, length, sides in zip(
-            (tops, lefts), (height, width), zip(picture.size, overview.shape[:2], strict=True), strict=True
-        )
-    )
+    rows = _spans(tops, height, picture.size[0], overview.shape[0])
+    columns = _spans(lefts, width, picture.size[1], overview.shape[1])
     weights = (_variances(overview, rows, columns) + 1e-3).ravel()
     drawn = np.random.default_rng(0).choice(len(weights), count, replace=False, p=weights / weights.sum())
     places = (divmod(index, len(lefts)) for index in sorted(drawn.tolist()))

@@ -11,7 +11,9 @@ from typing import Any
 
 import numpy as np
 import tifffile
+from imagecodecs import bitorder_decode
 
+from maskrcnn.data.lzw import check_lzw
 from maskrcnn.data.stored import Array, BlockCache
 from maskrcnn.errors import InputError
 
@@ -108,7 +110,10 @@ class Segments:
         tables = {}
         if self.keyframe.compression in _JPEG:
             tables = {"jpegtables": page.jpegtables, "jpegheader": self.keyframe.jpegheader}
-        decoded = decode(_bytes_at(page.parent.filehandle, offset, count), index, **tables)[0]
+        content = _bytes_at(page.parent.filehandle, offset, count)
+        if self.keyframe.compression == tifffile.COMPRESSION.LZW:
+            check_lzw(bitorder_decode(content) if self.keyframe.fillorder == 2 else content)
+        decoded = decode(content, index, **tables)[0]
         return None if decoded is None else decoded[0]
 
 

@@ -44,8 +44,10 @@ demo: $(VENV)/.built
 	$(PY) infer.py --checkpoint $(DEMO)/best.pt --data $(DEMO)/data
 	@ls -l $(DEMO)/loss.png $(DEMO)/metrics.jsonl $(DEMO)/submission.zip $(DEMO)/overlays
 
+# A worker that crashes ends the run with the test's name: pytest-xdist 3.8 waits forever for one that replaces it.
 test: $(VENV)/.built
-	OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses 2 --dist loadfile --ignore tests/csrc/test_compilers.py
+	OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses 2 --dist loadfile --max-worker-restart 0 \
+		--ignore tests/csrc/test_compilers.py
 
 # The extra docs alone: installing the package with it would build the kernels again.
 $(VENV)/.docs: $(VENV)/.installed

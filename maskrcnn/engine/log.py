@@ -57,6 +57,12 @@ class MetricsLog:
                     self._scalars.add_scalar(name, value, step)
             self._scalars.flush()  # so that a run that is stopped loses none
 
+    def close(self) -> None:
+        """End the thread that writes TensorBoard's files."""
+        if self._scalars is not None:
+            self._scalars.close()
+            self._scalars = None
+
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """Read the lines of a ``metrics.jsonl``, without incomplete or damaged ones, as a crash may leave them.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import threading
 from pathlib import Path
 
 import pytest
@@ -48,7 +49,7 @@ def test_tensorboard_shows_what_the_log_holds(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    path = tmp_path / "metrics.jsonl"
+    path, before = tmp_path / "metrics.jsonl", set(threading.enumerate())
     log = MetricsLog(path)
     for step in (1, 2, 3):
         log.write({"step": step, "epoch": 1, "loss": float(step), "lr": 0.5})
@@ -56,6 +57,9 @@ def test_tensorboard_shows_what_the_log_holds(tmp_path: Path) -> None:
     resumed = MetricsLog(path, (1, 0))
     resumed.write({"step": 2, "epoch": 1, "loss": 20.0, "lr": math.nan})
     resumed.write({"step": 2, "epoch": 1, "mask/AP": 0.5})
+    for each in (log, resumed):
+        each.close()
+    assert set(threading.enumerate()) <= before
     events = EventAccumulator(str(tmp_path / TENSORBOARD))
     events.Reload()
     assert set(events.Tags()["scalars"]) == {"loss", "lr", "mask/AP"}

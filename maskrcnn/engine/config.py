@@ -167,8 +167,8 @@ class ModelOptions:
 class OptimOptions:
     """The optimizer and its schedule."""
 
-    epochs: Count = 20
-    """Passes over the training pictures."""
+    epochs: Count | None = None
+    """Passes over the training pictures; None: 20, or as many as make 400 steps where the pictures are few."""
     batch_size: Annotated[int, Range(1, 65536)] = 2
     """Pictures per batch; with several processes (torchrun), per batch of each process."""
     accumulate: Annotated[int, Range(1, 65536)] = 1
@@ -178,8 +178,9 @@ class OptimOptions:
     None: off."""
     optimizer: Literal["adam", "adamw", "sgd"] = "adam"
     """SGD uses momentum 0.9."""
-    lr: Annotated[float, Range(0, 1000, open_low=True)] = 1e-4
-    """Learning rate after the warm-up; it decreases to 0 with a cosine schedule."""
+    lr: Annotated[float, Range(0, 1000, open_low=True)] | None = None
+    """Learning rate after the warm-up; it decreases to 0 with a cosine schedule. None: 1e-4, or 1e-3 to fine-tune a
+    model for new classes."""
     warmup_steps: Annotated[int, Range(0, 1_000_000_000)] = 100
     """Steps over which the learning rate rises linearly from 0."""
     weight_decay: Annotated[float, Range(0, 1000)] = 0.0
@@ -210,8 +211,8 @@ class TrainConfig:
     """auto: bf16 autocast on GPUs and CPUs with bfloat16 units (AVX-512 BF16, AMX), else fp32."""
     seed: Seed = 0
     """Seed of weights, crops and sampling."""
-    val_every: Count = 1
-    """Validate every this many epochs, and after the last one."""
+    val_every: Count | None = None
+    """Validate every this many epochs, and after the last one; None: every twentieth part of the epochs."""
     save_every: Count = 200
     """Write last.pt and loss.png every this many steps, and at each validation."""
 

@@ -54,7 +54,7 @@ def check_resumed(config: TrainConfig, saved: dict[str, Any]) -> None:
         changes = ", ".join(f"--{names[name]} from {before[name]} to {now[name]}" for name in changed)
         raise InputError(f"--resume {config.resume}: the run cannot continue with other options: {changes}")
     epochs = config.optim_options.epochs
-    if epochs < saved["epoch"]:
+    if epochs is not None and epochs < saved["epoch"]:
         raise InputError(f"--epochs is {epochs}; expected at least {saved['epoch']}, which the run has done")
 
 

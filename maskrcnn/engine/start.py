@@ -12,6 +12,13 @@ from maskrcnn.errors import InputError
 from maskrcnn.model import MaskRCNN
 from maskrcnn.model.weights import load_weights, trained_aligned, transfer_weights
 
+EPOCHS, LEAST_STEPS, VALIDATIONS = 20, 400, 20
+"""Defaults: the epochs of a run, or as many as make these steps, and about how often it is validated."""
+
+LR, NEW_CLASSES_LR = 1e-4, 1e-3
+"""Defaults of the learning rate. Classes that a model does not know start as copies of one, which few small steps do not
+tell apart: benchmarks/results/finetune-cpu.md."""
+
 TRAINING_OPTIONS = (
     "detections_per_image",
     "rpn_batch_per_image",
@@ -67,6 +74,23 @@ def adopt_start(config: TrainConfig) -> TrainConfig:
         config,
         model_options=dataclasses.replace(config.model_options, **architecture),
         data_options=dataclasses.replace(config.data_options, **preprocessing),
+    )
+
+
+def choose_schedule(config: TrainConfig, batches: int, new_classes: bool) -> TrainConfig:
+    """``config`` with values for the options that are None: how long to train, how fast, and how often to validate.
+
+    Args:
+        config: the options.
+        batches: number of batches per epoch, in each process.
+        new_classes: whether a model is fine-tuned for other classes than it knows.
+    """
+    optim = config.optim_options
+    steps = -(-batches // optim.accumulate)
+    epochs = optim.epochs or max(EPOCHS, -(-LEAST_STEPS // steps))
+    optim = dataclasses.replace(optim, epochs=epochs, lr=optim.lr or (NEW_CLASSES_LR if new_classes else LR))
+    return dataclasses.replace(
+        config, optim_options=optim, val_every=config.val_every or max(1, epochs // VALIDATIONS)
     )
 
 

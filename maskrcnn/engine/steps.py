@@ -120,7 +120,8 @@ def build_optimizer(model: nn.Module, options: OptimOptions, new_classes: bool =
             {"params": [p for p in parameters if id(p) not in classifier]},
             {"params": [p for p in parameters if id(p) in classifier], "lr_factor": NEW_CLASS_LR},
         ]
+    lr = options.lr or 0.0  # train_step sets that of each step
     if options.optimizer == "sgd":
-        return torch.optim.SGD(parameters, options.lr, momentum=0.9, weight_decay=options.weight_decay, fused=True)
+        return torch.optim.SGD(parameters, lr, momentum=0.9, weight_decay=options.weight_decay, fused=True)
     kind = torch.optim.AdamW if options.optimizer == "adamw" else torch.optim.Adam
-    return kind(parameters, options.lr, weight_decay=options.weight_decay, fused=True)
+    return kind(parameters, lr, weight_decay=options.weight_decay, fused=True)

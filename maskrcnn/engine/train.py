@@ -22,7 +22,7 @@ from maskrcnn.engine.loader import EpochSampler, batches, build_loader
 from maskrcnn.engine.log import TOTAL, MetricsLog
 from maskrcnn.engine.resume import check_pictures, check_resumed, last_checkpoint
 from maskrcnn.engine.run import Run
-from maskrcnn.engine.start import adopt_start, choose_model_options, load_start
+from maskrcnn.engine.start import adopt_start, choose_model_options, choose_schedule, load_start
 from maskrcnn.engine.steps import build_optimizer, learning_rate_factor, seed_step, train_step
 from maskrcnn.engine.stop import Stop, stop_on_signals
 from maskrcnn.engine.validation import fit_best, validate
@@ -61,23 +61,36 @@ def train(config: TrainConfig) -> Path:
         folder = distributed.from_main(lambda: run_folder(config))
         distributed.from_main(lambda: stack.enter_context(lock_folder(folder, "train")))
         datasets = build_datasets(config, folder)
-        run = start_run(config, datasets, device, folder, saved)
+        sampler = build_sampler(config, datasets)
+        run, config = start_run(config, datasets, len(sampler), device, folder, saved)
         distributed.from_main(lambda: write_config(config, folder))
-        train_epochs(run, config, datasets, stop, resumed=saved is not None)
+        done = None if saved is None else (run.step, run.validated)
+        log = stack.enter_context(closing(distributed.from_main(lambda: MetricsLog(folder / "metrics.jsonl", done))))
+        train_epochs(run, config, datasets, sampler, log, stop)
     return folder
 
 
 def start_run(
-    config: TrainConfig, datasets: Datasets, device: torch.device, folder: Path, saved: dict[str, Any] | None
-) -> Run:
-    """A new run, or one restored from the contents ``saved`` of its ``last.pt``."""
-    options, optim = choose_model_options(config, datasets.num_classes, saved), config.optim_options
+    config: TrainConfig,
+    datasets: Datasets,
+    batches: int,
+    device: torch.device,
+    folder: Path,
+    saved: dict[str, Any] | None,
+) -> tuple[Run, TrainConfig]:
+    """A new run of epochs of ``batches``, or one restored from the contents ``saved`` of its ``last.pt``.
+
+    Returns the options as well, with values for those that are None.
+    """
+    options = choose_model_options(config, datasets.num_classes, saved)
     if distributed.world_size() > 1 and options["norm"] == "batch":
         raise InputError(
             "--norm is batch; expected group or frozen_batch with several processes, whose batch statistics differ"
         )
     model = mask_rcnn_resnet_fpn(**options)
     new_classes = load_start(model, config) if saved is None else bool(saved.get("new_classes"))
+    config = choose_schedule(config, batches, new_classes)
+    optim = config.optim_options
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     run = Run(
         folder,
@@ -104,22 +117,24 @@ def start_run(
     if saved is not None:
         check_pictures(run.description["pictures"], saved, f"--resume {folder}")
         run.restore(saved)
-    return run
+    return run, config
 
 
-def train_epochs(run: Run, config: TrainConfig, datasets: Datasets, stop: Stop, resumed: bool) -> None:
+def build_sampler(config: TrainConfig, datasets: Datasets) -> EpochSampler:
+    batch_size, rank, world_size = config.optim_options.batch_size, distributed.rank(), distributed.world_size()
+    return EpochSampler(datasets.repeat_factors, batch_size, config.seed, rank, world_size)
+
+
+def train_epochs(
+    run: Run, config: TrainConfig, datasets: Datasets, sampler: EpochSampler, log: MetricsLog, stop: Stop
+) -> None:
     """Train, validate and save until all epochs are done or ``stop`` is requested."""
     optim, main = config.optim_options, distributed.is_main()
-    sampler = EpochSampler(
-        datasets.repeat_factors, optim.batch_size, config.seed, distributed.rank(), distributed.world_size()
-    )
+    assert not (optim.epochs is None or optim.lr is None or config.val_every is None)  # choose_schedule
     workers = config.data_options.workers
     workers = default_workers(run.device) if workers is None else workers
     loader = build_loader(datasets.train, sampler, workers, run.device)
     steps_per_epoch = -(-len(sampler) // optim.accumulate)
-    log = distributed.from_main(
-        lambda: MetricsLog(run.folder / "metrics.jsonl", (run.step, run.validated) if resumed else None)
-    )
     title = f"{run.folder.name}: mask loss {config.model_options.mask_loss}"
     while True:
         last = run.epoch >= optim.epochs

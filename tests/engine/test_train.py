@@ -25,7 +25,7 @@ from maskrcnn.engine.config import DataOptions, ModelOptions, OptimOptions, Trai
 from maskrcnn.engine.log import read_metrics
 from maskrcnn.engine.resume import run_config
 from maskrcnn.engine.run import Run
-from maskrcnn.engine.start import adopt_start, choose_model_options
+from maskrcnn.engine.start import adopt_start, choose_model_options, choose_schedule
 from maskrcnn.engine.steps import NonFiniteLossError, build_optimizer, learning_rate_factor
 from maskrcnn.engine.train import train
 from maskrcnn.errors import InputError
@@ -96,6 +96,7 @@ def test_a_classifier_of_new_classes_learns_faster(tiny_dataset: Path, tmp_path:
     own = dataclasses.replace(config, from_="nuclei", model_options=ModelOptions())
     options = dataclasses.replace(config.optim_options, lr=1e-6, warmup_steps=0)
     train(dataclasses.replace(own, optim_options=options))
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["val_every"] == 1
     train(dataclasses.replace(run_config(tmp_path / "run"), optim_options=dataclasses.replace(options, epochs=2)))
     state = load_checkpoint(tmp_path / "run" / "last.pt", to_resume=True)
     assert state["epoch"] == 2
@@ -149,6 +150,34 @@ def test_a_run_of_before_there_were_diameters_goes_on_without(tiny_dataset: Path
     values = TrainConfig().to_dict()
     del values["data_options"]["diameter"]
     assert TrainConfig.from_dict(values).data_options.diameter == "none"
+
+
+@pytest.mark.parametrize(
+    ("batches", "epochs", "val_every", "expected"),
+    [
+        (3, None, None, (134, 6)),  # 5 pictures: 400 steps
+        (20, None, None, (20, 1)),
+        (500, None, None, (20, 1)),
+        (3, 20, None, (20, 1)),
+        (3, None, 1, (134, 1)),
+    ],
+)
+def test_few_pictures_get_more_epochs(
+    batches: int, epochs: int | None, val_every: int | None, expected: tuple[int, int]
+) -> None:
+    config = TrainConfig(optim_options=OptimOptions(epochs=epochs), val_every=val_every)
+    chosen = choose_schedule(config, batches, new_classes=False)
+    assert (chosen.optim_options.epochs, chosen.val_every) == expected
+    assert choose_schedule(chosen, batches, new_classes=True) == chosen  # the values of a run stay
+    accumulated = dataclasses.replace(config, optim_options=OptimOptions(epochs=epochs, accumulate=4))
+    more = choose_schedule(accumulated, batches, new_classes=False).optim_options.epochs
+    assert more == (epochs or max(20, -(-400 // -(-batches // 4))))
+
+
+@pytest.mark.parametrize(("lr", "new_classes", "expected"), [(None, False, 1e-4), (None, True, 1e-3), (0.5, True, 0.5)])
+def test_new_classes_get_a_higher_learning_rate(lr: float | None, new_classes: bool, expected: float) -> None:
+    config = TrainConfig(optim_options=OptimOptions(lr=lr))
+    assert choose_schedule(config, 100, new_classes).optim_options.lr == expected
 
 
 def test_config_survives_json() -> None:

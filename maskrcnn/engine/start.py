@@ -16,8 +16,8 @@ EPOCHS, LEAST_STEPS, VALIDATIONS = 20, 400, 20
 """Defaults: the epochs of a run, or as many as make these steps, and about how often it is validated."""
 
 LR, NEW_CLASSES_LR = 1e-4, 1e-3
-"""Defaults of the learning rate. Classes that a model does not know start as copies of one, which few small steps do not
-tell apart: benchmarks/results/finetune-cpu.md."""
+"""Defaults of the learning rate. Classes that a model does not know start as copies of one, which few small steps do
+not tell apart: benchmarks/results/finetune-cpu.md."""
 
 TRAINING_OPTIONS = (
     "detections_per_image",
@@ -89,9 +89,7 @@ def choose_schedule(config: TrainConfig, batches: int, new_classes: bool) -> Tra
     steps = -(-batches // optim.accumulate)
     epochs = optim.epochs or max(EPOCHS, -(-LEAST_STEPS // steps))
     optim = dataclasses.replace(optim, epochs=epochs, lr=optim.lr or (NEW_CLASSES_LR if new_classes else LR))
-    return dataclasses.replace(
-        config, optim_options=optim, val_every=config.val_every or max(1, epochs // VALIDATIONS)
-    )
+    return dataclasses.replace(config, optim_options=optim, val_every=config.val_every or max(1, epochs // VALIDATIONS))
 
 
 def _check_same_or_default(options: ModelOptions | DataOptions, expected: dict[str, Any], start: str) -> None:

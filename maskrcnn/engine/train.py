@@ -130,7 +130,9 @@ def train_epochs(
 ) -> None:
     """Train, validate and save until all epochs are done or ``stop`` is requested."""
     optim, main = config.optim_options, distributed.is_main()
-    assert not (optim.epochs is None or optim.lr is None or config.val_every is None)  # choose_schedule
+    assert optim.epochs is not None  # after choose_schedule
+    assert optim.lr is not None
+    assert config.val_every is not None
     workers = config.data_options.workers
     workers = default_workers(run.device) if workers is None else workers
     loader = build_loader(datasets.train, sampler, workers, run.device)

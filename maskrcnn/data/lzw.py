@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import numpy.typing as npt
 
@@ -18,38 +20,29 @@ def check_lzw(data: bytes | bytearray) -> None:
     """
     if len(data) < 2:
         return
-    order = _Order(data)
-    position, end = 0, 8 * len(data)
-    while position + 9 <= end:
-        codes, ends = order.run(position)
+    least_first = data[0] == 0 and bool(data[1] & 1)  # the least significant bits first, in files before TIFF 6.0
+    # the four bytes from each byte on
+    words = np.ndarray((len(data),), "<u4" if least_first else ">u4", data + b"\0\0\0", strides=(1,))
+    widths, ends = _codes(least_first)
+    position, size = 0, 8 * len(data)  # in bits
+    while position + 9 <= size:
+        # the codes up to the last one, as if none cleared the table
+        count = np.searchsorted(ends, size - position, side="right")
+        starts = ends[:count] - widths[:count] + position
+        shift = starts & 7 if least_first else 32 - widths[:count] - (starts & 7)
+        codes = words[starts >> 3] >> shift & (1 << widths[:count]) - 1
         if codes[0] >= _FIRST:
             raise ValueError("damaged LZW data: a code that is not in its table")
         stops = np.flatnonzero((codes == _CLEAR) | (codes == _END))
         if len(stops) == 0 or codes[stops[0]] == _END:
             return
-        position = int(ends[stops[0]])
+        position += int(ends[stops[0]])
 
 
-class _Order:
-    """The codes of LZW data, with the most significant bits first, or, in files before TIFF 6.0, the least."""
-
-    def __init__(self, data: bytes | bytearray) -> None:
-        self.bits = 8 * len(data)
-        self.least_first = data[0] == 0 and bool(data[1] & 1)
-        order = "<u4" if self.least_first else ">u4"
-        self.words = np.ndarray((len(data),), order, data + b"\0\0\0", strides=(1,))  # from each byte on
-        # codes become longer with the table, which has one more for each code but the first; in TIFF 6.0 one too early
-        sizes = _FIRST + np.maximum(np.arange(_MOST - _FIRST) - 1, 0) + (not self.least_first)
-        self.widths = np.digitize(sizes, (512, 1024, 2048)) + 9
-        self.masks = (1 << self.widths.astype(np.uint32)) - 1
-        self.ends = np.cumsum(self.widths, dtype=np.int64)
-
-    def run(self, position: int) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.int64]]:
-        """The codes from bit ``position`` on, where the table is empty, and the bits at which they end, as if no code
-        cleared the table."""
-        count = np.searchsorted(self.ends, self.bits - position, side="right")
-        ends = self.ends[:count] + position
-        starts = ends - self.widths[:count]
-        values = self.words[starts >> 3].astype(np.uint32)
-        shift = starts & 7 if self.least_first else 32 - self.widths[:count] - (starts & 7)
-        return values >> shift.astype(np.uint32) & self.masks[:count], ends
+@functools.cache
+def _codes(least_first: bool) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """The widths of the codes after a clear code, and where they end, in bits."""
+    # they become longer with the table, which has one more for each code but the first; in TIFF 6.0 one too early
+    sizes = _FIRST + np.maximum(np.arange(_MOST - _FIRST) - 1, 0) + (not least_first)
+    widths = 9 + np.digitize(sizes, (512, 1024, 2048))
+    return widths, np.cumsum(widths)

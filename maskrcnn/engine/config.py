@@ -212,7 +212,7 @@ class TrainConfig:
     seed: Seed = 0
     """Seed of weights, crops and sampling."""
     val_every: Count | None = None
-    """Validate every this many epochs, and after the last one; None: every twentieth part of the epochs."""
+    """Validate every this many epochs, and after the last one; None: about 20 times in a run."""
     save_every: Count = 200
     """Write last.pt and loss.png every this many steps, and at each validation."""
 

@@ -103,7 +103,7 @@ def learning_rate_factor(step: int, total_steps: int, warmup_steps: int) -> floa
     return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
-NEW_CLASS_LR = 10.0
+CLASSIFIER_LR_FACTOR = 10.0
 """Factor of the classifier's learning rate for classes that the network does not know yet. They start as copies of one
 class, whose features hardly tell them apart; the other layers must not lose what they know."""
 
@@ -111,14 +111,15 @@ class, whose features hardly tell them apart; the other layers must not lose wha
 def build_optimizer(model: nn.Module, options: OptimOptions, new_classes: bool = False) -> torch.optim.Optimizer:
     """Build Adam, AdamW or SGD (momentum 0.9) for the weights that require gradients.
 
-    ``new_classes``: it is fine-tuned for other classes, and the classifier learns :data:`NEW_CLASS_LR` times as fast.
+    ``new_classes``: it is fine-tuned for other classes, and its classifier learns :data:`CLASSIFIER_LR_FACTOR` times as
+    fast.
     """
     parameters: list[Any] = [p for p in model.parameters() if p.requires_grad]
     if new_classes:
         classifier = {id(p) for p in model.get_submodule("box_head.cls_score").parameters()}
         parameters = [
             {"params": [p for p in parameters if id(p) not in classifier]},
-            {"params": [p for p in parameters if id(p) in classifier], "lr_factor": NEW_CLASS_LR},
+            {"params": [p for p in parameters if id(p) in classifier], "lr_factor": CLASSIFIER_LR_FACTOR},
         ]
     lr = options.lr or 0.0  # train_step sets that of each step
     if options.optimizer == "sgd":

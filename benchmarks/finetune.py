@@ -24,7 +24,8 @@ from benchmarks.runs import finished_run, validations
 from maskrcnn import pretrained
 from maskrcnn.checkpoint import load_checkpoint
 from maskrcnn.data.hw3 import Hw3Folder
-from maskrcnn.data.split import train_val_split
+from maskrcnn.data.split import repeat_factors, train_val_split
+from maskrcnn.engine.config import TrainConfig
 
 BATCH = 4
 SCORES = {"mask/AP@1000": "AP", "mask/AP50@1000": "AP50", "dense/AP50": "TP/(TP+FP+FN) at 0.5"}
@@ -44,6 +45,8 @@ class Options:
     pictures: tuple[int, ...] = (5, 20, 0)
     """How many pictures to train on; 0: all but those of validation."""
     steps: int = 400
+    repeat_threshold: float = TrainConfig().data_options.repeat_threshold
+    """--repeat-threshold of train.py: pictures of rare classes are repeated."""
     random_lr: float | None = None
     """Learning rate from random weights, which need a higher one; None: that of the options of train.py."""
     val_fraction: float = 0.1
@@ -98,10 +101,11 @@ def main() -> None:
         for seed in options.seeds:
             chosen = train[choose(counts[train], number or len(train), seed)]
             data = link(folder, [folder.names[i] for i in chosen], options.out / "data" / f"{number or 'all'}-{seed}")
-            epochs = math.ceil(options.steps / math.ceil(len(chosen) / BATCH))
+            repeated = repeat_factors(counts[chosen], options.repeat_threshold).sum()
+            epochs = math.ceil(options.steps / math.ceil(repeated / BATCH))
             common = ["--data", str(data), "--val", str(validation), "--num-classes", str(folder.num_classes)]
             common += ["--batch-size", str(BATCH), "--epochs", str(epochs), "--val-every", str(epochs)]
-            common += ["--repeat-threshold", "0", "--seed", str(seed), *recipe]
+            common += ["--repeat-threshold", str(options.repeat_threshold), "--seed", str(seed), *recipe]
             for name, own in ((options.start, ["--from", options.start]), ("random weights", same)):
                 run = options.out / f"{name.replace(' ', '-').replace('/', '-')}-{number or 'all'}-{seed}"
                 scores = finished_run(run, [*common, *own], len(os.sched_getaffinity(0)))

@@ -84,8 +84,8 @@ class DataOptions:
     """Fraction of the crops that are placed around a cell, its class drawn uniformly from the picture's classes."""
     repeat_threshold: Fraction = 1.0
     """Pictures with a class that less than this fraction of the pictures have are repeated (repeat-factor sampling): at
-    1.0, those with a class that the fraction f has, 1 / sqrt(f) times. 0: off. With several sources, the classes of each
-    source count separately."""
+    1.0, those with a class that the fraction f has, 1 / sqrt(f) times. 0: off. With several sources, the classes of
+    each source count separately."""
     percentiles: tuple[Percentile, Percentile] | None = (0.1, 99.9)
     """Each picture's intensities between these percentiles are stretched to 0..255; None: not stretched. Recorded in
     the checkpoint for prediction."""

@@ -56,7 +56,7 @@ class Options:
     """Score and time the models side by side."""
 
     checkpoint: Path
-    """best.pt or last.pt of a run; its split is used."""
+    """Of a run, or a packaged model with its run's folders as --data; the run's split is used."""
     out: Path = Path("runs/peers")
     """Folder for the pictures, StarDist's training, logs and report.md."""
     data: tuple[Path, ...] = ()

@@ -68,7 +68,8 @@ def tiny_config(data: Path, out: Path, epochs: int = 2, seed: int = 0) -> TrainC
     from maskrcnn.engine.config import DataOptions, ModelOptions, OptimOptions, TrainConfig
 
     return TrainConfig(
-        data_options=DataOptions(data=(data,), crop=64, val_fraction=0.2),
+        # no picture is repeated, so that an epoch has as many crops as there are training pictures
+        data_options=DataOptions(data=(data,), crop=64, val_fraction=0.2, repeat_threshold=0.0),
         model_options=ModelOptions(depth=18, mask_loss="dice", roi_batch_per_image=32, detections_per_image=20),
         optim_options=OptimOptions(epochs=epochs, warmup_steps=2),
         out=out,

@@ -26,6 +26,7 @@ from maskrcnn.checkpoint import load_checkpoint
 from maskrcnn.data.hw3 import Hw3Folder
 from maskrcnn.data.split import repeat_factors, train_val_split
 from maskrcnn.engine.config import TrainConfig
+from maskrcnn.engine.loader import EpochSampler
 
 BATCH = 4
 SCORES = {"mask/AP@1000": "AP", "mask/AP50@1000": "AP50", "dense/AP50": "TP/(TP+FP+FN) at 0.5"}
@@ -101,8 +102,8 @@ def main() -> None:
         for seed in options.seeds:
             chosen = train[choose(counts[train], number or len(train), seed)]
             data = link(folder, [folder.names[i] for i in chosen], options.out / "data" / f"{number or 'all'}-{seed}")
-            repeated = repeat_factors(counts[chosen], options.repeat_threshold).sum()
-            epochs = math.ceil(options.steps / math.ceil(repeated / BATCH))
+            sampler = EpochSampler(repeat_factors(counts[chosen], options.repeat_threshold), BATCH, seed)
+            epochs = math.ceil(options.steps / len(sampler))
             common = ["--data", str(data), "--val", str(validation), "--num-classes", str(folder.num_classes)]
             common += ["--batch-size", str(BATCH), "--epochs", str(epochs), "--val-every", str(epochs)]
             common += ["--repeat-threshold", str(options.repeat_threshold), "--seed", str(seed), *recipe]

@@ -83,8 +83,8 @@ class CocoDataset(CellDataset):
         self.image_root = Path(image_root) if image_root is not None else self.path.parent
         self.percentiles, self.channels, self.transform = percentiles, channels, transform
         contents = read_coco_file(self.path)
-        if contents.skipped and distributed.is_main():
-            print(f"warning: {self.path}: {contents.skipped_line()}", file=sys.stderr)
+        for remark in contents.remarks() if distributed.is_main() else ():
+            print(f"warning: {self.path}: {remark}", file=sys.stderr)
         self._images, self._categories = contents.images, contents.categories
         self.names = list(self._images)
         self.image_ids = [image.image_id for image in self._images.values()]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from maskrcnn.data.json_file import read_json
-from maskrcnn.data.segmentation import why_skipped
+from maskrcnn.data.segmentation import masks_marked_as_crowds, why_skipped
 from maskrcnn.errors import InputError
 
 MAX_PIXELS = 2**31 - 1
@@ -45,19 +45,25 @@ class CocoFile:
         categories: the names of the categories by id, ascending; the first one is class 1.
         skipped: number of skipped annotations by reason.
         total: number of annotations in the file, skipped ones included.
+        marked: number of annotations that are read although they are marked as crowds
+            (:func:`maskrcnn.data.segmentation.masks_marked_as_crowds`).
     """
 
     images: dict[str, CocoImage]
     categories: dict[int, str]
     skipped: Counter[str]
     total: int
+    marked: int = 0
 
-    def skipped_line(self) -> str:
-        """A message that says how many annotations were skipped and why; "" for none."""
-        if not self.skipped:
-            return ""
-        reasons = ", ".join(f"{count} {reason}" for reason, count in self.skipped.most_common())
-        return f"{self.skipped.total()} of {self.total} annotations skipped: {reasons}"
+    def remarks(self) -> list[str]:
+        """Messages: how many annotations were skipped and why, and how many marked as crowds were not."""
+        lines = []
+        if self.skipped:
+            reasons = ", ".join(f"{count} {reason}" for reason, count in self.skipped.most_common())
+            lines.append(f"{self.skipped.total()} of {self.total} annotations skipped: {reasons}")
+        if self.marked:
+            lines.append(f"all {self.marked} masks are marked as crowds (iscrowd), as CVAT does; read as instances")
+        return lines
 
 
 def read_coco_file(path: Path) -> CocoFile:
@@ -65,7 +71,8 @@ def read_coco_file(path: Path) -> CocoFile:
 
     Lists of entries may also be objects whose values are the entries, as LIVECell's annotations are. Annotations that
     other tools skip are skipped: crowds, those of pictures that the file does not name, and those without a usable
-    segmentation (:func:`maskrcnn.data.segmentation.why_skipped`).
+    segmentation (:func:`maskrcnn.data.segmentation.why_skipped`). Where a tool marked all masks as crowds, they are
+    read.
 
     Raises:
         InputError: the file is missing or not a COCO file; an id or file name is missing, of a wrong type or given
@@ -79,10 +86,10 @@ def read_coco_file(path: Path) -> CocoFile:
     by_id = {image.image_id: image for image in images.values()}
     classes = {category: label for label, category in enumerate(categories, start=1)}
     skipped: Counter[str] = Counter()
-    total = 0
-    for name, entry in _entries(path, contents, "annotations"):
-        total += 1
-        if (reason := why_skipped(entry)) is not None:
+    entries = list(_entries(path, contents, "annotations"))
+    marked = masks_marked_as_crowds([entry for _, entry in entries])
+    for name, entry in entries:
+        if (reason := why_skipped(entry, skip_crowds=not marked)) is not None:
             skipped[reason] += 1
             continue
         image_id: Any = entry.get("image_id")
@@ -96,7 +103,7 @@ def read_coco_file(path: Path) -> CocoFile:
         if type(category) not in (int, float) or category not in classes:
             raise InputError(f"{path}: {name} has the unknown category {_short(category)}")
         image.annotations.append(CocoAnnotation(name, classes[category], entry["segmentation"]))
-    return CocoFile(images, categories, skipped, total)
+    return CocoFile(images, categories, skipped, len(entries), marked)
 
 
 def _categories(path: Path, contents: dict[str, Any]) -> dict[int, str]:

@@ -6,6 +6,7 @@ huge coordinates crash the process, and run lengths that are too short leave pix
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -21,13 +22,27 @@ MAX_OUTLINE = 5e6
 """Maximum length of a polygon in pixels; pycocotools allocates up to 100 bytes per pixel of length."""
 
 
-def why_skipped(annotation: dict[str, Any]) -> str | None:
+def masks_marked_as_crowds(annotations: Sequence[dict[str, Any]]) -> int:
+    """The number of run lengths that are marked as crowds although they are instances; 0 if crowds are crowds.
+
+    COCO has polygons for instances and run lengths for crowds; tools that take this for a rule of the format mark every
+    mask as a crowd. CVAT does (it exports with Datumaro, ``coco/exporter.py``), and so may files that hold nothing but
+    crowds. A file that other tools wrote is taken as COCO means it once it also has polygons.
+    """
+    masks = [annotation for annotation in annotations if isinstance(annotation.get("segmentation"), dict)]
+    all_marked = all(annotation.get("iscrowd") for annotation in masks)
+    extras = [annotation.get("attributes") for annotation in annotations]
+    of_cvat = any(isinstance(extra, dict) and "occluded" in extra for extra in extras)
+    return len(masks) if all_marked and (of_cvat or len(masks) == len(annotations)) else 0
+
+
+def why_skipped(annotation: dict[str, Any], skip_crowds: bool = True) -> str | None:
     """The reason for skipping an annotation that other tools skip too; None for one that is used.
 
     pycocotools ignores crowds; detectron2 also ignores polygons with fewer than three points or an odd number of
     coordinates (``load_coco_json``).
     """
-    if annotation.get("iscrowd"):
+    if skip_crowds and annotation.get("iscrowd"):
         return "crowds"
     segmentation = annotation.get("segmentation")
     if not segmentation:

@@ -33,7 +33,7 @@ def test_a_file_is_indexed(tmp_path: Path, encoding: str, annotations: object) -
     assert [(a.name, a.label, a.segmentation) for a in image.annotations] == [
         ("annotation 8", 1, SQUARE["segmentation"])
     ]
-    assert (found.total, found.skipped_line()) == (1, "")
+    assert (found.total, found.remarks()) == (1, [])
 
 
 @pytest.mark.parametrize(
@@ -51,12 +51,34 @@ def test_a_file_is_indexed(tmp_path: Path, encoding: str, annotations: object) -
 def test_what_other_tools_skip_is_skipped_and_counted(tmp_path: Path, change: dict, reason: str) -> None:
     found = read_coco_file(write(tmp_path, [SQUARE | change, SQUARE, SQUARE | change]))
     assert len(found.images["a.png"].annotations) == 1
-    assert found.skipped_line() == f"2 of 3 annotations skipped: 2 {reason}"
+    assert found.remarks() == [f"2 of 3 annotations skipped: 2 {reason}"]
 
 
 def test_a_missing_segmentation_is_skipped(tmp_path: Path) -> None:
     without = {key: value for key, value in SQUARE.items() if key != "segmentation"}
     assert read_coco_file(write(tmp_path, [without])).skipped == {"without a segmentation": 1}
+
+
+RUNS = {"segmentation": {"size": [20, 30], "counts": [21, 4, 575]}}
+OF_CVAT = {"attributes": {"occluded": False, "rotation": 0.0}}
+
+
+@pytest.mark.parametrize(
+    ("annotations", "read"),
+    [
+        ([SQUARE | RUNS | {"iscrowd": 1}] * 2, 2),  # of any tool: a file of nothing but crowds
+        ([SQUARE | RUNS | OF_CVAT | {"iscrowd": 1}, SQUARE | OF_CVAT], 2),  # brush and polygons
+        ([SQUARE | RUNS | {"iscrowd": 1}, SQUARE], 1),  # as COCO has it
+        ([SQUARE | RUNS | OF_CVAT | {"iscrowd": 1}, SQUARE | RUNS | OF_CVAT | {"iscrowd": 0}], 1),
+        ([SQUARE | RUNS | {"iscrowd": 1, "attributes": 7}, SQUARE], 1),
+    ],
+)
+def test_masks_that_a_tool_marked_as_crowds_are_instances(tmp_path: Path, annotations: list[dict], read: int) -> None:
+    found = read_coco_file(write(tmp_path, annotations))
+    assert len(found.images["a.png"].annotations) == read
+    marked = sum(annotation.get("iscrowd", 0) for annotation in annotations)
+    kept = f"all {marked} masks are marked as crowds (iscrowd), as CVAT does; read as instances"
+    assert found.remarks() == ([kept] if read == 2 else [f"1 of {len(annotations)} annotations skipped: 1 crowds"])
 
 
 @pytest.mark.parametrize(

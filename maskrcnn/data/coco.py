@@ -17,7 +17,7 @@ from maskrcnn import distributed
 from maskrcnn.data.coco_file import read_coco_file
 from maskrcnn.data.dataset import CellDataset, Transform, label_progress
 from maskrcnn.data.picture import DEFAULT_PERCENTILES, read_image
-from maskrcnn.data.reader import image_size, split_place
+from maskrcnn.data.reader import image_size, only_picture, split_place
 from maskrcnn.data.segmentation import checked_rle
 from maskrcnn.errors import InputError
 from maskrcnn.structures import InstanceLabels
@@ -112,13 +112,12 @@ class CocoDataset(CellDataset):
         return counts
 
     def read_image(self, index: int) -> Tensor:
-        path = self._path(index)
-        image = read_image(path, self.percentiles, self.channels)
-        height, width = self._size(index)
-        if image.shape[:2] != (height, width):
-            found = f"{image.shape[0]}x{image.shape[1]}"
-            raise InputError(f"{path}: {found} pixels, but {self.path.name} says {height}x{width}")
+        image = read_image(self._path(index), self.percentiles, self.channels)
+        self._check_size(index, (image.shape[0], image.shape[1]))
         return image
+
+    def check_image(self, index: int) -> None:
+        self._check_size(index, only_picture(self._path(index), self.channels).size)
 
     def read_labels(self, index: int) -> InstanceLabels:
         """See :meth:`CellDataset.read_labels`; the time grows with the cells' pixels, not cells times pixels."""
@@ -136,12 +135,28 @@ class CocoDataset(CellDataset):
         classes = torch.tensor([annotation.label for annotation in annotations], dtype=torch.int64)
         return replace(labels, classes=classes[labels.ids - 1])
 
+    def _check_size(self, index: int, found: tuple[int, int]) -> None:
+        height, width = self._size(index)
+        if found != (height, width):
+            pixels = f"{found[0]}x{found[1]} pixels"
+            raise InputError(f"{self._path(index)}: {pixels}, but {self.path.name} says {height}x{width}")
+
     def _size(self, index: int) -> tuple[int, int]:
         size = self._images[self.names[index]].size
         return size if size is not None else image_size(self._path(index))
 
+    def picture_path(self, index: int) -> Path:
+        """The picture's file, which may be missing; backslashes in its name are tried as slashes too."""
+        name = self.names[index]
+        given, of_windows = self.image_root / name, self.image_root / name.replace("\\", "/")
+        return of_windows if not _exists(given) and _exists(of_windows) else given
+
     def _path(self, index: int) -> Path:
-        path = self.image_root / self.names[index]
-        if not os.path.exists(split_place(path)[0]):  # unlike Path.exists, no OSError for an invalid name
-            raise InputError(f"{path}: no such file")
+        path = self.picture_path(index)
+        if not _exists(path):
+            raise InputError(f"{path}: no such file; --image-root FOLDER says where the pictures lie")
         return path
+
+
+def _exists(path: Path) -> bool:
+    return os.path.exists(split_place(path)[0])  # unlike Path.exists, no OSError for an invalid name

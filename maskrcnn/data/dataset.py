@@ -60,8 +60,8 @@ class CellDataset(Dataset[Sample]):
     ``dataset[i]`` is the unchanged sample, ``dataset[i, seed]`` the sample after ``transform`` with a random generator
     of that seed: training samples depend only on the index and the seed, not on the process that prepares them.
 
-    Subclasses set ``names``, ``image_ids``, ``sources`` and ``num_classes``, and implement :meth:`read_image` and
-    :meth:`read_labels`.
+    Subclasses set ``names``, ``image_ids``, ``sources`` and ``num_classes``, and implement :meth:`read_image`,
+    :meth:`check_image` and :meth:`read_labels`.
 
     Attributes:
         names: one per picture, unique.
@@ -84,6 +84,11 @@ class CellDataset(Dataset[Sample]):
 
     def read_image(self, index: int) -> Tensor:
         """Decode one picture: uint8 [H, W, 3]."""
+        raise NotImplementedError
+
+    def check_image(self, index: int) -> None:
+        """Raise InputError if a picture's file is missing or cannot be opened, or if its size or channels are not as
+        expected, as far as the header tells: nothing is decoded."""
         raise NotImplementedError
 
     def read_labels(self, index: int) -> InstanceLabels:
@@ -168,10 +173,10 @@ class CellDataset(Dataset[Sample]):
         return subset
 
 
-def label_progress(items: Iterable[T], count: int) -> Iterable[T]:
+def label_progress(items: Iterable[T], count: int, title: str = "labels") -> Iterable[T]:
     """``items``, with a progress bar if reading the labels of ``count`` pictures takes more than two seconds."""
     hidden = not distributed.is_main()
-    bar: Iterable[T] = tqdm(items, "labels", count, unit="picture", leave=False, delay=2, disable=hidden)
+    bar: Iterable[T] = tqdm(items, title, count, unit="picture", leave=False, delay=2, disable=hidden)
     return bar
 
 

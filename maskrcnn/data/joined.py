@@ -97,6 +97,10 @@ class JoinedDataset(CellDataset):
         origin, part = self._find(index)
         return part.read_image(origin.index)
 
+    def check_image(self, index: int) -> None:
+        origin, part = self._find(index)
+        part.check_image(origin.index)
+
     def read_labels(self, index: int) -> InstanceLabels:
         origin, part = self._find(index)
         return self._merge_classes(part.read_labels(origin.index))

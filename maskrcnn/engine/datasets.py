@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -43,10 +45,17 @@ class Datasets:
         return to_coco(self.val)
 
 
-def build_datasets(config: TrainConfig, folder: Path) -> Datasets:
+def build_datasets(config: TrainConfig, folder: Path, split: dict[str, list[str]] | None = None) -> Datasets:
     """Read, split and augment the data of ``config``; without any, write a synthetic data set into ``folder``.
 
-    Raises InputError for invalid data.
+    Args:
+        config: the options.
+        folder: the run's folder.
+        split: names of the pictures for ``train`` and ``val`` of a run that is resumed, which are kept if the data
+            still has just these pictures: a split depends on the names of the folders.
+
+    Raises:
+        InputError: invalid data, pictures that cannot be opened, or no cell to train on.
     """
     options = config.data_options
     data = options.data
@@ -57,7 +66,10 @@ def build_datasets(config: TrainConfig, folder: Path) -> Datasets:
     parts = _read_sources((*data, *options.val), options)
     joined = _join(parts, options)
     kinds = joined.kind_counts()
-    if options.val:
+    indices = {name: index for index, name in enumerate(joined.names)}
+    if split is not None and indices.keys() == {*split["train"], *split["val"]}:
+        train_indices, val_indices = (np.array([indices[name] for name in split[part]]) for part in ("train", "val"))
+    elif options.val:
         train_indices, val_indices = np.split(np.arange(len(joined)), [sum(map(len, parts[: len(data)]))])
     else:
         groups = None if options.group_by is None else joined.groups(options.group_by)
@@ -69,11 +81,28 @@ def build_datasets(config: TrainConfig, folder: Path) -> Datasets:
         class_names=joined.class_names,
         category_ids=joined.category_ids,
     )
-    for index in label_progress(range(len(datasets.val)), len(datasets.val)):
-        datasets.val.labels(index)  # errors are raised now, not at the first validation
+    given = " ".join(map(str, (*data, *options.val)))
+    _check_pictures(joined, datasets.val)
     if distributed.is_main():
-        print(f"{' '.join(map(str, (*data, *options.val)))}: {describe(datasets.train, datasets.val)}")
+        print(f"{given}: {describe(datasets.train, datasets.val)}")
+    if not datasets.train.class_counts().any():
+        raise InputError(f"{given}: no cell in any of the {len(datasets.train)} training pictures; expected labels")
+    if not datasets.val.class_counts().any() and distributed.is_main():
+        print(f"warning: {given}: no cell in any validation picture, so there are no scores", file=sys.stderr)
     return datasets
+
+
+def _check_pictures(pictures: CellDataset, validation: CellDataset) -> None:
+    """Raise errors now that would end a run in the middle of an epoch or at its first validation.
+
+    The labels of training pictures have been read by then (:func:`typical_diameter`).
+    """
+    with ThreadPoolExecutor() as pool:
+        every = pool.map(pictures.check_image, range(len(pictures)))
+        for _ in label_progress(every, len(pictures), "pictures"):
+            pass
+    for index in label_progress(range(len(validation)), len(validation)):
+        validation.labels(index)
 
 
 def read_datasets(paths: Sequence[Path], options: DataOptions) -> JoinedDataset:

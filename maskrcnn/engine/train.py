@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from contextlib import ExitStack, closing
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,7 @@ def train(config: TrainConfig) -> Path:
         torch.manual_seed(config.seed)
         folder = distributed.from_main(lambda: run_folder(config))
         distributed.from_main(lambda: stack.enter_context(lock_folder(folder, "train")))
-        datasets = build_datasets(config, folder)
+        datasets = build_datasets(config, folder, None if saved is None else saved.get("pictures"))
         sampler = build_sampler(config, datasets)
         run, config = start_run(config, datasets, len(sampler), device, folder, saved)
         distributed.from_main(lambda: write_config(config, folder))
@@ -150,7 +151,7 @@ def train_epochs(
         sampler.set_epoch(run.epoch, run.step_in_epoch * optim.accumulate)
         name = f"epoch {run.epoch + 1}/{optim.epochs}"
         bar = tqdm(total=steps_per_epoch, initial=run.step_in_epoch, desc=name, disable=not main)
-        with bar, closing(batches(loader, optim.accumulate)) as groups:
+        with bar, closing(batches(loader, optim.accumulate)) as groups, _saved_if_unreadable(run):
             for group in groups:
                 _stop_if_requested(run, stop)
                 seed_step(config.seed, run.step)
@@ -173,11 +174,27 @@ def _stop_if_requested(run: Run, stop: Stop) -> None:
     """Save and raise KeyboardInterrupt if a stop was requested in any process."""
     if not distributed.any_process(stop.requested):
         return
+    _save_to_resume(run)
+    raise KeyboardInterrupt
+
+
+@contextmanager
+def _saved_if_unreadable(run: Run) -> Iterator[None]:
+    """Save the run if a picture cannot be read any more, so that no step is lost. Of several processes, the others do
+    not know of it and cannot save."""
+    try:
+        yield
+    except InputError:
+        if distributed.world_size() == 1:
+            _save_to_resume(run)
+        raise
+
+
+def _save_to_resume(run: Run) -> None:
     run.save()
     if distributed.is_main():
         hint = f"stopped after step {run.step}; resume with: python train.py --resume {run.folder}"
         tqdm.write(hint, file=sys.stderr)
-    raise KeyboardInterrupt
 
 
 def run_folder(config: TrainConfig) -> Path:

@@ -203,12 +203,11 @@ def _dataset(config: ConvertConfig) -> _Source:
     dataset: CellDataset
     if config.data is not None:
         dataset = Hw3Folder(config.data)
-        root = dataset.folder
+        paths = [dataset.folder / dataset.file_name(index) for index in range(len(dataset))]
     else:
         assert config.coco is not None
-        dataset = CocoDataset(config.coco, config.image_root)
-        root = dataset.image_root
-    paths = [root / dataset.file_name(index) for index in range(len(dataset))]
+        dataset = coco = CocoDataset(config.coco, config.image_root)
+        paths = [coco.picture_path(index) for index in range(len(coco))]
     keys = result_keys(paths, [[""]] * len(paths))
 
     def items() -> Iterator[_Item]:

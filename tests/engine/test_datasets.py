@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 import maskrcnn
@@ -130,6 +131,61 @@ def test_crops_of_one_slide_are_on_one_side(tmp_path: Path, seed: int) -> None:
     apart = build(tmp_path, tmp_path / "c.json", val_fraction=0.3, split_seed=seed)
     sides = [{name.split("/")[0] for name in side.names} for side in (apart.train, apart.val)]
     assert sides[0] & sides[1]  # without groups they are not
+
+
+def test_a_folder_that_was_renamed_keeps_the_split(tiny_dataset: Path, tmp_path: Path) -> None:
+    """Several sources are split in the order of their names."""
+    for number, picture in enumerate(sorted((tiny_dataset / "train").iterdir())):
+        root = tmp_path / "ab"[number % 2] / "train"
+        root.mkdir(parents=True, exist_ok=True)
+        (root / picture.name).symlink_to(picture)
+    before = build(tmp_path, tmp_path / "a", tmp_path / "b", val_fraction=0.4, split_seed=2)
+    (tmp_path / "a").rename(tmp_path / "z")
+    data = DataOptions(data=(tmp_path / "z", tmp_path / "b"), val_fraction=0.4, split_seed=2)
+    split = {"train": before.train.names, "val": before.val.names}
+    assert build_datasets(TrainConfig(data_options=data), tmp_path).val.names != before.val.names
+    after = build_datasets(TrainConfig(data_options=data), tmp_path, split)
+    assert {"train": after.train.names, "val": after.val.names} == split
+    assert np.array_equal(after.repeat_factors, before.repeat_factors)
+
+
+@pytest.mark.parametrize("kind", ["missing", "another size", "another channel"])
+@pytest.mark.parametrize("side", ["train", "val"])
+def test_pictures_are_looked_at_before_training(tmp_path: Path, kind: str, side: str) -> None:
+    files = {name: slides(tmp_path / name, 1) for name in ("train", "val")}
+    picture = tmp_path / side / "slide0" / "crop3.png"
+    options: dict[str, Any] = {}
+    if kind == "missing":
+        picture.unlink()
+        message = f"{picture}: no such file; --image-root FOLDER says where the pictures lie"
+    elif kind == "another size":
+        Image.fromarray(np.zeros((30, 20, 3), np.uint8)).save(picture)
+        message = f"{picture}: 30x20 pixels, but c.json says 20x30"
+    else:
+        tifffile.imwrite(picture, np.zeros((20, 30), np.uint8))  # a PNG's channels are known once it is decoded
+        options["channels"] = (0, 2)
+        message = f"--channels: {picture} has the channels 0 to 0, no 2"
+    with pytest.raises(InputError, match=re.escape(message)):
+        build(tmp_path, files["train"], val=(files["val"],), **options)
+
+
+def test_names_that_were_written_on_windows(tmp_path: Path) -> None:
+    path = slides(tmp_path, 1)
+    path.write_text(path.read_text().replace("slide0/", "slide0\\\\"))
+    built = build(tmp_path, path, val_fraction=0.25)
+    assert all("slide0\\crop" in name for name in built.train.names)
+    assert built.train[0].image.shape == (20, 30, 3)
+
+
+def test_no_cell_to_train_on_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = {name: slides(tmp_path / name, 1) for name in ("full", "empty")}
+    boxes_only = re.sub(r"\[\[2, 3.*?\]\]", "[]", files["empty"].read_text())
+    files["empty"].write_text(boxes_only)
+    with pytest.raises(InputError, match=r"c\.json: no cell in any of the 4 training pictures; expected labels"):
+        build(tmp_path, files["empty"], val=(files["full"],))
+    assert "4 of 4 annotations skipped: 4 without a segmentation" in capsys.readouterr().err
+    build(tmp_path, files["full"], val=(files["empty"],))
+    assert "no cell in any validation picture, so there are no scores" in capsys.readouterr().err
 
 
 def test_a_published_split_in_two_coco_files(tmp_path: Path) -> None:

@@ -18,9 +18,11 @@ import pytest
 import tifffile
 import torch
 from PIL import Image
+from torch import Tensor
 
 import maskrcnn
 from maskrcnn.checkpoint import load_checkpoint, pack_checkpoint, save_checkpoint
+from maskrcnn.data.hw3 import Hw3Folder
 from maskrcnn.engine.config import DataOptions, ModelOptions, OptimOptions, TrainConfig
 from maskrcnn.engine.log import read_metrics
 from maskrcnn.engine.resume import run_config
@@ -383,6 +385,25 @@ def test_bad_data_ends_with_one_line_and_status_2(tiny_dataset: Path, tmp_path: 
     assert ended.stderr.strip().splitlines()[-1].startswith("error: ")
     assert expected in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+def test_a_picture_that_cannot_be_read_any_more_costs_no_step(
+    tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads = []
+    read_image = Hw3Folder.read_image
+
+    def fail_later(self: Hw3Folder, index: int) -> Tensor:
+        reads.append(index)
+        if len(reads) > 6:
+            raise InputError("the disk is gone")
+        return read_image(self, index)
+
+    monkeypatch.setattr(Hw3Folder, "read_image", fail_later)
+    config = dataclasses.replace(tiny_config(tiny_dataset, tmp_path / "run"), save_every=100)
+    with pytest.raises(InputError, match="the disk is gone"):
+        train(config)
+    assert load_checkpoint(tmp_path / "run" / "last.pt")["step"] == len(_loss_rows(tmp_path / "run")) > 0
 
 
 def test_a_run_folder_that_cannot_be_made(tiny_dataset: Path, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from maskrcnn.data.dataset import CellDataset, Transform, label_progress
 from maskrcnn.data.picture import DEFAULT_PERCENTILES, read_image
 from maskrcnn.data.reader import image_size, only_picture, split_place
 from maskrcnn.data.segmentation import checked_rle
+from maskrcnn.data.stored import StoredPicture
 from maskrcnn.errors import InputError
 from maskrcnn.structures import InstanceLabels
 from maskrcnn.structures.rle import label_planes
@@ -116,8 +117,10 @@ class CocoDataset(CellDataset):
         self._check_size(index, (image.shape[0], image.shape[1]))
         return image
 
-    def check_image(self, index: int) -> None:
-        self._check_size(index, only_picture(self._path(index), self.channels).size)
+    def open_image(self, index: int) -> StoredPicture:
+        stored = only_picture(self._path(index), self.channels)
+        self._check_size(index, stored.size)
+        return stored
 
     def read_labels(self, index: int) -> InstanceLabels:
         """See :meth:`CellDataset.read_labels`; the time grows with the cells' pixels, not cells times pixels."""

@@ -18,6 +18,7 @@ from maskrcnn import distributed
 from maskrcnn.data.arrays import picture_of
 from maskrcnn.data.picture import Picture
 from maskrcnn.data.sample import Sample
+from maskrcnn.data.stored import StoredPicture
 from maskrcnn.structures import InstanceLabels
 
 T = TypeVar("T")
@@ -61,7 +62,7 @@ class CellDataset(Dataset[Sample]):
     of that seed: training samples depend only on the index and the seed, not on the process that prepares them.
 
     Subclasses set ``names``, ``image_ids``, ``sources`` and ``num_classes``, and implement :meth:`read_image`,
-    :meth:`check_image` and :meth:`read_labels`.
+    :meth:`open_image` and :meth:`read_labels`.
 
     Attributes:
         names: one per picture, unique.
@@ -86,9 +87,9 @@ class CellDataset(Dataset[Sample]):
         """Decode one picture: uint8 [H, W, 3]."""
         raise NotImplementedError
 
-    def check_image(self, index: int) -> None:
-        """Raise InputError if a picture's file is missing or cannot be opened, or if its size or channels are not as
-        expected, as far as the header tells: nothing is decoded."""
+    def open_image(self, index: int) -> StoredPicture:
+        """Open one picture without decoding it; raises InputError if its file is missing or cannot be opened, or if its
+        size or channels are not as expected, as far as the header tells."""
         raise NotImplementedError
 
     def read_labels(self, index: int) -> InstanceLabels:
@@ -126,7 +127,9 @@ class CellDataset(Dataset[Sample]):
 
     def picture(self, index: int) -> Picture:
         """One picture as input of a predictor; its intensities are stretched already."""
-        return picture_of(self._image(index).numpy(), None, self.names[index])
+        picture = picture_of(self._image(index).numpy(), None, self.names[index])
+        picture.pixel_size = self.open_image(index).pixel_size
+        return picture
 
     def preload(self) -> None:
         """Decode pictures until the cache is full; processes that are forked afterwards share the memory."""

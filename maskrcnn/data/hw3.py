@@ -18,6 +18,7 @@ from maskrcnn import distributed
 from maskrcnn.data.dataset import CellDataset, Transform
 from maskrcnn.data.picture import DEFAULT_PERCENTILES, read_image
 from maskrcnn.data.reader import image_size, only_picture, read_mask
+from maskrcnn.data.stored import StoredPicture
 from maskrcnn.errors import InputError
 from maskrcnn.structures import InstanceLabels
 
@@ -97,9 +98,9 @@ class Hw3Folder(CellDataset):
             raise InputError(f"{path}: {image.shape[0]}x{image.shape[1]} pixels, expected {size[0]}x{size[1]}")
         return image
 
-    def check_image(self, index: int) -> None:
-        """See :meth:`CellDataset.check_image`; its size is compared to that of its labels when these are read."""
-        only_picture(self.folder / self.names[index] / IMAGE, self.channels)
+    def open_image(self, index: int) -> StoredPicture:
+        """See :meth:`CellDataset.open_image`; the size is compared to that of the labels when these are read."""
+        return only_picture(self.folder / self.names[index] / IMAGE, self.channels)
 
     def read_labels(self, index: int) -> InstanceLabels:
         folder = self.folder / self.names[index]

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from maskrcnn.data.dataset import Cache, CellDataset
+from maskrcnn.data.stored import StoredPicture
 from maskrcnn.errors import InputError
 from maskrcnn.structures import InstanceLabels
 
@@ -97,9 +98,9 @@ class JoinedDataset(CellDataset):
         origin, part = self._find(index)
         return part.read_image(origin.index)
 
-    def check_image(self, index: int) -> None:
+    def open_image(self, index: int) -> StoredPicture:
         origin, part = self._find(index)
-        part.check_image(origin.index)
+        return part.open_image(origin.index)
 
     def read_labels(self, index: int) -> InstanceLabels:
         origin, part = self._find(index)

@@ -98,7 +98,7 @@ def _check_pictures(pictures: CellDataset, validation: CellDataset) -> None:
     The labels of training pictures have been read by then (:func:`typical_diameter`).
     """
     with ThreadPoolExecutor() as pool:
-        every = pool.map(pictures.check_image, range(len(pictures)))
+        every = pool.map(pictures.open_image, range(len(pictures)))
         for _ in label_progress(every, len(pictures), "pictures"):
             pass
     for index in label_progress(range(len(validation)), len(validation)):

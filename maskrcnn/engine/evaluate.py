@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from maskrcnn import pretrained
 from maskrcnn.checkpoint import load_checkpoint, locate
+from maskrcnn.data.colours import check_channels
 from maskrcnn.data.dataset import CellDataset
+from maskrcnn.data.pixel_size import LARGEST, SMALLEST
 from maskrcnn.device import Precision
 from maskrcnn.engine.config import DataOptions, TrainConfig
 from maskrcnn.engine.datasets import build_datasets, read_datasets
@@ -18,7 +20,7 @@ from maskrcnn.evaluation.coco_ap import MAX_DETECTIONS
 from maskrcnn.evaluation.dense import AT
 from maskrcnn.evaluation.evaluate import evaluate
 from maskrcnn.files import to_json, write_text
-from maskrcnn.options import check_options
+from maskrcnn.options import Micrometres, Range, check_options
 from maskrcnn.predict.augment import Augment
 from maskrcnn.predict.load import load
 from maskrcnn.predict.predictor import Diameter, Predictor, TileSide
@@ -43,8 +45,12 @@ class EvaluateConfig:
     """Folder of the pictures named in COCO files; default: the folder of the file."""
     merge_classes: bool = False
     """Take all classes of the data as the model's only one; default: as in training."""
+    channels: tuple[Annotated[int, Range(0, 65535)], ...] | None = None
+    """Channels (from 0) of the pictures to use as red, green and blue; default: as in training."""
     diameter: Diameter | None = None
     """See infer.py."""
+    pixel_size: Annotated[float, Range(SMALLEST, LARGEST)] | None = None
+    """Side of the pixels in micrometres, for a diameter in micrometres, instead of what the files say."""
     augment: Augment = "none"
     """See infer.py."""
     tile: TileSide | None = None
@@ -64,12 +70,18 @@ def evaluate_checkpoint(config: EvaluateConfig) -> dict[str, float]:
         InputError: the checkpoint or the data is invalid, or the data has other classes than the checkpoint.
     """
     check_options(config)
+    check_channels(config.channels)
+    diameter = config.diameter
+    if config.pixel_size is not None:
+        if not isinstance(diameter, str) or diameter in ("auto", "none"):
+            raise InputError(f"--pixel-size is {config.pixel_size}; expected none without a --diameter such as 8um")
+        diameter = Micrometres.of(diameter) / config.pixel_size
     predictor = load(config.checkpoint, config.device, config.precision, config.tile, augment=config.augment)
     dataset = _pictures(config, predictor)
     if config.out is not None:
         with writing(config.out):
             config.out.mkdir(parents=True, exist_ok=True)
-    scores = evaluate(predictor, dataset, config.diameter, plots=config.out)
+    scores = evaluate(predictor, dataset, diameter, plots=config.out)
     if config.out is not None:
         write_text(config.out / SCORES, to_json(scores, indent=2) + "\n")
     print(f"{len(dataset)} pictures")
@@ -93,6 +105,7 @@ def _pictures(config: EvaluateConfig, predictor: Predictor) -> CellDataset:
         merge_classes=merge,
         num_classes=None if merge is not None or len(predictor.class_names) == 1 else len(predictor.class_names),
         image_root=config.image_root or (None if named else run.data_options.image_root),
+        channels=config.channels or run.data_options.channels,
     )
     if named and config.data:
         raise InputError("--data and --val or --coco: give either a run's data or pictures that are all scored")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from maskrcnn.data.coco import to_coco
 from maskrcnn.data.dataset import CellDataset
+from maskrcnn.data.stored import StoredPicture
 from maskrcnn.evaluation.coco_ap import coco_metrics
 from maskrcnn.evaluation.dense import PER_PICTURE, POOLED, count, dense_metrics, summarize
 from maskrcnn.evaluation.evaluate import evaluate
@@ -208,6 +210,10 @@ class Shown(CellDataset):
 
     def read_image(self, index: int) -> Tensor:
         return torch.from_numpy(self.planes[index].astype(np.uint8))[:, :, None].repeat(1, 1, 3)
+
+    def open_image(self, index: int) -> StoredPicture:
+        pixels = self.planes[index].astype(np.uint8)
+        return StoredPicture(lambda top, left, h, w: pixels[top : top + h, left : left + w], pixels.shape, Path("a"), "a")
 
     def read_labels(self, index: int) -> InstanceLabels:
         return InstanceLabels.from_planes(torch.from_numpy(self.planes[index].astype(np.int32))[None], [1])

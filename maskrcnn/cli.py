@@ -27,7 +27,7 @@ from maskrcnn.errors import InputError, one_line_errors
 from maskrcnn.export.config import InferConfig
 from maskrcnn.export.convert import ConvertConfig, convert
 from maskrcnn.export.infer import infer
-from maskrcnn.options import from_flat
+from maskrcnn.options import from_flat, names_of_lists
 
 
 @dataclass(frozen=True)
@@ -83,9 +83,14 @@ def run_command(command: str, options: Sequence[str] | None = None) -> None:
     description += " --config FILE: options by name (YAML or JSON); those that are given besides win."
     with one_line_errors():
         file, rest = _split_config(command, sys.argv[1:] if options is None else options)
+        _check_lists(kind, rest)
         parse = partial(tyro.cli, kind, prog=f"maskrcnn {command}", description=description, args=rest)
         config: Config = parse() if file is None else parse(default=_read_config(file, kind))
         if isinstance(config, TrainConfig) and config.resume is not None:
+            if file is not None:
+                raise InputError(
+                    "--config is given with --resume, which has the run's own options; expected one of them"
+                )
             config = parse(default=run_config(config.resume))  # options that are not given keep the run's values
         try:
             status = _run(config)
@@ -100,9 +105,21 @@ def _split_config(command: str, options: Sequence[str]) -> tuple[Path | None, li
     parser = argparse.ArgumentParser(f"maskrcnn {command}", add_help=False, allow_abbrev=False)
     parser.add_argument("--config", type=Path)
     given, rest = parser.parse_known_args(options)
-    if given.config is not None and "--resume" in rest:
-        raise InputError("--config is given with --resume, which has the run's own options; expected one of them")
     return given.config, rest
+
+
+def _check_lists(kind: Any, options: Sequence[str]) -> None:
+    """Raise InputError for a list option that is given twice: the parser would forget the first values."""
+    given = [option.partition("=")[0] for option in options]
+    for name in names_of_lists(_dataclass(kind)):
+        spellings = (f"--{name}", f"--{name.replace('_', '-')}")
+        if sum(option in spellings for option in given) > 1:
+            raise InputError(f"{spellings[1]} is given twice; expected once, with all its values: {spellings[1]} A B")
+
+
+def _dataclass(kind: Any) -> Any:
+    """The dataclass of one of :data:`COMMANDS`, without what it is annotated with."""
+    return get_args(kind)[0] if get_args(kind) else kind
 
 
 def _read_config(path: Path, kind: Any) -> Config:
@@ -117,7 +134,7 @@ def _read_config(path: Path, kind: Any) -> Config:
     if isinstance(values, dict) and "command" in values:  # config.json
         values = {name: value for name, value in values.items() if name not in OF_ONE_RUN}
     try:
-        return from_flat(get_args(kind)[0] if get_args(kind) else kind, {} if values is None else values)
+        return from_flat(_dataclass(kind), {} if values is None else values)
     except InputError as error:
         raise InputError(f"--config {path}: {error}") from None
 

@@ -11,7 +11,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 
@@ -76,9 +76,9 @@ def _packages() -> Iterator[Finding]:
     except metadata.PackageNotFoundError:
         yield Finding(NOTE, "packages", "maskrcnn is imported from its folder, not installed", "pip install -e .")
         return
-    always = [each.name for each in requirements if _applies(each, "")]
+    always = _required(requirements, "")
     for extra in ["", *(metadata.metadata("maskrcnn").get_all("Provides-Extra") or [])]:
-        names = [each.name for each in requirements if _applies(each, extra) and each.name not in always] or always
+        names = [name for name in _required(requirements, extra) if name not in always] or always
         found = {name: _version(name) for name in names}
         missing = [name for name, version in found.items() if version is None]
         subject = extra or "packages"
@@ -89,8 +89,17 @@ def _packages() -> Iterator[Finding]:
             yield Finding(OK, subject, ", ".join(f"{name} {version}" for name, version in found.items()))
 
 
-def _applies(requirement: Requirement, extra: str) -> bool:
-    return requirement.marker is None or requirement.marker.evaluate({"extra": extra})
+def _required(requirements: Sequence[Requirement], extra: str) -> list[str]:
+    """Names of the packages that an extra requires, and the extras of this package that it names."""
+    names: list[str] = []
+    for requirement in requirements:
+        if requirement.marker is not None and not requirement.marker.evaluate({"extra": extra}):
+            continue
+        if requirement.name == "maskrcnn":
+            names += [name for inner in sorted(requirement.extras) for name in _required(requirements, inner)]
+        else:
+            names.append(requirement.name)
+    return list(dict.fromkeys(names))
 
 
 def _version(name: str) -> str | None:

@@ -181,6 +181,17 @@ def from_flat(kind: type[T], values: object) -> T:
     return from_plain(kind, nested)
 
 
+def names_of_lists(kind: Any) -> set[str]:
+    """Names of a dataclass's fields, and of nested ones, that hold several values."""
+    names = set()
+    for name, annotation in _annotations(kind).items():
+        if dataclasses.is_dataclass(annotation):
+            names |= names_of_lists(annotation)
+        elif any(get_origin(one) is tuple for one in (annotation, *get_args(annotation))):
+            names.add(name)
+    return names
+
+
 def plain(value: Any) -> Any:
     """``value`` in JSON types: dataclasses as dicts, tuples as lists, paths as text."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):

@@ -82,6 +82,8 @@ def test_options_from_a_file(tiny_run: Path, tmp_path: Path, monkeypatch: pytest
         ("pack", "out: x", "missing: checkpoint"),
         ("evaluate", None, "No such file"),
         ("train --resume run", "lr: 1", "with --resume"),
+        ("train --resume=run", "lr: 1", "with --resume"),
+        ("train", "resume: run\nlr: 1", "with --resume"),
     ],
 )
 def test_a_file_of_options_that_cannot_be_used(
@@ -97,6 +99,22 @@ def test_a_file_of_options_that_cannot_be_used(
     assert line.count("\n") == 1
     assert "--config" in line
     assert said in line
+
+
+@pytest.mark.parametrize(
+    ("command", "name"),
+    [
+        ("train --data a b --lr 1 --data=c", "data"),
+        ("predict --images a --channels 0 --channels 1", "channels"),
+        ("train --anchor_sizes 4 --anchor-sizes 8", "anchor-sizes"),
+    ],
+)
+def test_a_list_is_given_once(command: str, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(command.split())
+    assert end.value.code == 2
+    expected = f"error: --{name} is given twice; expected once, with all its values: --{name} A B\n"
+    assert capsys.readouterr().err == expected
 
 
 def test_an_error_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -36,6 +36,14 @@ def test_a_machine_with_kernels(capsys: pytest.CaptureFixture[str]) -> None:
     assert out.endswith("everything that this machine can use works\n")
 
 
+def test_an_extra_of_extras_is_their_packages(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "_version", lambda name: None if name in ("zarr", "nd2") else "1.0")
+    found = {each.subject: str(each) for each in doctor.examine()}
+    assert found["formats"].splitlines()[0] == " -  formats     without nd2, zarr"
+    assert found["formats"].endswith("pip install nd2 zarr")
+    assert found["czi"] == "ok  czi         pylibCZIrw 1.0"
+
+
 def test_without_kernels(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setitem(library.MISSING, "CPU", "no C++ compiler")
     with pytest.raises(SystemExit) as exit_:

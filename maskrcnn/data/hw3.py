@@ -30,7 +30,7 @@ _OTHER = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".npy", ".npz", ".mat", ".h5"
 """Extensions of files that users may expect to be read as labels."""
 
 _MASK_VALUES = (1, 255, 65535)
-"""Values that usually mark cells in a semantic mask."""
+"""Values that usually mark cells in a semantic mask, besides the class's own number."""
 
 _MASK_WARNING_LOCK = (
     "warning: {}: holds one value, {}, in {} pieces, and is read as one cell; if each piece is a cell, give each its "
@@ -116,21 +116,22 @@ class Hw3Folder(CellDataset):
         if not planes:
             return InstanceLabels.empty(height, width)
         labels = InstanceLabels.from_planes(torch.stack(planes), list(files))
-        self._warn_about_mask(labels, list(files.values()))
+        self._warn_about_mask(labels, files)
         return labels
 
-    def _warn_about_mask(self, labels: InstanceLabels, paths: Sequence[Path]) -> None:
-        """Warn once about a file that holds one value in several pieces.
+    def _warn_about_mask(self, labels: InstanceLabels, files: dict[int, Path]) -> None:
+        """Warn once about a file that holds one value in several pieces; in three or more if it is an unusual value.
 
         It is not an error: it may be one cell that has the number 255 in a larger picture.
         """
-        for plane, path in enumerate(paths):
+        for plane, (number, path) in enumerate(files.items()):
             values = labels.ids[labels.plane == plane].tolist()
-            if self._warned or len(values) != 1 or values[0] not in _MASK_VALUES:
+            if self._warned or len(values) != 1:
                 continue
+            most = 1 if values[0] in (*_MASK_VALUES, number) else 2
             _, pieces = ndimage.label(labels.planes[plane].numpy(), structure=np.ones((3, 3)))
             with _WARNING_LOCK:
-                if pieces > 1 and not self._warned:
+                if pieces > most and not self._warned:
                     self._warned.append(path)
                     if distributed.is_main():
                         print(_MASK_WARNING_LOCK.format(path, values[0], pieces), file=sys.stderr)

@@ -168,6 +168,16 @@ def test_a_mask_of_all_cells_is_named_once(
     assert "skimage.measure.label" in line
 
 
+@pytest.mark.parametrize(("value", "pieces"), [(2, 2), (128, 3)])
+def test_a_mask_of_another_value(folder: Path, capsys: pytest.CaptureFixture[str], value: int, pieces: int) -> None:
+    """The class's own number, or any in three pieces."""
+    plane = np.zeros((20, 30), np.uint8)
+    plane[2:5, 3 : 9 * pieces : 9] = plane[2:5, 4 : 9 * pieces : 9] = value
+    _labels_of(folder, "class2.tif", plane)
+    Hw3Folder(folder).class_counts()
+    assert f"class2.tif: holds one value, {value}, in {pieces} pieces" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("value", "second"), [(255, 0), (7, 7), (255, 254)])
 def test_labels_are_not_taken_for_masks(
     folder: Path, capsys: pytest.CaptureFixture[str], value: int, second: int

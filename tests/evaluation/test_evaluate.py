@@ -213,7 +213,9 @@ class Shown(CellDataset):
 
     def open_image(self, index: int) -> StoredPicture:
         pixels = self.planes[index].astype(np.uint8)
-        return StoredPicture(lambda top, left, h, w: pixels[top : top + h, left : left + w], pixels.shape, Path("a"), "a")
+        return StoredPicture(
+            lambda top, left, h, w: pixels[top : top + h, left : left + w], pixels.shape, Path("a"), "a"
+        )
 
     def read_labels(self, index: int) -> InstanceLabels:
         return InstanceLabels.from_planes(torch.from_numpy(self.planes[index].astype(np.int32))[None], [1])

@@ -63,6 +63,7 @@ class Picture:
         pixel_size: size of the pixels in micrometres as the file gives it; None: unknown.
         levels: copies with fewer pixels and the same intensities, the largest first.
         intensities: the values that become 0 and 255; None until a region is read that needs them.
+        colours: number of channels that were chosen: if two, the third of ``read`` and ``raw`` is black.
     """
 
     def __init__(
@@ -76,7 +77,9 @@ class Picture:
         pixel_size: PixelSize | None = None,
         place: str = "",
         page: int = 0,
+        colours: int = 3,
     ) -> None:
+        self.colours = colours
         self.path, self.name, self.size = path, name, size
         self.pixel_size, self.place, self.page = pixel_size, place, page
         self._read, self._percentiles = read, percentiles
@@ -128,6 +131,10 @@ class Picture:
         """The picture :meth:`reduced` to sides of at most :data:`OVERVIEW` pixels; kept, since it may take a pass over
         the file. A rescaled picture has that of its original."""
         return self.reduced(OVERVIEW)
+
+    def release(self) -> None:
+        """Forget the overview, which takes up to 12 MB; it is made again when it is needed."""
+        self.__dict__.pop("overview", None)
 
     def micrometres(self) -> float:
         """The side of a pixel in micrometres; raises InputError if the file gives none, or one that cannot be."""
@@ -270,10 +277,11 @@ def open_pictures(
             four or more channels and none were chosen; its format needs a library that is not installed.
     """
     pictures = open_stored(path, level, channels, pixel_size=given_size(pixel_size))
-    return [_picture(stored, percentiles) for stored in pictures]
+    colours = 3 if channels is None else len(channels)
+    return [_picture(stored, percentiles, colours) for stored in pictures]
 
 
-def _picture(stored: StoredPicture, percentiles: tuple[float, float] | None) -> Picture:
+def _picture(stored: StoredPicture, percentiles: tuple[float, float] | None, colours: int) -> Picture:
     return Picture(
         stored.path,
         stored.name,
@@ -284,6 +292,7 @@ def _picture(stored: StoredPicture, percentiles: tuple[float, float] | None) -> 
         stored.pixel_size,
         stored.place,
         stored.page,
+        colours,
     )
 
 

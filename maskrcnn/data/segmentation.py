@@ -86,6 +86,8 @@ def checked_rle(segmentation: Any, height: int, width: int) -> dict[str, Any]:
     counts = _checked_counts(segmentation.get("counts"))
     if counts.size and counts.min() < 0:
         raise ValueError(f"a run of {counts.min()} pixels, expected none below 0")
+    if counts.size and counts.max() > height * width:  # so that the sum cannot overflow
+        raise ValueError(f"a run of {counts.max()} pixels, the picture has {height * width}")
     if counts.sum() != height * width:
         raise ValueError(f"the runs have {counts.sum()} pixels, the picture has {height * width}")
     return {"size": [height, width], "counts": counts}

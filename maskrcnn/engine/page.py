@@ -1,4 +1,4 @@
-"""The page of a run, ``report.html``: its curves, and the validation pictures with outlines and truth, worst first."""
+"""A run's page, ``training.html``: its curves, and the validation pictures with outlines and truth, worst first."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from maskrcnn.evaluation.coco_ap import MAX_DETECTIONS
 from maskrcnn.predict.predictor import Predictor
 from maskrcnn.report.write import LONGEST_SIDE, ReportPicture, write_report
 
-PAGE = "report.html"
+PAGE = "training.html"
 
 PICTURES = 60
 """Most pictures in the page, about 9 MB."""

@@ -35,7 +35,7 @@ from maskrcnn.model import mask_rcnn_resnet_fpn
 def train(config: TrainConfig) -> Path:
     """Train a network with the options ``config`` and return the run folder.
 
-    The folder contains ``config.json``, ``metrics.jsonl``, ``loss.png``, ``report.html`` (the curves, and the last
+    The folder contains ``config.json``, ``metrics.jsonl``, ``loss.png``, ``training.html`` (the curves, and the last
     validation's pictures), ``last.pt`` (to resume), ``best.pt`` (the weights of the epoch with the highest validation
     mask AP; with ``--ema`` their average), and the last epoch's ``precision_recall.png``, ``classes.png`` and
     ``thresholds.json``. With torchrun, all processes must have access to the same folder and data; only process 0

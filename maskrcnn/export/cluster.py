@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from maskrcnn.checkpoint import locate
 from maskrcnn.errors import InputError
 from maskrcnn.export.config import InferConfig
 from maskrcnn.export.failures import Failures, describe
@@ -103,7 +104,7 @@ def start(config: InferConfig, folder: Path, job: Job) -> Started | Failed | Non
     source = source_of(job)
     with _BUSY:
         try:
-            predictor, open_page = _worker(config)
+            predictor, open_page = _worker(config, _version(config))
             picture = open_page(job)
             plan = predictor.plan(picture, config.diameter)
             if len(plan.tiles) > TILES:
@@ -120,7 +121,7 @@ def detect(
     """A task: the detections of some tiles."""
     with _BUSY:
         try:
-            predictor, open_page = _worker(config)
+            predictor, open_page = _worker(config, _version(config))
             return predictor.detect(open_page(job), started.plan, batches)
         except torch.cuda.OutOfMemoryError:
             side = max(max(tile.height, tile.width) for tile in started.plan.tiles)
@@ -140,7 +141,7 @@ def finish(
         found += part
     with _BUSY:
         try:
-            predictor, open_page = _worker(config)
+            predictor, open_page = _worker(config, _version(config))
             picture = open_page(job)
             picture.intensities = started.plan.intensities
             _write(config, folder, job, started.source, predictor.merge(picture, started.plan, found))
@@ -150,13 +151,19 @@ def finish(
 
 
 def _write(config: InferConfig, folder: Path, job: Job, source: list[str | int] | None, detections: Detections) -> None:
-    predictor, open_page = _worker(config)
+    predictor, open_page = _worker(config, _version(config))
     names, scores = predictor.class_names, minimum_scores(config, predictor)
     write_picture(folder, job, source, open_page(job), detections, config.format, names, scores)
 
 
+def _version(config: InferConfig) -> tuple[int, int]:
+    """Tells a checkpoint from a later one by the same name: a worker outlives the run."""
+    status = locate(config.checkpoint).stat()
+    return status.st_size, status.st_mtime_ns
+
+
 @functools.lru_cache(maxsize=1)
-def _worker(config: InferConfig) -> tuple[Predictor, Opener]:
+def _worker(config: InferConfig, version: tuple[int, int]) -> tuple[Predictor, Opener]:
     """What a worker keeps from task to task."""
     predictor = load_predictor(config)
     return predictor, Opener(config, predictor.percentiles)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from tqdm import tqdm
 
 from maskrcnn.data.coco import CocoDataset
+from maskrcnn.data.colours import check_channels
 from maskrcnn.data.dataset import CellDataset
 from maskrcnn.data.hw3 import Hw3Folder
 from maskrcnn.data.json_file import read_json
@@ -23,7 +25,7 @@ from maskrcnn.export.names import result_keys
 from maskrcnn.export.picture_files import write_cells
 from maskrcnn.export.run_folder import CELLS, OPTIONS, file_of, read_record
 from maskrcnn.files import printable, to_json, write_text
-from maskrcnn.options import Fraction, check_options
+from maskrcnn.options import Fraction, Range, check_options
 from maskrcnn.structures import Cells, InstanceLabels
 from maskrcnn.structures.rle import cell_areas
 
@@ -49,9 +51,13 @@ class ConvertConfig:
     coco: Path | None = None
     """COCO annotation file."""
     image_root: Path | None = None
-    """Folder of the pictures named in the COCO file; default: the folder of the file."""
+    """Folder of the pictures: of those named in the COCO file (default: the folder of the file), or, for --labels with
+    --format coco, of those whose names the label images' names begin with, x.png for x_cp_masks.tif (default: the
+    folder of the label image)."""
     labels: tuple[Path, ...] = ()
     """Label images of any program (0 is background, each cell has a number of its own), or folders of them."""
+    channels: tuple[Annotated[int, Range(0, 65535)], ...] | None = None
+    """Channels (from 0) of the pictures of --data and --coco whose intensities csv measures; default: grey or RGB."""
     score_threshold: Fraction | None = None
     """Minimum score of a cell of --results; default: that of the results' other files. coco contains all cells."""
 
@@ -64,8 +70,13 @@ class ConvertConfig:
             raise InputError(f"given: {' and '.join(given) or 'no cells'}; expected one of {', '.join(sources)}")
         if self.score_threshold is not None and self.results is None:
             raise InputError("--score-threshold is for --results; true cells have no scores")
-        if self.image_root is not None and self.coco is None:
-            raise InputError("--image-root is for --coco")
+        if self.image_root is not None and self.coco is None and not (self.labels and "coco" in self.format):
+            raise InputError("--image-root is for --coco, and for --labels with --format coco")
+        if self.channels is not None and ("csv" not in self.format or self.results is not None):
+            raise InputError(
+                "--channels is for --format csv of --data or --coco; --results are of the channels they say"
+            )
+        check_channels(self.channels)
         if self.labels and "csv" in self.format:
             raise InputError("--format csv measures pictures, which --labels does not name; expected another format")
 
@@ -77,7 +88,7 @@ class _Item:
     Attributes:
         key: names its files.
         cells: all of its cells.
-        file_name: path of the picture, of a label image where it is not known.
+        file_name: path of the picture; of the label image where the picture is not known and not needed.
         open: opens the picture; None if it is not known.
         micrometres: the side of its pixels; None if it is not known.
     """
@@ -109,7 +120,7 @@ def convert(config: ConvertConfig) -> int:
     if config.results is not None:
         source = _results(config.results, config.score_threshold)
     elif config.labels:
-        source = _label_images(config.labels)
+        source = _label_images(config)
     else:
         source = _dataset(config)
     images: list[dict[str, Any]] = []
@@ -187,15 +198,42 @@ def _page(page: int, *arguments: Any) -> Picture:
     return open_pictures(*arguments)[page]
 
 
-def _label_images(entries: tuple[Path, ...]) -> _Source:
-    paths = [path for entry in entries for path in pictures_in(entry, "--labels")]
+def _label_images(config: ConvertConfig) -> _Source:
+    paths = [path for entry in config.labels for path in pictures_in(entry, "--labels")]
     keys = result_keys(paths, [[""]] * len(paths))
+    pictures = _pictures_of(paths, config.image_root) if "coco" in config.format else paths
 
     def items() -> Iterator[_Item]:
-        for path, (key,) in zip(paths, keys, strict=True):
-            yield _Item(key, _cells(InstanceLabels.from_planes(read_mask(path)[None], [1])), str(path), None)
+        for path, picture, (key,) in zip(paths, pictures, keys, strict=True):
+            yield _Item(key, _cells(InstanceLabels.from_planes(read_mask(path)[None], [1])), str(picture), None)
 
     return _Source(items(), len(paths), ["cell"], [0.0])
+
+
+def _pictures_of(labels: Sequence[Path], root: Path | None) -> list[Path]:
+    """The picture of each label image: the one with the longest name that the label image's name begins with.
+
+    Raises InputError if there is none in ``root`` (None: in the folder of the label image), or several.
+    """
+    by_folder: dict[Path, dict[str, list[Path]]] = {}
+    found = []
+    for path in labels:
+        folder = path.parent if root is None else root
+        if folder not in by_folder:
+            by_folder[folder] = defaultdict(list)
+            for picture in sorted({*pictures_in(folder, "--image-root")} - {*labels}):
+                by_folder[folder][picture.stem].append(picture)
+        stem = path.stem
+        beginnings = (stem[:end] for end in range(len(stem), 0, -1) if end == len(stem) or not stem[end].isalnum())
+        pictures = next((by_folder[folder][name] for name in beginnings if name in by_folder[folder]), [])
+        if len(pictures) != 1:
+            names = " and ".join(picture.name for picture in pictures) or "none"
+            raise InputError(
+                f"{path}: its picture in {folder} has a name that its own begins with; found: {names}; expected one "
+                "(--image-root says where the pictures lie)"
+            )
+        found += pictures
+    return found
 
 
 def _dataset(config: ConvertConfig) -> _Source:
@@ -212,7 +250,9 @@ def _dataset(config: ConvertConfig) -> _Source:
 
     def items() -> Iterator[_Item]:
         for index, (path, (key,)) in enumerate(zip(paths, keys, strict=True)):
-            yield _Item(key, _cells(dataset.labels(index)), str(path), partial(_page, 0, path, None))
+            yield _Item(
+                key, _cells(dataset.labels(index)), str(path), partial(_page, 0, path, None, 0, config.channels)
+            )
 
     return _Source(items(), len(paths), dataset.class_names, [0.0] * dataset.num_classes)
 

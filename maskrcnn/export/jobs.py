@@ -6,7 +6,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import tifffile
@@ -120,27 +120,33 @@ def source_of(job: Job) -> list[str | int] | None:
         status = metadata_of(job.path).stat()
     except OSError:
         return None
-    return [printable(os.path.abspath(job.path)), job.page, status.st_size, status.st_mtime_ns]
+    return [os.path.abspath(job.path), job.page, status.st_size, status.st_mtime_ns]
 
 
 class Opener:
-    """Opens the pictures of jobs; consecutive pages of a stack share one reading of its headers."""
+    """Opens the pictures of jobs; consecutive pages of a stack share one reading of its headers, as long as the file is
+    the same. What an earlier page keeps in memory is released."""
 
     def __init__(self, config: InferConfig, percentiles: tuple[float, float] | None) -> None:
         self.config, self.percentiles = config, percentiles
-        self.path: Path | None = None
+        self.file: tuple[Path, list[str | int] | None] | None = None
         self.pages: list[Picture] = []
+        self.current: Picture | None = None
 
     def __call__(self, job: Job) -> Picture:
         """Open a picture; raises InputError if the file cannot be read, or its size is not that of the id mapping."""
-        if job.path != self.path:
-            self.path = None  # if the file cannot be opened
+        file = job.path, source_of(replace(job, page=0))
+        if file != self.file:
+            self.file = None  # if it cannot be opened
             config = self.config
             self.pages = open_pictures(job.path, self.percentiles, config.level, config.channels, config.pixel_size)
-            self.path = job.path
+            self.file = file
         if job.page >= len(self.pages):
             raise InputError(f"{job.path}: {len(self.pages)} pages now; it had more when the run started")
         picture = self.pages[job.page]
+        if self.current is not None and self.current is not picture:
+            self.current.release()
+        self.current = picture
         if job.size is not None and picture.size != job.size:
             (height, width), (h, w) = picture.size, job.size
             raise InputError(f"{job.path}: {height}x{width} pixels, but the id mapping says {h}x{w}")

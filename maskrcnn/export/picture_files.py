@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from maskrcnn.data.picture import Picture
+from maskrcnn.data.stored import Array
 from maskrcnn.export.geojson import write_geojson
 from maskrcnn.export.jobs import Job
 from maskrcnn.export.labels import write_class_labels, write_labels
@@ -14,7 +16,7 @@ from maskrcnn.export.rois import write_rois
 from maskrcnn.export.run_folder import FILES, file_of, record_of
 from maskrcnn.export.table import write_table
 from maskrcnn.export.zarr_labels import write_zarr_labels
-from maskrcnn.files import atomic_write, printable, to_json, write_text
+from maskrcnn.files import atomic_write, to_json, write_text
 from maskrcnn.structures import Cells, Detections
 
 OVERLAY = 1600
@@ -52,7 +54,13 @@ def write_cells(
         write_rois(paths["rois"], outlined, class_names)
     if "csv" in paths:
         picture = open_picture()
-        write_table(paths["csv"], cells, class_names, picture.raw, _micrometres(picture))
+        write_table(paths["csv"], cells, class_names, partial(_chosen_channels, picture), _micrometres(picture))
+
+
+def _chosen_channels(picture: Picture, *region: int) -> Array:
+    """A region with its values as stored, without the black channel that is added to two."""
+    pixels = picture.raw(*region)
+    return pixels if pixels.ndim == 2 else pixels[:, :, : picture.colours]
 
 
 def _micrometres(picture: Picture) -> float | None:
@@ -96,7 +104,7 @@ def write_picture(
             overlay.save(beside, "PNG")  # optimize=True takes ten times as long for a tenth less
     height, width = picture.size
     record = {
-        "name": printable(picture.name),
+        "name": picture.name,
         "source": source,
         "height": height,
         "width": width,

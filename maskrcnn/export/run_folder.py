@@ -14,13 +14,14 @@ from typing import Any
 from maskrcnn.checkpoint import locate, versions
 from maskrcnn.data.json_file import read_json
 from maskrcnn.errors import InputError, writing
+from maskrcnn.export.coco import RESULTS, SUBMISSION
 from maskrcnn.export.config import InferConfig
 from maskrcnn.export.jobs import Job, source_of
 from maskrcnn.export.names import file_stem
 from maskrcnn.files import to_json, write_text
 from maskrcnn.options import plain
 
-CELLS, OPTIONS = "cells", "infer.json"
+CELLS, OPTIONS, REPORT = "cells", "infer.json", "report.html"
 
 FILES: dict[str, str] = {
     "labels": "labels/{}.tif",
@@ -68,8 +69,9 @@ def begin(config: InferConfig, folder: Path, jobs: Sequence[Job], classes: dict[
 
     ``classes`` are written too, for ``maskrcnn convert``: ``class_names``, and ``least_scores`` of shown cells.
 
-    With ``--overwrite``, results of other options are removed before anything is predicted, so that all results in the
-    folder have the same options even if the run is stopped.
+    With ``--overwrite``, results of other options are removed before anything is predicted, also the files for all
+    pictures together, so that all results in the folder have the same options even if the run is stopped. So are the
+    files, in all formats, of a picture whose record is of another file or of an earlier version of it.
 
     Raises:
         InputError: the folder holds results of other or unknown options and ``--overwrite`` was not given, or it cannot
@@ -85,8 +87,17 @@ def begin(config: InferConfig, folder: Path, jobs: Sequence[Job], classes: dict[
     if config.overwrite:
         for stem in done if other else done & {file_stem(job.key) for job in jobs}:
             remove_results(folder, stem)
+    if other:
+        for name in (RESULTS, SUBMISSION, REPORT):
+            with writing(folder / name):
+                (folder / name).unlink(missing_ok=True)
     write_text(folder / OPTIONS, to_json({**options, **classes, "versions": versions()}, indent=2) + "\n")
-    return [job for job in jobs if not _is_done(folder, job, config)]
+    todo = [job for job in jobs if not _is_done(folder, job, config)]
+    for job in todo:
+        source = source_of(job)
+        if source is not None and (read_record(folder, job.key) or {}).get("source") != source:
+            remove_results(folder, job.key)
+    return todo
 
 
 def _other_options(path: Path, options: dict[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,13 +18,12 @@ from maskrcnn.export.config import InferConfig
 from maskrcnn.export.failures import Failures
 from maskrcnn.export.jobs import Job, Opener
 from maskrcnn.export.load import minimum_scores
-from maskrcnn.export.run_folder import CELLS, read_record, record_of
+from maskrcnn.export.run_folder import CELLS, REPORT, read_record, record_of
 from maskrcnn.export.truth import Truth
 from maskrcnn.files import printable
 from maskrcnn.predict.predictor import Predictor
 from maskrcnn.report.write import ReportPicture, write_report
 
-REPORT = "report.html"
 THUMBNAIL = 1024
 """Longest side of the report's pictures in pixels."""
 
@@ -46,9 +46,14 @@ def finish(
     Raises:
         InputError: a file cannot be written; the other files are written first.
     """
-    records = _read_records(folder, jobs, failures)
-    results = [result for _, record in records for result in record["results"]]
     score_threshold = minimum_scores(config, predictor)
+    shown = total = 0
+    records: Records = []
+    for job, record in _read_records(folder, jobs, failures):
+        total += len(record["results"])
+        shown += sum(result["score"] >= score_threshold[result["category_id"] - 1] for result in record["results"])
+        is_used = config.report or "coco" in config.format
+        records.append((job, record if is_used else {**record, "results": []}))  # a plate has millions
     written: list[Path] = []
     errors: list[str] = []
     if "coco" in config.format:
@@ -57,15 +62,18 @@ def finish(
             for job, record in records
         ]
         with _collect_errors(errors):
+            if too_large := [job.file_name for job, record in records if record["height"] * record["width"] >= 2**32]:
+                large = f"{printable(too_large[0])}: COCO's run lengths have 32 bits for pycocotools, and pixels above"
+                print(f"warning: {large} 2^32 are out of its reach; the other formats hold all cells", file=sys.stderr)
+            results = [result for _, record in records for result in record["results"]]
             written += write_results(folder, results, images, predictor.category_ids)
     if config.report:
         pictures = _report_pictures(Opener(config, predictor.percentiles), records, truth, failures)
         with _collect_errors(errors):
             write_report(folder / REPORT, pictures, predictor.class_names, score_threshold=score_threshold)
             written.append(folder / REPORT)
-    shown = sum(result["score"] >= score_threshold[result["category_id"] - 1] for result in results)
     print(
-        f"{shown} cells in {len(records)} pictures, {len(results) - shown} more with lower scores: "
+        f"{shown} cells in {len(records)} pictures, {total - shown} more with lower scores: "
         f"{printable(', '.join(map(str, written)) or str(folder))}"
     )
     _print_diameters([record["diameter"] for _, record in records])
@@ -73,7 +81,7 @@ def finish(
         failures.write()
     if errors:
         raise InputError("; ".join(errors))
-    return len(results)
+    return total
 
 
 @contextmanager
@@ -85,8 +93,7 @@ def _collect_errors(errors: list[str]) -> Iterator[None]:
         errors.append(str(error))
 
 
-def _read_records(folder: Path, jobs: Sequence[Job], failures: Failures) -> Records:
-    records = []
+def _read_records(folder: Path, jobs: Sequence[Job], failures: Failures) -> Iterator[tuple[Job, dict[str, Any]]]:
     for job in jobs:
         if job.key in failures.errors:
             continue
@@ -96,8 +103,7 @@ def _read_records(folder: Path, jobs: Sequence[Job], failures: Failures) -> Reco
             continue
         for result in record["results"]:
             result["image_id"] = job.image_id  # an earlier run may have had other pictures before this one
-        records.append((job, record))
-    return records
+        yield job, record
 
 
 def _report_pictures(

@@ -31,7 +31,7 @@ FORMULA = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 """First characters of formulas; the last four are the full-width forms of Japanese input methods."""
 
 ReadRegion = Callable[[int, int, int, int], Tensor | npt.NDArray[Any]]
-"""(top, left, height, width) inside the picture -> pixels [height, width] or [height, width, 3]."""
+"""(top, left, height, width) inside the picture -> pixels [height, width] or [height, width, channels]."""
 
 
 def write_table(
@@ -47,7 +47,7 @@ def write_table(
     ``score``; in pixels ``centroid_x`` and ``centroid_y``, ``area`` (number of pixels), ``x1``, ``y1``, ``x2``, ``y2``
     (bounds of the cell's pixels, not the network's box) and ``perimeter`` (scikit-image's estimate);
     ``eccentricity`` of the ellipse with the same second moments (0 for a disc, below 1); ``mean_intensity`` over the
-    cell's pixels and colour channels, in the units of ``read_region``. Pixel i covers [i, i+1), so that the centroid of
+    cell's pixels and channels, in the units of ``read_region``. Pixel i covers [i, i+1), so that the centroid of
     a single pixel is i + 0.5 and its bounds are i and i + 1. Pixels in which cells overlap count for all of them.
 
     Where the pixel size is known, columns with all lengths, positions and areas in micrometres follow: ``area_um2``,
@@ -132,9 +132,9 @@ def _measure(rles: list[dict[str, Any]], read_region: ReadRegion) -> list[dict[s
 
 def _read(read_region: ReadRegion, top: int, left: int, height: int, width: int) -> npt.NDArray[Any]:
     pixels = np.asarray(read_region(top, left, height, width))
-    if pixels.shape not in ((height, width), (height, width, 3)):
+    if pixels.ndim not in (2, 3) or pixels.shape[:2] != (height, width):
         raise ValueError(
-            f"read_region: returned an array of shape {pixels.shape}, expected {height, width} (and 3 colours)"
+            f"read_region: returned an array of shape {pixels.shape}, expected {height, width} (and channels)"
         )
     return pixels
 

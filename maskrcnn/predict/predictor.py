@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +19,7 @@ from torch import Tensor
 from maskrcnn.data.arrays import picture_of
 from maskrcnn.data.picture import Picture, open_pictures
 from maskrcnn.data.pixel_size import given_size
-from maskrcnn.data.transforms import scale_to
+from maskrcnn.data.transforms import SCALE_LIMITS, scale_to
 from maskrcnn.device import Precision
 from maskrcnn.errors import InputError
 from maskrcnn.model import MaskRCNN
@@ -216,9 +217,22 @@ class Predictor:
         to know for any of the tiles, also in another process."""
         size = self.find_diameter(picture, diameter)
         factor = 1.0 if size is None or self.diameter is None else scale_to(self.diameter, size)
+        if size is not None and self.diameter is not None and diameter not in (None, "auto"):
+            self._warn_about_limits(picture, size, factor, self.diameter)
         if self.resize is not None:
             factor = self.resize / max(picture.size)
         return self._plan(picture, size, factor)
+
+    @staticmethod
+    def _warn_about_limits(picture: Picture, diameter: float, factor: float, canonical: float) -> None:
+        """Warn if cells of the diameter that a user gave cannot be brought to the canonical one."""
+        if not math.isclose(diameter * factor, canonical):
+            low, high = (canonical / limit for limit in reversed(SCALE_LIMITS))
+            print(
+                f"warning: {picture.name}: the network takes cells of {low:g} to {high:g} pixels, by rescaling the "
+                f"picture; those of {diameter:g} pixels it sees as {diameter * factor:g}, not {canonical:g}",
+                file=sys.stderr,
+            )
 
     def with_smaller_tiles(self, picture: Picture, plan: Plan) -> Plan:
         """The plan with smaller tiles, after :meth:`detect` ran out of memory; raises InputError if they are small."""
@@ -285,7 +299,7 @@ class Predictor:
         if most := max((len(part) for part in found if self._is_full(part)), default=0):
             print(
                 f"warning: {picture.name}: has more cells than {most} per tile, the limit: they are smaller than this "
-                "network looks for; a smaller --diameter enlarges the picture",
+                "network looks for" + ("; a smaller --diameter enlarges the picture" * (plan.factor < SCALE_LIMITS[1])),
                 file=sys.stderr,
             )
         cells = lower_overlapping(cells, self.overlap_factor)

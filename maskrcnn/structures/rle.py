@@ -15,8 +15,9 @@ import numpy.typing as npt
 
 Ints = npt.NDArray[np.int64]
 
-LONGEST_CHAIN = 7
-"""Number of 5-bit characters that a number of 32 bits and its sign take."""
+LONGEST_CHAIN = 9
+"""Maximum number of 5-bit characters of a number: 44 bits and its sign. The 32 bits of pycocotools are not enough for
+slides."""
 
 BATCH = 4096
 """Number of cells that are decoded at once, where there may be a slide's."""
@@ -65,7 +66,7 @@ def _decode(counts: Sequence[str | bytes]) -> tuple[Ints, Ints]:
     if codes.min() < 0 or codes.max() > 63:
         raise ValueError(f"run lengths with the character {chr(text[np.argmax((codes < 0) | (codes > 63))])!r}")
     if not last[stops[stops > 0] - 1].all() or digit.max() >= LONGEST_CHAIN:
-        raise ValueError("run lengths that stop in the middle of a number, or hold one of more than 32 bits")
+        raise ValueError("run lengths that stop in the middle of a number, or hold one of more than 44 bits")
     numbers = np.add.reduceat((codes & 31) << (5 * digit), first)
     negative = (codes[last] & 16) != 0
     numbers[negative] -= 1 << (5 * (digit[last][negative] + 1))

@@ -10,7 +10,7 @@ from maskrcnn.engine.log import read_metrics
 
 
 def test_it_shows_the_curves_and_the_validation_pictures(tiny_run: Path) -> None:
-    page = (tiny_run / "report.html").read_text()
+    page = (tiny_run / "training.html").read_text()
     assert 'class="curves"' in page
     last = [row for row in read_metrics(tiny_run / "metrics.jsonl") if "mask/AP@1000" in row][-1]
     assert f"{tiny_run.name}, epoch {last['epoch']}" in page

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import csv
+import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,19 +13,21 @@ import pytest
 import roifile
 import tifffile
 import torch
+from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from skimage.draw import polygon2mask
 
 import maskrcnn
 from maskrcnn.cli import main
+from maskrcnn.data.coco import CocoDataset
 from maskrcnn.data.hw3 import Hw3Folder
 from maskrcnn.errors import InputError
 from maskrcnn.export.config import InferConfig
 from maskrcnn.export.convert import ConvertConfig, convert
 from maskrcnn.export.infer import infer
 from maskrcnn.structures import Cells
-from tests.export.runs import small_pictures
+from tests.export.runs import one_picture, small_pictures
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +104,57 @@ def test_label_images_of_other_programs(tmp_path: Path) -> None:
     assert json.loads((out / "geojson" / "b.geojson").read_text())["features"] == []
 
 
+def test_label_images_become_training_data_of_their_pictures(tmp_path: Path) -> None:
+    """Not of the label images themselves."""
+    pictures, masks = tmp_path / "pictures", tmp_path / "masks"
+    for folder in (pictures, masks):
+        folder.mkdir()
+    labels = np.zeros((50, 70), np.uint8)
+    labels[5:15, 10:20] = 9
+    for name in ("a_cp_masks.tif", "a1_cp_masks.tif", "b.tif"):
+        tifffile.imwrite(masks / name, labels)
+    small_pictures(pictures)
+    Image.fromarray(np.zeros((50, 70), np.uint8)).save(pictures / "a1.png")
+    config = ConvertConfig(tmp_path / "out", ("coco",), labels=(masks,), image_root=pictures)
+    assert convert(config) == 3
+    data = CocoDataset(tmp_path / "out" / "annotations.json")
+    assert [Path(name).name for name in data.names] == ["a1.png", "a.jpg", "b.png"]
+    assert [len(data[index].labels) for index in range(3)] == [1, 1, 1]
+    with pytest.raises(InputError, match=r"a1_cp_masks\.tif: its picture in .*masks has a name .* found: none"):
+        convert(dataclasses.replace(config, image_root=None))
+    shutil.copy(pictures / "a1.png", pictures / "b.tiff")
+    with pytest.raises(InputError, match=r"found: b\.png and b\.tiff; expected one"):
+        convert(config)
+
+
+def test_a_name_with_characters_that_cannot_be_shown(tmp_path: Path) -> None:
+    """Such as the narrow no-break space in the names of macOS's screenshots, or a byte that is not UTF-8."""
+    for name in ("at 1.00\u202fPM.png", "b\udcff.png"):
+        one_picture(tmp_path / "pictures" / name, 0)
+    out = tmp_path / "out"
+    infer(InferConfig(images=(tmp_path / "pictures",), out=out, device="cpu", format=("csv",), diameter=20.0))
+    convert(ConvertConfig(tmp_path / "more", ("csv",), results=out))
+    for path in (out / "csv").iterdir():
+        assert (tmp_path / "more" / "csv" / path.name).read_bytes() == path.read_bytes()
+
+
+def test_intensities_of_two_channels(tmp_path: Path) -> None:
+    """The mean of both, without the black third colour that the network sees."""
+    folder = tmp_path / "train" / "a"
+    folder.mkdir(parents=True)
+    pixels = np.stack([np.full((40, 50), value, np.uint16) for value in (300, 600)])
+    tifffile.imwrite(folder / "image.tif", pixels, metadata={"axes": "CYX"}, photometric="minisblack")
+    labels = np.zeros((40, 50), np.uint8)
+    labels[5:15, 10:20] = 1
+    tifffile.imwrite(folder / "class1.tif", labels)
+    config = ConvertConfig(tmp_path / "out", ("csv",), data=tmp_path)
+    with pytest.raises(InputError, match="2 channels; choose one to three of them with --channels"):
+        convert(config)
+    convert(dataclasses.replace(config, channels=(0, 1)))
+    with (tmp_path / "out" / "csv" / "a.csv").open() as file:
+        assert [float(row["mean_intensity"]) for row in csv.DictReader(file)] == [450]
+
+
 def test_cells_of_results_are_those_that_were_written() -> None:
     rles = [coco_mask.encode(np.asfortranarray(np.eye(6, 8, k, dtype=np.uint8))) for k in range(3)]
     cells = Cells.of_masks([{"size": [6, 8], "counts": rle["counts"]} for rle in rles], [1, 2, 1], (6, 8))
@@ -117,6 +173,7 @@ def test_cells_of_results_are_those_that_were_written() -> None:
         ({"labels": (Path("a"),), "format": ("csv",)}, "--format csv measures pictures"),
         ({"data": Path("a"), "score_threshold": 0.5}, "--score-threshold is for --results"),
         ({"data": Path("a"), "image_root": Path("b")}, "--image-root is for --coco"),
+        ({"data": Path("a"), "channels": (0,)}, "--channels is for --format csv of --data or --coco"),
         ({"results": Path("nowhere")}, "--results nowhere: holds no results"),
         ({"labels": (Path("nowhere"),)}, "--labels nowhere: no such file or folder"),
     ],

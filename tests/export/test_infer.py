@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -21,9 +22,10 @@ from pycocotools import mask as coco_mask
 import maskrcnn
 from maskrcnn.checkpoint import load_checkpoint, save_checkpoint
 from maskrcnn.errors import InputError
+from maskrcnn.export import cluster
 from maskrcnn.export.config import InferConfig
 from maskrcnn.export.infer import infer
-from maskrcnn.export.jobs import Job, find_jobs
+from maskrcnn.export.jobs import Job, Opener, find_jobs
 from tests.conftest import ROOT
 from tests.export.cells import two_cells
 from tests.export.runs import ALL, command, one_picture, small_pictures
@@ -189,6 +191,37 @@ def test_the_headers_of_a_stack_are_read_once(tiny_run: Path, tmp_path: Path, mo
     monkeypatch.setattr("maskrcnn.export.jobs._pages", lambda *_: dict.fromkeys(range(4), ""))
     assert not infer(config).failures
     assert len(opened) == 1
+
+
+def test_pages_do_not_stay_in_memory(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "s.tif", np.zeros((4, 40, 60), np.uint8), metadata={"axes": "ZYX"})
+    open_page = Opener(InferConfig(images=(tmp_path,)), None)
+    jobs = [Job(f"s-{page}", "s.tif", tmp_path / "s.tif", page, page) for page in range(4)]
+    kept = []
+    for job in jobs:
+        assert open_page(job).overview.shape == (40, 60, 3)
+        assert open_page(job) is open_page(job)
+        kept.append(sum("overview" in vars(page) for page in open_page.pages))
+    assert kept == [1, 1, 1, 1]
+
+
+def test_a_file_that_was_replaced_is_opened_again(tmp_path: Path) -> None:
+    """By the workers of a cluster, which outlive a run."""
+    job = Job("a", "a.png", one_picture(tmp_path / "a.png", 0), 0, 1)
+    open_page = Opener(InferConfig(images=(tmp_path,)), None)
+    assert open_page(job).size == (64, 80)
+    one_picture(tmp_path / "a.png", 1, height=90)
+    assert open_page(job).size == (90, 80)
+
+
+def test_a_worker_loads_a_checkpoint_that_was_replaced(tiny_run: Path, tmp_path: Path) -> None:
+    shutil.copy(tiny_run / "best.pt", tmp_path / "best.pt")
+    config = InferConfig(tmp_path / "best.pt", images=(tmp_path,), device="cpu")
+    first = cluster._worker(config, cluster._version(config))
+    assert cluster._worker(config, cluster._version(config)) is first
+    os.utime(tmp_path / "best.pt", ns=(1, 1))
+    assert cluster._worker(config, cluster._version(config)) is not first
+    cluster._worker.cache_clear()
 
 
 @pytest.mark.parametrize(

@@ -51,6 +51,22 @@ def test_another_picture_of_the_same_name_is_predicted(tiny_run: Path, tmp_path:
 
 
 @pytest.mark.usefixtures("quick")
+def test_files_of_a_picture_that_was_replaced_are_not_left(tiny_run: Path, tmp_path: Path) -> None:
+    """Also those in formats that this run does not write: a later one would take them for complete."""
+    out, path = tmp_path / "out", one_picture(tmp_path / "a.png", 0)
+    config = InferConfig(tiny_run / "best.pt", images=(path,), out=out, device="cpu", format=("labels", "csv"))
+    infer(config)
+    one_picture(path, 1, height=90)
+    infer(replace(config, format=("labels",)))
+    assert not (out / "csv" / "a.csv").exists()
+    infer(config)
+    assert (out / "csv" / "a.csv").exists()
+    written = (out / "labels" / "a.tif").stat().st_mtime_ns
+    infer(replace(config, format=("csv",)))
+    assert (out / "labels" / "a.tif").stat().st_mtime_ns == written  # nothing is predicted, nothing removed
+
+
+@pytest.mark.usefixtures("quick")
 def test_a_picture_that_comes_later_moves_the_ids_of_the_others(tiny_run: Path, tmp_path: Path) -> None:
     folder, out = tmp_path / "pictures", tmp_path / "out"
     one_picture(folder / "b.png", 0)
@@ -77,6 +93,7 @@ def test_overwriting_that_is_stopped_leaves_nothing_of_other_options(
         with pytest.raises(KeyboardInterrupt):
             infer(config)
     assert not records(out)
+    assert not [name for name in ("test-results.json", "submission.zip", "report.html") if (out / name).exists()]
     infer(replace(config, overwrite=False))
     assert len(records(out)) == 3
 

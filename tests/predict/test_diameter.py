@@ -156,6 +156,20 @@ def test_tiles_are_pixels_of_the_scaled_picture() -> None:
     assert max(max(size) for size in found.detector.model.shapes) == 256
 
 
+@pytest.mark.parametrize(("diameter", "seen"), [(200.0, "50"), (5.0, "20"), (120.0, ""), (7.5, ""), (None, "")])
+def test_a_diameter_that_the_network_cannot_see_is_said(
+    capsys: pytest.CaptureFixture[str], diameter: float | None, seen: str
+) -> None:
+    """Pictures are rescaled by 1/4 to 4."""
+    predictor().plan(picture_of(np.zeros((100, 150), np.uint8), None), diameter)
+    warning = capsys.readouterr().err
+    if not seen:
+        assert warning == ""
+    else:
+        assert "takes cells of 7.5 to 120 pixels, by rescaling the picture" in warning
+        assert f"; those of {diameter:g} pixels it sees as {seen}, not 30\n" in warning
+
+
 def test_networks_for_the_pictures_own_scale_take_no_diameter() -> None:
     found = predictor(diameter=None)
     assert found(discs([30], 200)).diameter is None

@@ -6,10 +6,12 @@ import tracemalloc
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 
+from maskrcnn.ops import masks_to_rle
 from maskrcnn.structures import rle as rle_module
 from maskrcnn.structures.rle import (
     cell_boxes,
@@ -54,6 +56,17 @@ def test_long_runs_survive_the_text(lengths: list[int]) -> None:
     """Pycocotools writes the text of the runs; chains of up to five characters, of both signs."""
     rle = coco_mask.frPyObjects({"size": [1, sum(lengths)], "counts": lengths}, 1, sum(lengths))
     assert run_lengths(rle["counts"]).tolist() == lengths
+
+
+@pytest.mark.parametrize("left", [1_000, 20_000, 100_000])
+def test_a_cell_of_a_slide(left: int) -> None:
+    """The background before it takes more than 32 or 34 bits, too many for pycocotools."""
+    height, width = 220_696, 109_240
+    boxes = torch.tensor([[left, 40, left + 2, 43]]).float()
+    (rle,) = masks_to_rle(torch.ones(1, 28, 28), boxes, (height, width))
+    rest = (width - left - 2) * height + height - 43
+    assert run_lengths(rle["counts"]).tolist() == [left * height + 40, 3, height - 3, 3, rest]
+    assert cell_boxes([rle]).tolist() == [[40, left, 43, left + 2]]
 
 
 @given(st.integers(0, 10_000))

@@ -9,6 +9,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
 import socket
 import sys
@@ -22,6 +23,8 @@ from maskrcnn.errors import InputError, writing
 
 _LONGEST_NAME = 255
 """Maximum length of a file name in bytes, on common file systems."""
+
+_ESCAPED_BYTE = re.compile(r"\\u(dc[89a-f][0-9a-f])")
 
 _lock_descriptors: set[int] = set()
 """File descriptors of the locks that this process holds; forked processes close them."""
@@ -172,6 +175,17 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def encodable(name: str) -> str:
+    """The name of a file with escapes (``\\udcff``) for bytes that are not UTF-8, which JSON cannot hold."""
+    return name.encode(errors="backslashreplace").decode()
+
+
+def file_of_name(name: str) -> Path:
+    """The file whose name :func:`encodable` returned."""
+    path = Path(name)
+    return path if os.path.exists(path) else Path(_ESCAPED_BYTE.sub(lambda match: chr(int(match[1], 16)), name))
 
 
 def printable(text: str) -> str:

@@ -24,7 +24,7 @@ from maskrcnn.export.jobs import pictures_in
 from maskrcnn.export.names import result_keys
 from maskrcnn.export.picture_files import write_cells
 from maskrcnn.export.run_folder import CELLS, OPTIONS, file_of, read_record
-from maskrcnn.files import printable, to_json, write_text
+from maskrcnn.files import file_of_name, printable, to_json, write_text
 from maskrcnn.options import Fraction, Range, check_options
 from maskrcnn.structures import Cells, InstanceLabels
 from maskrcnn.structures.rle import cell_areas
@@ -184,7 +184,7 @@ def _results(folder: Path, score_threshold: float | None) -> _Source:
             record = read_record(folder, stem)
             if record is None:
                 raise InputError(f"{folder / CELLS / stem}.json: missing or damaged; run infer.py again")
-            path, page = Path(record["source"][0]), record["source"][1]
+            path, page = file_of_name(record["source"][0]), record["source"][1]
             channels = options["channels"] and tuple(options["channels"])
             arguments = (path, None, options["level"], channels, options["pixel_size"])
             cells = Cells.of_results(record["results"], (record["height"], record["width"]))

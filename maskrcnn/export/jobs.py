@@ -20,7 +20,7 @@ from maskrcnn.data.picture import Picture, open_pictures
 from maskrcnn.errors import InputError
 from maskrcnn.export.config import InferConfig
 from maskrcnn.export.names import result_keys
-from maskrcnn.files import printable
+from maskrcnn.files import encodable, printable
 
 PICTURES = frozenset(
     [f".{name.rpartition('.')[2]}" for name in tifffile.TIFF.FILE_EXTENSIONS]
@@ -120,7 +120,7 @@ def source_of(job: Job) -> list[str | int] | None:
         status = metadata_of(job.path).stat()
     except OSError:
         return None
-    return [os.path.abspath(job.path), job.page, status.st_size, status.st_mtime_ns]
+    return [encodable(os.path.abspath(job.path)), job.page, status.st_size, status.st_mtime_ns]
 
 
 class Opener:

@@ -16,7 +16,7 @@ from maskrcnn.export.rois import write_rois
 from maskrcnn.export.run_folder import FILES, file_of, record_of
 from maskrcnn.export.table import write_table
 from maskrcnn.export.zarr_labels import write_zarr_labels
-from maskrcnn.files import atomic_write, to_json, write_text
+from maskrcnn.files import atomic_write, encodable, to_json, write_text
 from maskrcnn.structures import Cells, Detections
 
 OVERLAY = 1600
@@ -104,7 +104,7 @@ def write_picture(
             overlay.save(beside, "PNG")  # optimize=True takes ten times as long for a tenth less
     height, width = picture.size
     record = {
-        "name": picture.name,
+        "name": encodable(picture.name),
         "source": source,
         "height": height,
         "width": width,

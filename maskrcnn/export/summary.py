@@ -63,8 +63,8 @@ def finish(
         ]
         with _collect_errors(errors):
             if too_large := [job.file_name for job, record in records if record["height"] * record["width"] >= 2**32]:
-                large = f"{printable(too_large[0])}: COCO's run lengths have 32 bits for pycocotools, and pixels above"
-                print(f"warning: {large} 2^32 are out of its reach; the other formats hold all cells", file=sys.stderr)
+                name = printable(too_large[0])
+                print(f"warning: {name}: has more than 2^32 pixels, which pycocotools cannot count", file=sys.stderr)
             results = [result for _, record in records for result in record["results"]]
             written += write_results(folder, results, images, predictor.category_ids)
     if config.report:

@@ -92,11 +92,15 @@ def begin(config: InferConfig, folder: Path, jobs: Sequence[Job], classes: dict[
             with writing(folder / name):
                 (folder / name).unlink(missing_ok=True)
     write_text(folder / OPTIONS, to_json({**options, **classes, "versions": versions()}, indent=2) + "\n")
-    todo = [job for job in jobs if not _is_done(folder, job, config)]
-    for job in todo:
-        source = source_of(job)
-        if source is not None and (read_record(folder, job.key) or {}).get("source") != source:
+    todo = []
+    for job in jobs:
+        source, record = source_of(job), read_record(folder, job.key)
+        if record is not None and record["source"] == source:
+            if _is_complete(folder, job, config, record):
+                continue
+        elif source is not None:
             remove_results(folder, job.key)
+        todo.append(job)
     return todo
 
 
@@ -109,11 +113,9 @@ def _other_options(path: Path, options: dict[str, Any]) -> str:
     return f"another {', '.join(names)}" if names else ""
 
 
-def _is_done(folder: Path, job: Job, config: InferConfig) -> bool:
+def _is_complete(folder: Path, job: Job, config: InferConfig, record: dict[str, Any]) -> bool:
+    """Whether a picture with this record has its results in all formats."""
     if not all(file_of(folder, job.key, name).exists() for name in config.format if name in FILES):
-        return False
-    source, record = source_of(job), read_record(folder, job.key)
-    if source is None or record is None or record["source"] != source:
         return False
     return "zarr" not in config.format or record.get("zarr", False)
 
